@@ -1,0 +1,1 @@
+"""Typed settings: the schema, its defaults, loading of TOML recipes and dotted overrides. A leaf."""

@@ -1,0 +1,167 @@
+"""The settings of a run, each field with its unit and its reason.
+
+Owns names, types, bounds and defaults. Must not import anything of ours but enums of `core`.
+Invariant: an unknown key is an error; a resolved `Settings` is complete and immutable.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from aipo.core.types import AgentName
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class RunSettings(Section):
+    """Where a run writes, and its one seed."""
+
+    output: Path = Field(Path("runs/run"), description="Folder of the run: checkpoints, records, policy.")
+    seed: int = Field(0, ge=0, description="Root of every seed path (run, step, problem, rollout).")
+    device: str = Field("cpu", description="`cpu`, `cuda` or `mps`.")
+    threads: int = Field(1, ge=1, description="CPU threads of this process; 1 is fastest when two runs share two cores.")
+
+
+class PolicySettings(Section):
+    """The policy: any Hugging Face causal LM."""
+
+    model: str = Field("", description="Folder or hub id of a causal LM with a tokenizer and a chat template.")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+class TaskSettings(Section):
+    """Which problems, and how answers are matched."""
+
+    name: Literal["leg_counting", "jsonl"] = "leg_counting"
+    train_file: Path | None = Field(None, description="jsonl: problems to train on, one JSON object a line.")
+    validation_file: Path | None = Field(None, description="jsonl: held-out problems to choose settings on.")
+    test_file: Path | None = Field(None, description="jsonl: held-out problems to report on.")
+    problem_field: str = Field("problem", description="jsonl: the column with the problem's text.")
+    answer_field: str = Field("answer", description="jsonl: the column with the gold answer.")
+    answer_after: str = Field("", description="jsonl: the gold is what stands after the last of these marks (GSM8K: '####').")
+    match: Literal["exact", "math"] = Field("math", description="jsonl: normalised text, or math-verify.")
+    grade_timeout_s: float = Field(2.0, gt=0, description="Deadline of one symbolic comparison; passing it is UNGRADED.")
+    grade_workers: int = Field(1, ge=1, description="Killable grader processes.")
+
+    @model_validator(mode="after")
+    def _files(self) -> "TaskSettings":
+        if self.name == "jsonl" and not (self.train_file or self.test_file):
+            raise ValueError("task.name = 'jsonl' needs task.train_file or task.test_file")
+        return self
+
+
+class AgentSettings(Section):
+    """The agents: who they are and how they may fail."""
+
+    enabled: tuple[AgentName, ...] = Field(tuple(AgentName), description="Agents offered to the policy; [] is plain RLVR.")
+    backend: Literal["oracle"] = Field("oracle", description="`oracle`: scripted by the task itself.")
+    error_rate: float = Field(0.0, ge=0, le=1, description="oracle: share of replies that are wrong.")
+    failure_rate: float = Field(0.0, ge=0, le=1, description="oracle: share of consultations that raise an error.")
+    latency_s: float = Field(0.0, ge=0, description="oracle: seconds before a reply.")
+    timeout_s: float = Field(30.0, gt=0, description="Deadline of one consultation; passing it is TIMEOUT.")
+
+
+class ConsultSettings(Section):
+    """The protocol: tags, limits and the two prompts."""
+
+    max_consultations: int = Field(3, ge=0, description="Per rollout; one more is refused with a notice.")
+    max_feedback_tokens: int = Field(256, ge=1, description="Per reply, tags excluded; longer replies are cut.")
+    tags: dict[AgentName, str] = Field(
+        {AgentName.VERIFY: "verify", AgentName.KNOWLEDGE: "knowledge", AgentName.REASONING: "reasoning"},
+        description="Tag names, without angle brackets.",
+    )
+    feedback_tag: str = "feedback"
+    consulting_prompt: str | None = Field(None, description="System prompt that offers the agents; none: the packaged text.")
+    solo_prompt: str | None = Field(None, description="System prompt without agents; none: the packaged text; '': no system message.")
+
+
+class RolloutSettings(Section):
+    """Groups, lengths and sampling."""
+
+    rollouts_per_prompt: int = Field(8, ge=1)
+    solo_fraction: float = Field(0.5, ge=0, le=1, description="Share of each group that may not consult.")
+    experts_per_prompt: int = Field(0, ge=0, description="Expert trajectories added to each group (LUFFY: 1 in 8; SFT: 1 and no rollouts).")
+    max_prompt_tokens: int = Field(4096, ge=1)
+    max_response_tokens: int = Field(16384, ge=1, description="Policy, feedback and notices together.")
+    temperature: float = Field(1.0, gt=0)
+    slots: int = Field(256, ge=1, description="Rollouts that decode at the same time.")
+
+
+class AlgorithmSettings(Section):
+    """The objective (method.md section 4)."""
+
+    clip_low: float = Field(0.2, ge=0, lt=1)
+    clip_high: float = Field(0.28, ge=0, description="DAPO's clip-higher; equal to clip_low for GRPO.")
+    aggregation: Literal["token_mean", "sequence_mean"] = Field("token_mean", description="DAPO's token mean, or GRPO's mean of sequence means.")
+    normalise_std: bool = Field(True, description="GRPO: divide advantages by the group's standard deviation.")
+    split_baselines: bool = Field(True, description="POLICY tokens take the advantage within their own condition.")
+    coefficient: Literal["masked", "ratio", "unit", "shaped", "attenuated", "stopgrad", "floored", "likelihood"] = "floored"
+    floor: float = Field(0.1, gt=0, le=1, description="d of `floored` and `attenuated`, c_min of `stopgrad`.")
+    shape: float = Field(0.1, gt=0, description="g of `shaped`.")
+    feedback_weight: float = Field(1.0, ge=0, description="lambda.")
+    feedback_advantage: Literal["signed", "positive", "over_solo"] = "over_solo"
+    stripped_copies: bool = Field(True, description="Learn from consult-stripped copies of successful consulting rollouts.")
+
+
+class TrainSettings(Section):
+    """The optimiser and the loop."""
+
+    steps: int = Field(200, ge=1, description="Policy updates in the sense of method.md: one batch of groups each.")
+    prompts_per_step: int = Field(24, ge=1)
+    minibatches_per_step: int = Field(4, ge=1, description="Optimiser steps per batch of groups.")
+    microbatch_tokens: int = Field(16384, ge=1, description="Padded tokens per forward pass.")
+    learning_rate: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(20, ge=0, description="Linear warm-up, in steps.")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    stratum_mix: dict[str, float] = Field({}, description="Share of each stratum in a batch; {}: as in the data.")
+    checkpoint_every_steps: int = Field(50, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    max_ungraded_share: float = Field(0.05, ge=0, le=1, description="Above this share of UNGRADED rollouts in a step the run stops.")
+    record_rollouts_every_steps: int = Field(1, ge=1, description="Write whole rollouts of every n-th step.")
+
+
+class EvaluateSettings(Section):
+    """Solo evaluation."""
+
+    split: Literal["validation", "test"] = "test"
+    problems: int = Field(64, ge=1, description="Per stratum; fewer if the split has fewer.")
+    samples_per_problem: int = Field(64, ge=1)
+    modes: tuple[Literal["unanswered", "banned", "agents"], ...] = ("unanswered", "banned")
+    pass_at: tuple[int, ...] = (1, 8, 64)
+    temperature: float = Field(1.0, gt=0)
+
+
+class WarmstartSettings(Section):
+    """Supervised warm start of the tiny policy for the CPU task; not needed with a real model."""
+
+    architecture: Literal["qwen3", "llama"] = "qwen3"
+    hidden_size: int = Field(96, ge=16)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int = Field(2, ge=1)
+    intermediate_size: int = Field(256, ge=16)
+    steps: int = Field(3000, ge=1)
+    sequences_per_step: int = Field(128, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    run: RunSettings = RunSettings()
+    policy: PolicySettings = PolicySettings()
+    task: TaskSettings = TaskSettings()
+    agents: AgentSettings = AgentSettings()
+    consult: ConsultSettings = ConsultSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    warmstart: WarmstartSettings = WarmstartSettings()

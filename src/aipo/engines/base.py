@@ -1,0 +1,64 @@
+"""What an engine is: it continues token ids, and says what it sampled and how likely that was.
+
+Owns the interface between rollouts and whatever samples from the policy. Must not know agents or tasks.
+Invariant: token ids in, token ids out; an engine never re-tokenises.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from aipo.core.types import StopReason
+
+
+class EngineError(Exception):
+    """The engine could not sample; the rollout is lost, the run decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Training wants temperature 1 and no truncation (see method.md)."""
+
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """Continue `prefix_ids` until an end token, a stop string or the limit."""
+
+    session: str
+    """One rollout. A later request of the same session extends the earlier one's ids."""
+    prefix_ids: Sequence[int]
+    """Everything so far: prompt, sampled tokens, inserted tokens."""
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    """Generation ends with the token that completes one of these in the newly sampled text."""
+    banned_ids: tuple[int, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    """One seed per rollout; draws depend on it and on the token's position only, never on the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Newly sampled tokens; `log_probs` are the sampler's, one for each id."""
+
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    stop: StopReason
+
+
+class Engine(Protocol):
+    """Samples from the policy. Implementations: `engines.transformers`."""
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Sample a continuation. Raises `EngineError`."""
+        ...
+
+    async def release(self, session: str) -> None:
+        """Forget a session's cache; unknown sessions are ignored."""
+        ...
