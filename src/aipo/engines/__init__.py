@@ -1,1 +1,1 @@
-"""TODO"""
+"""Engines: what samples from the policy. `base` is the interface; `transformers` runs in this process."""

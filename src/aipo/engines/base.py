@@ -37,7 +37,8 @@ class GenerationRequest:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     """Generation ends with the token that completes one of these in the newly sampled text."""
-    banned_ids: tuple[int, ...] = ()
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
+    """Id sequences whose last token cannot be sampled after the others."""
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     """One seed per rollout; draws depend on it and on the token's position only, never on the batch."""

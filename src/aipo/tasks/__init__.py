@@ -1,1 +1,1 @@
-"""TODO"""
+"""Tasks: problems with checkable answers. `base` is the interface, each other module one task."""

@@ -1,0 +1,11 @@
+"""Write docs/settings.md from the settings themselves: `python scripts/settings_reference.py`."""
+
+from pathlib import Path
+
+from aipo.config.reference import describe
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+
+if __name__ == "__main__":
+    PAGE.write_text(describe(), encoding="utf-8")
+    print(f"wrote {PAGE}")

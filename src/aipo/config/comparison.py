@@ -1,0 +1,125 @@
+"""The recipe of a comparison: methods that share everything but what they name, over the same seeds.
+
+Owns the `[compare]` table and how a method's settings come about. Must not run anything.
+Invariant: a comparison that loads has loadable settings for each of its methods.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from aipo.config.layers import Layers, flatten
+from aipo.config.loader import load_settings
+from aipo.config.problems import SettingsError, dotted
+from aipo.config.settings import Section, Settings
+from aipo.config.toml import toml_value
+
+Seed = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Method(Section):
+    """One method of a comparison."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", description="Name of its folder and its key in results.")
+    title: str = Field("", description="What tables and figures call it; '': its name.")
+    overrides: tuple[str, ...] = Field(
+        (), description="What it changes in the common settings: overrides, or a table of settings."
+    )
+    tune: bool = Field(True, description="Choose its learning rate from the grid; false: the grid is not used.")
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _as_overrides(cls, value: Any) -> Any:
+        """Spell a table of settings as overrides, so that there is one form of them."""
+        if isinstance(value, Mapping):
+            return tuple(f"{dotted(key)}={toml_value(item)}" for key, item, _ in flatten(Settings, value))
+        return tuple(value) if isinstance(value, list) else value
+
+    @property
+    def label(self) -> str:
+        """The title, or else the name."""
+        return self.title or self.name
+
+
+class ComparisonSettings(Section):
+    """Methods, seeds and how learning rates are chosen."""
+
+    name: str = Field(min_length=1, description="What the comparison is called in its report.")
+    base: Path = Field(description="Recipe of the common settings, relative to this file.")
+    output: Path = Field(description="Folder of the comparison; one folder inside for each method and seed.")
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="Seeds that are reported on.")
+    tuning_seed: Seed = Field(1000, description="Seed of the tuning runs; none of `seeds`.")
+    learning_rates: tuple[Rate, ...] = Field((1e-6,), min_length=1, description="The grid; one value is no tuning.")
+    tuning_steps: int | None = Field(None, ge=1, description="Updates of a tuning run; none: as many as the run.")
+    methods: tuple[Method, ...] = Field(min_length=1, description="What is compared, in the order of the tables.")
+    warmstart: bool = Field(True, description="Begin all methods and seeds from one supervised warm start.")
+    overrides: tuple[str, ...] = Field((), description="Overrides from the command line; they win over methods.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ComparisonSettings":
+        names = [method.name for method in self.methods]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"methods share a name: {', '.join(twice)}; each method needs its own")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} holds a seed twice; name each once")
+        if self.tuning_seed in self.seeds:
+            raise ValueError(
+                f"tuning_seed = {self.tuning_seed} is one of seeds = {list(self.seeds)}: results may not be "
+                "reported on the seed that settings were chosen on; choose another tuning_seed"
+            )
+        return self
+
+
+class ComparisonRecipe(Section):
+    """The file of a comparison: one table, `[compare]`."""
+
+    compare: ComparisonSettings
+
+
+def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonSettings:
+    """Return the comparison of a recipe; `compare.*` overrides change it, all others change every method.
+
+    Raises `SettingsError` that lists every problem of the file, of its base and of each method's settings.
+    """
+    own = [override for override in overrides if override.startswith("compare.")]
+    common = [override for override in overrides if not override.startswith("compare.")]
+    layers = Layers(str(path))
+    layers.add_recipe(ComparisonRecipe, path)
+    layers.add_overrides(ComparisonRecipe, own)
+    comparison = layers.validate(ComparisonRecipe).compare
+    comparison = comparison.model_copy(
+        update={"base": path.parent / comparison.base, "overrides": (*comparison.overrides, *common)}
+    )
+    problems = _problems_of_methods(comparison)
+    if problems:
+        raise SettingsError(str(path), problems)
+    return comparison
+
+
+def method_settings(comparison: ComparisonSettings, method: Method, overrides: Sequence[str] = ()) -> Settings:
+    """Return the settings of one method: the base, its own changes, the command line's, then `overrides`."""
+    return load_settings(comparison.base, [*method.overrides, *comparison.overrides, *overrides])
+
+
+def _problems_of_methods(comparison: ComparisonSettings) -> list[str]:
+    """Return what is wrong with the common settings, then what is wrong with each method's alone."""
+    common = _problems_of(comparison.base, comparison.overrides)
+    own = [
+        f"method `{method.name}`: {problem}"
+        for method in comparison.methods
+        for problem in _problems_of(comparison.base, [*method.overrides, *comparison.overrides])
+        if problem not in common
+    ]
+    return [*common, *own]
+
+
+def _problems_of(recipe: Path, overrides: Sequence[str]) -> tuple[str, ...]:
+    try:
+        load_settings(recipe, overrides)
+    except SettingsError as error:
+        return error.problems
+    return ()

@@ -1,0 +1,198 @@
+"""Reading settings in layers: recipes, the recipes they are based on, and overrides.
+
+Owns files, overrides, the order of layers and who set what. Must not know any particular setting.
+Invariant: a later layer wins field by field, and every problem names the layer it came from. A field that is a
+table (`train.stratum_mix`) is replaced as a whole, except by an override of one of its entries.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
+
+from aipo.config.problems import Key, SettingsError, describe_error, field_at, section_of, unknown_key
+
+Model = TypeVar("Model", bound=BaseModel)
+Table = dict[str, Any]
+Found = tuple[tuple[str, ...], Any, bool]
+"""A key, the value for it, and whether the key exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One value for one field, and the layer that set it."""
+
+    key: tuple[str, ...]
+    value: Any
+    layer: str
+
+
+@dataclass
+class Layers:
+    """The assignments of one load in the order of their precedence, and the problems met on the way."""
+
+    source: str
+    assignments: list[Assignment] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add_table(self, model: type[BaseModel], table: Mapping[str, Any], layer: str) -> None:
+        """Add one layer; unknown keys become problems."""
+        self._add(model, flatten(model, table), layer)
+
+    def add_overrides(self, model: type[BaseModel], overrides: Sequence[str]) -> None:
+        """Add overrides, one layer each."""
+        for override in overrides:
+            layer = f"override `{override}`"
+            try:
+                key, value = parse_override(override)
+            except ValueError as error:
+                self.problems.append(f"{layer}: {error}")
+            else:
+                self._add(model, _assigned(model, key, value), layer)
+
+    def _add(self, model: type[BaseModel], found: Iterable[Found], layer: str) -> None:
+        for key, value, known in found:
+            if known:
+                self.assignments.append(Assignment(key, value, layer))
+            else:
+                self.problems.append(f"{layer}: {unknown_key(model, key)}")
+
+    def add_recipe(self, model: type[BaseModel], path: Path, children: tuple[Path, ...] = ()) -> None:
+        """Add a recipe on top of the recipe its `base` names."""
+        if path.resolve() in children:
+            circle = " -> ".join(str(child) for child in (*children, path.resolve()))
+            self.problems.append(f"{path}: `base` leads in a circle: {circle}")
+            return
+        try:
+            table = read_recipe(path)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return
+        base = table.pop("base", None)
+        if isinstance(base, str):
+            self.add_recipe(model, path.parent / base, (*children, path.resolve()))
+        elif base is not None:
+            self.problems.append(f'{path}: `base` = {base!r}: must be a path, as in base = "other.toml"')
+        self.add_table(model, table, str(path))
+
+    def validate(self, model: type[Model]) -> Model:
+        """Return the model of all layers together. Raises `SettingsError` with every problem."""
+        text = json.dumps(_merge(model, self.assignments), default=str)
+        try:
+            loaded = model.model_validate_json(text, strict=True)  # strict: "10" is no number, 1 no boolean
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                self.problems.append(f"{self._origin(detail['loc'])}: {describe_error(model, detail)}")
+        if self.problems:
+            raise SettingsError(self.source, self.problems)
+        return loaded
+
+    def _origin(self, loc: Key) -> str:
+        """Return the layer to change: the last that set this key, or something inside it."""
+        for assignment in reversed(self.assignments if loc else []):
+            shared = min(len(assignment.key), len(loc))
+            if assignment.key[:shared] == loc[:shared]:
+                return assignment.layer
+        return self.source
+
+
+def read_recipe(path: Path) -> Table:
+    """Parse a TOML file. Raises `ValueError` that names the file and the line, or the recipes nearby."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; {_nearby(path)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found[1]) if found else max(1, len(text.splitlines()))
+        raise ValueError(f"{path}:{line}: malformed TOML: {error}") from None
+
+
+def _nearby(path: Path) -> str:
+    """Say which recipes stand where the missing one was looked for, the likeliest first."""
+    folder = path.parent if path.parent.is_dir() else Path("recipes")
+    names = sorted(recipe.name for recipe in folder.glob("*.toml"))
+    likely = get_close_matches(path.name, names, 3, 0.5)
+    ordered = likely + [name for name in names if name not in likely]
+    return f"recipes in {folder}: {', '.join(ordered)}" if ordered else f"there are no recipes in {folder}"
+
+
+def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
+    """Return the key and the value of `a.b=value`; the value is TOML, and a bare word is a string.
+
+    >>> parse_override("train.steps=10"), parse_override("run.device=cuda")
+    ((('train', 'steps'), 10), (('run', 'device'), 'cuda'))
+    """
+    name, equals, text = override.partition("=")
+    key = tuple(part.strip() for part in name.split("."))
+    if not equals or not all(key):
+        raise ValueError("not of the form section.field=value, as in train.steps=10")
+    return key, _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if text.startswith(("[", "{", '"', "'")):
+            raise ValueError(f"the value is malformed TOML: {error}") from None
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def flatten(
+    model: type[BaseModel] | None, table: Mapping[str, Any], prefix: tuple[str, ...] = ()
+) -> Iterator[Found]:
+    """Yield (key, value, whether the key exists) for every field a table sets, sections resolved."""
+    for name, value in table.items():
+        known = model is not None and name in model.model_fields
+        section = section_of(model, name) if model is not None else None
+        if isinstance(value, Mapping) and (section is not None or (value and not known)):
+            yield from flatten(section, value, (*prefix, name))
+        else:
+            yield (*prefix, name), value, known
+
+
+def _assigned(model: type[BaseModel], key: tuple[str, ...], value: Any) -> Iterator[Found]:
+    """Like `flatten` for one override, which may also name one entry of a table-valued field."""
+    within: type[BaseModel] | None = model
+    for depth, name in enumerate(key):
+        if within is None or name not in within.model_fields:
+            yield key, value, within is None and _default_table(model, key[:depth]) is not None
+            return
+        within = section_of(within, name)
+    if within is not None and isinstance(value, Mapping):
+        yield from flatten(within, value, key)
+    else:
+        yield key, value, True
+
+
+def _default_table(model: type[BaseModel], key: tuple[str, ...]) -> Table | None:
+    """Return the default of a table-valued field; none for every other key."""
+    found = field_at(model, key)
+    return to_jsonable_python(found.default) if found is not None and isinstance(found.default, dict) else None
+
+
+def _merge(model: type[BaseModel], assignments: Sequence[Assignment]) -> Table:
+    """Return nested tables in which later assignments win."""
+    merged: Table = {}
+    for assignment in assignments:
+        *path, name = assignment.key
+        table: Any = merged
+        for depth, part in enumerate(path, 1):
+            table = table.setdefault(part, _default_table(model, tuple(path[:depth])) or {})
+            if not isinstance(table, dict):
+                break  # a plain value stands where a table must: validation reports it
+        else:
+            table[name] = assignment.value
+    return merged

@@ -1,0 +1,58 @@
+"""From recipes and overrides to `Settings`, and back to text.
+
+Owns what a caller needs of settings: load, dump, hash, compare. Must not know what any setting means.
+Invariant: `load_settings` of what `dump_settings` wrote gives equal settings.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from aipo.config.layers import Layers, flatten
+from aipo.config.problems import SettingsError, dotted
+from aipo.config.settings import Section, Settings
+from aipo.config.toml import toml_text, toml_value
+
+__all__ = ["SettingsError", "diff_settings", "dump_settings", "load_settings", "settings_hash"]
+
+
+def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Return the defaults, changed by a recipe (above the recipe its `base` names), changed by overrides.
+
+    An override is `section.field=value`. Raises `SettingsError` that lists every problem of the load.
+
+    >>> load_settings(None, ["train.steps=10", 'agents.enabled=["verify"]']).train.steps
+    10
+    """
+    layers = Layers(str(recipe) if recipe is not None else "overrides")
+    if recipe is not None:
+        layers.add_recipe(Settings, recipe)
+    layers.add_overrides(Settings, overrides)
+    return layers.validate(Settings)
+
+
+def dump_settings(settings: Section) -> str:
+    """Return settings as TOML, every field resolved; what is none is left out, as TOML has no word for it."""
+    return toml_text(settings.model_dump(mode="json", exclude_none=True))
+
+
+def settings_hash(settings: Section) -> str:
+    """Return 16 hexadecimal digits that change with any setting."""
+    return sha256(dump_settings(settings).encode()).hexdigest()[:16]
+
+
+def diff_settings(a: Section, b: Section) -> list[str]:
+    """Return `key: old -> new` for each field that differs.
+
+    >>> diff_settings(Settings(), load_settings(None, ["train.steps=10"]))
+    ['train.steps: 200 -> 10']
+    """
+    old, new = _spelled(a), _spelled(b)
+    keys = dict.fromkeys([*old, *new])
+    return [f"{k}: {old.get(k, '(not set)')} -> {new.get(k, '(not set)')}" for k in keys if old.get(k) != new.get(k)]
+
+
+def _spelled(settings: Section) -> dict[str, str]:
+    """Return the TOML of each field that is set."""
+    table = settings.model_dump(mode="json", exclude_none=True)
+    return {dotted(key): toml_value(value) for key, value, _ in flatten(type(settings), table)}

@@ -1,0 +1,145 @@
+"""Protocol text to token ids and back: the only place where tags, notices and feedback become ids.
+
+Owns the ids of the protocol under one tokenizer. Must not know rollouts, engines, agents or limits.
+Invariant: between the feedback tags of a block stand no id of a special token and no text of a control string.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aipo.consult.protocol import NOTICES, Protocol, neutralise
+from aipo.core.types import ConsultOutcome
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ENCODING_PASSES = 3
+"""A normaliser may turn harmless text into a tag once (`<VERIFY>` where case is folded); more is a broken tokenizer."""
+
+
+class CodecError(ValueError):
+    """The tokenizer cannot carry the protocol; the message names the tag or notice and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackBlock:
+    """What is inserted for a reply: open tag, content, close tag."""
+
+    ids: tuple[int, ...]
+    content: tuple[int, int]
+    """Half-open span of the agent's words inside `ids`."""
+
+
+class TagCodec:
+    """Encodes and decodes the protocol for one tokenizer.
+
+    Raises `CodecError` when a tag does not survive encoding and decoding, or when a notice holds words that the
+    vocabulary lacks.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", protocol: Protocol) -> None:
+        self._tokenizer = tokenizer
+        self._protocol = protocol
+        self._tag_ids = {tag: self._checked_tag(tag) for tag in protocol.control_strings}
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        specials = added | set(tokenizer.all_special_ids)
+        self._never_content = specials | {ids[0] for ids in self._tag_ids.values() if len(ids) == 1}
+        special_strings = {str(tokenizer.convert_ids_to_tokens(i)) for i in specials}
+        self.forbidden: tuple[str, ...] = tuple(sorted({*special_strings, *protocol.control_strings} - {""}))
+        """Control strings and special tokens: what neither a problem's text nor a reply may hold as such."""
+        self._notices = {outcome: self._checked_notice(words) for outcome, words in NOTICES.items()}
+
+    def feedback(self, reply: str, max_tokens: int) -> FeedbackBlock:
+        """Return the block for an agent's reply, its content cut to `max_tokens`.
+
+        Forged tags and special tokens are made inert; characters that the vocabulary lacks are left out, so the
+        content may be empty. A cut never ends inside a character. Raises `ValueError` for max_tokens < 0.
+        """
+        if max_tokens < 0:
+            raise ValueError(f"max_tokens = {max_tokens} is negative; make it at least 0")
+        content = self._content(reply)
+        if len(content) > max_tokens:
+            content = content[:max_tokens]
+            while content and self.text(content).endswith("\ufffd"):
+                content = content[:-1]
+        opening = self._tag_ids[self._protocol.feedback_open]
+        return FeedbackBlock(self._enclosed(content), (len(opening), len(opening) + len(content)))
+
+    def notice(self, outcome: ConsultOutcome) -> tuple[int, ...]:
+        """Return the ids of a notice with its tags. Raises `KeyError` for ANSWERED, which has none."""
+        return self._notices[outcome]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included, spaces as they are."""
+        return str(
+            self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    def token_at(self, ids: Sequence[int], char: int) -> int:
+        """Return the index of the first token that reaches beyond position `char` of `text(ids)`.
+
+        A token that holds part of a character reaches beyond it. Decodes about log2(len(ids)) prefixes.
+        Raises `ValueError` for a position outside the text.
+        """
+        text = self.text(ids)
+        if not 0 <= char < len(text):
+            raise ValueError(f"char = {char} is outside a text of {len(text)} characters")
+
+        def boundary(count: int) -> tuple[int, int]:
+            """The last prefix of at most `count` tokens that splits no character: its tokens and its characters."""
+            while not text.startswith(prefix := self.text(ids[:count])):
+                count -= 1
+            return count, len(prefix)
+
+        low, high = 0, len(ids)  # the answer is a boundary, at least low and below high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if boundary(middle)[1] <= char else (low, middle)
+        return boundary(low)[0]
+
+    def banned_sequences(self) -> tuple[tuple[int, ...], ...]:
+        """Return the ids of every request's open tag, of enabled agents or not, for the solo mode `banned`.
+
+        Watertight where each is one id; a tag of several tokens can also be sampled in another spelling.
+        """
+        return tuple(self._tag_ids[self._protocol.request_open(agent)] for agent in self._protocol.tags)
+
+    def request_room(self, max_feedback_tokens: int) -> int:
+        """Return the most tokens that one consultation inserts: a full block or the longest notice."""
+        return max(len(self._enclosed([])) + max_feedback_tokens, *map(len, self._notices.values()))
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _enclosed(self, content: Sequence[int]) -> tuple[int, ...]:
+        tags = self._tag_ids
+        return (*tags[self._protocol.feedback_open], *content, *tags[self._protocol.feedback_close])
+
+    def _content(self, reply: str) -> list[int]:
+        for _ in range(_ENCODING_PASSES):
+            encoded = self._encode(neutralise(reply, self.forbidden))
+            ids = [token for token in encoded if token not in self._never_content]
+            reply = self.text(ids)
+            if not any(string in reply for string in self.forbidden):
+                return ids
+        return []
+
+    def _checked_tag(self, tag: str) -> tuple[int, ...]:
+        ids = self._encode(tag)
+        if self.text(ids).strip() != tag:
+            raise CodecError(
+                f"tag {tag} comes back from the tokenizer as {self.text(ids)!r}; add it as a special token with "
+                f"tokenizer.add_special_tokens({{'additional_special_tokens': [{tag!r}]}}) or choose another tag "
+                "under consult.tags (consult.feedback_tag)"
+            )
+        return tuple(ids)
+
+    def _checked_notice(self, words: str) -> tuple[int, ...]:
+        ids = self._encode(words)
+        if not ids or self._tokenizer.unk_token_id in ids:
+            raise CodecError(
+                f"notice {words!r} comes back from the tokenizer as {self.text(ids)!r}; add its words to the "
+                f"vocabulary with tokenizer.add_tokens({words.split()})"
+            )
+        return self._enclosed(ids)

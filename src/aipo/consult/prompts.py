@@ -1,0 +1,82 @@
+"""The two system prompts, and the ids of a problem under one of them.
+
+Owns the packaged texts in `prompts/`; their version stands in each file's first line, which no model reads, and
+`prompt_hash` identifies the exact text. Must not know rollouts or how a request is parsed.
+Invariant: a solo prompt holds no tag, and a problem's text holds no control string by the time it becomes ids.
+The words are this project's own [ours].
+"""
+
+from collections.abc import Iterable
+from hashlib import sha256
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from aipo.consult.protocol import Protocol, neutralise
+from aipo.core.types import Condition
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PromptError(ValueError):
+    """A prompt cannot be built; the message names the fix."""
+
+
+def system_prompt(condition: Condition, protocol: Protocol, override: str | None) -> str:
+    """Return the system prompt of a condition; an override is taken word for word, '' means no system message.
+
+    Without enabled agents there is nothing to offer, and both conditions get the solo text. Raises `PromptError`
+    for a solo override that holds a tag.
+    """
+    if override is None:
+        offers = condition is Condition.CONSULTING and protocol.enabled
+        return _consulting(protocol) if offers else _packaged("solo")
+    tag = next((tag for tag in protocol.control_strings if tag in override), None)
+    if condition is Condition.SOLO and tag:
+        raise PromptError(f"consult.solo_prompt holds {tag}; a solo prompt offers no agents: take the tag out")
+    return override
+
+
+def prompt_hash(text: str) -> str:
+    """Return the first 12 hexadecimal digits of the text's SHA-256."""
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+def chat_prompt_ids(
+    tokenizer: "PreTrainedTokenizerBase", system: str, problem: str, forbidden: Iterable[str]
+) -> list[int]:
+    """Return the prompt's ids up to where the assistant's turn begins; in `problem`, `forbidden` is made inert.
+
+    With system = '' there is no system message; some chat templates then add their own. Raises `PromptError` for
+    a tokenizer without a chat template.
+    """
+    if not tokenizer.chat_template:
+        raise PromptError(
+            f"the tokenizer of {tokenizer.name_or_path or 'policy.model'!r} has no chat template; set policy.model to "
+            "an instruct model, or set tokenizer.chat_template and save the tokenizer beside the model"
+        )
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": neutralise(problem, forbidden)})
+    ids: Any = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return list(ids)
+
+
+def _packaged(name: str) -> str:
+    """Return a packaged text without its first line, the version."""
+    text = files("aipo.consult").joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8")
+    return text.partition("\n")[2].strip()
+
+
+def _consulting(protocol: Protocol) -> str:
+    tags = {"feedback_open": protocol.feedback_open, "feedback_close": protocol.feedback_close}
+    kept = []
+    for line in _packaged("consulting").splitlines():
+        agent, _, words = line[1:].partition(" ") if line.startswith("@") else ("", "", line)
+        if not agent or agent in protocol.enabled:
+            kept.append(words)
+    for name in protocol.enabled:
+        tags |= {f"{name}_open": protocol.request_open(name), f"{name}_close": protocol.request_close(name)}
+    return Template("\n".join(kept)).substitute(tags)

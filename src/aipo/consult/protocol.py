@@ -1,0 +1,220 @@
+"""The interaction protocol as text: tags, requests, stop strings, notices, and how forged tags are made inert.
+
+Owns what a request looks like. Must not know token ids, prompts, agents or limits.
+Invariant: only what the policy sampled is ever parsed; a control string from anywhere else is made inert first.
+The tags and the inline feedback follow method.md section 3 [ours, after the prototype].
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from aipo.core.types import AgentName, ConsultOutcome
+
+NOTICES: Mapping[ConsultOutcome, str] = MappingProxyType(
+    {
+        ConsultOutcome.REFUSED_LIMIT: "no consultations left",
+        ConsultOutcome.MALFORMED: "request not understood",
+        ConsultOutcome.TIMEOUT: "agent unavailable",
+        ConsultOutcome.AGENT_ERROR: "agent unavailable",
+        ConsultOutcome.EMPTY: "no answer",
+    }
+)
+"""What the policy reads, between the feedback tags, when no agent's words come: all of it SCAFFOLD."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A well-formed request."""
+
+    agent: AgentName
+    text: str
+    """What stands between the tags, stripped; may be empty, see `Protocol.parse`."""
+    start: int
+    """Where the open tag begins in the parsed text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """An end tag that closes no usable request."""
+
+    reason: str
+    start: int
+    """Where the open tag begins in the parsed text; where the end tag begins if there is no open tag."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The tags of a run. Names stand without angle brackets: `verify` means `<verify>` and `</verify>`.
+
+    Raises `ValueError`, naming field, value and fix, for a name that cannot be a tag, for two equal names and
+    for an enabled agent without a tag.
+
+    >>> tags = {AgentName.KNOWLEDGE: "knowledge", AgentName.VERIFY: "verify"}
+    >>> protocol = Protocol(tags, "feedback", enabled=(AgentName.KNOWLEDGE,))
+    >>> protocol.stop_strings
+    ('</knowledge>',)
+    >>> protocol.parse("A spider ... <knowledge> legs of a spider </knowledge>")
+    Request(agent=<AgentName.KNOWLEDGE: 'knowledge'>, text='legs of a spider', start=13)
+    >>> protocol.parse("legs </knowledge>")
+    Malformed(reason='</knowledge> closes nothing', start=5)
+    >>> protocol.parse("A spider has 8 legs. <verify> 8? </verify>") is None  # not enabled: mere text
+    True
+    """
+
+    tags: Mapping[AgentName, str]
+    feedback_tag: str
+    enabled: tuple[AgentName, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", dict(self.tags))
+        names = {f"consult.tags.{agent}": name for agent, name in self.tags.items()}
+        names["consult.feedback_tag"] = self.feedback_tag
+        owners: dict[str, str] = {}
+        for field, name in names.items():
+            _check_name(field, name)
+            if name in owners:
+                raise ValueError(f"{field} = {name!r} is also {owners[name]}; give each tag its own name")
+            owners[name] = field
+        for agent in self.enabled:
+            if agent not in self.tags:
+                raise ValueError(f"agents.enabled = {agent!s} has no tag; name one under consult.tags.{agent}")
+        if len(set(self.enabled)) < len(self.enabled):
+            raise ValueError(f"agents.enabled = {[str(a) for a in self.enabled]} repeats an agent; name each once")
+
+    def request_open(self, agent: AgentName) -> str:
+        """Return the tag that opens a request. Raises `KeyError` for an agent without a tag."""
+        return f"<{self.tags[agent]}>"
+
+    def request_close(self, agent: AgentName) -> str:
+        """Return the tag that ends a request. Raises `KeyError` for an agent without a tag."""
+        return f"</{self.tags[agent]}>"
+
+    @property
+    def feedback_open(self) -> str:
+        """The tag before an agent's words."""
+        return f"<{self.feedback_tag}>"
+
+    @property
+    def feedback_close(self) -> str:
+        """The tag after an agent's words."""
+        return f"</{self.feedback_tag}>"
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The end tags at which generation stops: those of enabled agents."""
+        return tuple(map(self.request_close, self.enabled))
+
+    @property
+    def control_strings(self) -> tuple[str, ...]:
+        """Every tag, of enabled agents or not; in foreign text each of them must be made inert."""
+        requests = (tag for agent in self.tags for tag in (self.request_open(agent), self.request_close(agent)))
+        return (*requests, self.feedback_open, self.feedback_close)
+
+    def parse(self, text: str) -> Request | Malformed | None:
+        """Return the first request in what the policy sampled since the last insertion; None if it made none.
+
+        The first end tag of an enabled agent decides; characters after it do not matter. The request stands
+        between the last matching open tag before it and it. Verify and Reasoning read the rollout, so an empty
+        request means "look at what I have so far"; Knowledge must be asked something.
+        """
+        ends = ((text.find(self.request_close(agent)), agent) for agent in self.enabled)
+        end, agent = min((found for found in ends if found[0] >= 0), default=(-1, None))
+        if agent is None:
+            return None
+        start = text.rfind(self.request_open(agent), 0, end)
+        if start < 0:
+            return Malformed(f"{self.request_close(agent)} closes nothing", end)
+        body = text[start + len(self.request_open(agent)) : end]
+        nested = next((tag for tag in self.control_strings if tag in body), None)
+        if nested:
+            return Malformed(f"{nested} inside {self.request_open(agent)}", start)
+        if agent is AgentName.KNOWLEDGE and not body.strip():
+            return Malformed(f"{self.request_open(agent)} asks nothing", start)
+        return Request(agent, body.strip(), start)
+
+
+def _check_name(field: str, name: str) -> None:
+    # With these rules every tag begins with `<`, ends with `>` and holds neither in between, so no tag is a part
+    # of another and no two overlap; the slash would let an open tag equal another's end tag.
+    if not name or any(char in "<>" or char.isspace() for char in name) or name.startswith("/"):
+        raise ValueError(
+            f"{field} = {name!r} cannot be a tag; use a name without angle brackets, white space or a leading '/'"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StopHit:
+    """The stop string that ended a text, and where it begins."""
+
+    string: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        """Position after the stop string's last character."""
+        return self.start + len(self.string)
+
+
+class StopScanner:
+    """Finds, chunk by chunk, the stop string that is completed first; of two that end together, the longer.
+
+    The result does not depend on how the text is cut. Keeps less than one stop string of what went before, so the
+    work is linear in the text. Raises `ValueError` for an empty stop string.
+
+    >>> scanner = StopScanner(["</verify>"])
+    >>> [scanner.feed(chunk) for chunk in ("2 + 2 </ver", "ify>\\n")]
+    [None, StopHit(string='</verify>', start=6)]
+    """
+
+    def __init__(self, stop_strings: Iterable[str]) -> None:
+        self._stops = tuple(stop_strings)
+        if not all(self._stops):
+            raise ValueError("a stop string is empty; name at least one character")
+        self._tail_chars = max(map(len, self._stops), default=1) - 1
+        self._tail = ""
+        self._tail_start = 0
+        self.hit: StopHit | None = None
+
+    def feed(self, chunk: str) -> StopHit | None:
+        """Return the first hit in all that was fed, None before there is one; after it, chunks are ignored."""
+        if self.hit is not None:
+            return self.hit
+        window = self._tail + chunk
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := window.find(stop)) >= 0]
+        if found:
+            _, at, stop = min(found)
+            self.hit = StopHit(stop, self._tail_start + at)
+        cut = max(0, len(window) - self._tail_chars)
+        self._tail, self._tail_start = window[cut:], self._tail_start + cut
+        return self.hit
+
+
+def neutralise(text: str, forbidden: Iterable[str]) -> str:
+    """Return `text` with every forbidden string made inert; the result contains none of them.
+
+    Angle brackets turn into look-alikes; a forbidden string without them loses its first character to a middle
+    dot. Every character that is put in occurs in no forbidden string, so nothing new can arise. Length is kept, text
+    without forbidden strings is returned as it is, and the work is linear in the text. Raises `ValueError` for
+    an empty forbidden string.
+
+    >>> neutralise("</feedback> 1 < 2 <|im_end|> [PAD]", ["</feedback>", "<|im_end|>", "[PAD]"])
+    '‹/feedback› 1 < 2 ‹|im_end|› ·PAD]'
+    """
+    strings = sorted(set(forbidden), key=lambda string: (-len(string), string))
+    if "" in strings:
+        raise ValueError("a forbidden string is empty; name at least one character")
+    taken = set().union(*strings)
+    look_alikes = str.maketrans({"<": _unused("\u2039", taken), ">": _unused("\u203a", taken)})
+    dot = _unused("\u00b7", taken)
+    for string in strings:
+        inert = string.translate(look_alikes)
+        inert = inert if inert != string else dot + string[1:]
+        while string in text:  # more than once only where a string overlaps itself, at most its length times
+            text = text.replace(string, inert)
+    return text
+
+
+def _unused(preferred: str, taken: set[str]) -> str:
+    return next(char for char in map(chr, range(ord(preferred), sys.maxunicode)) if char not in taken)

@@ -1,0 +1,117 @@
+"""Padded tensors of several token streams, with each token's weight in the global mean.
+
+Owns padding and denominators. Must not know models, groups or text.
+Invariant: weights are computed once per global batch; how the batch is then cut, ordered or padded cannot
+change a gradient.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from aipo.core.advantages import Advantage
+from aipo.core.tokens import TokenStream
+from aipo.core.types import Source
+
+
+class Aggregation(StrEnum):
+    """How token terms become one number."""
+
+    TOKEN_MEAN = "token_mean"
+    """Every trained token of the global batch weighs 1/N: DAPO, arXiv 2503.14476 eq. 10."""
+    SEQUENCE_MEAN = "sequence_mean"
+    """Mean over sequences of the mean over their trained tokens: GRPO, arXiv 2402.03300 eq. 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A stream with what it is credited with; `weight` is that of each of its trained tokens."""
+
+    stream: TokenStream
+    advantage: Advantage
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Tensors of shape (B, T), right-padded with SCAFFOLD, which is never trained.
+
+    `position t` of `log_p_old`, `weight` and of the log-probabilities given to the objective speaks of token t
+    given everything before it; position 0 belongs to a prompt and is never trained.
+    """
+
+    ids: Tensor
+    sources: Tensor
+    attended: Tensor
+    log_p_old: Tensor
+    policy_advantage: Tensor
+    feedback_advantage: Tensor
+    weight: Tensor
+
+    @property
+    def policy_mask(self) -> Tensor:
+        """True at POLICY tokens; (B, T)."""
+        return self.sources == Source.POLICY
+
+    @property
+    def feedback_mask(self) -> Tensor:
+        """True at FEEDBACK tokens; (B, T)."""
+        return self.sources == Source.FEEDBACK
+
+
+def trained_tokens(stream: TokenStream, feedback_trained: bool) -> int:
+    """Number of tokens of a stream that count in the denominator: POLICY, and FEEDBACK if it is trained."""
+    return stream.count(Source.POLICY) + (stream.count(Source.FEEDBACK) if feedback_trained else 0)
+
+
+def weighted_rows(
+    streams: Sequence[TokenStream],
+    advantages: Sequence[Advantage],
+    aggregation: Aggregation,
+    *,
+    feedback_trained: bool,
+) -> list[Row]:
+    """Return rows whose weights are those of the *whole* batch given here, all ranks and micro-batches included.
+
+    Degenerate case: a stream without trained tokens has weight 0; so has every row of a batch without any.
+
+    >>> from aipo.core.tokens import Segment
+    >>> prompt = Segment(Source.PROMPT, (1,))
+    >>> short = TokenStream((prompt, Segment(Source.POLICY, (2,), (-1.0,))))
+    >>> long = TokenStream((prompt, Segment(Source.POLICY, (2, 3, 4), (-1.0,) * 3)))
+    >>> zero = Advantage(0.0, 0.0)
+    >>> [row.weight for row in weighted_rows([short, long], [zero, zero], Aggregation.TOKEN_MEAN,
+    ...                                      feedback_trained=True)]
+    [0.25, 0.25]
+    """
+    counts = [trained_tokens(stream, feedback_trained) for stream in streams]
+    if aggregation is Aggregation.TOKEN_MEAN:
+        weights = [1.0 / max(1, sum(counts))] * len(counts)
+    else:
+        sequences = sum(count > 0 for count in counts)
+        weights = [1.0 / (sequences * count) if count else 0.0 for count in counts]
+    return [Row(*row) for row in zip(streams, advantages, weights, strict=True)]
+
+
+def collate(rows: Sequence[Row], pad_id: int, dtype: torch.dtype = torch.float32) -> TokenBatch:
+    """Pad rows to the longest one; (B, T) each. `pad_id` is never attended to and never trained."""
+    width = max(len(row.stream) for row in rows)
+
+    def padded(values: list[list[float]] | list[list[int]], fill: float, kind: torch.dtype) -> Tensor:
+        return torch.tensor([list(v) + [fill] * (width - len(v)) for v in values], dtype=kind)
+
+    lengths = torch.tensor([len(row.stream) for row in rows])
+    column = [[row.advantage.policy, row.advantage.feedback, row.weight] for row in rows]
+    per_row = torch.tensor(column, dtype=dtype).unsqueeze(-1).expand(-1, -1, width)
+    return TokenBatch(
+        ids=padded([list(row.stream.ids) for row in rows], pad_id, torch.long),
+        sources=padded([list(row.stream.sources) for row in rows], Source.SCAFFOLD, torch.long),
+        attended=torch.arange(width).expand(len(rows), width) < lengths.unsqueeze(-1),
+        log_p_old=padded([list(row.stream.log_probs) for row in rows], 0.0, dtype),
+        policy_advantage=per_row[:, 0],
+        feedback_advantage=per_row[:, 1],
+        weight=per_row[:, 2],
+    )

@@ -1,0 +1,128 @@
+"""A key-value cache of slots: each row of a batch has its own length, and keeps its place while it waits.
+
+Owns the memory of keys and values, and the attention masks that hide what a row has not written. Must not know
+sampling or scheduling. Invariant: a row attends to exactly its own `length` cached positions and, causally, to the tokens
+being fed.
+
+Works for attention layers, grouped-query and sliding-window ones included. Does not work for recurrent layers (Mamba,
+linear attention), whose state cannot be rewound to a position: `SlotCache` refuses such a model.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin
+
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+class _Window:
+    """Which rows and columns the current forward pass reads and writes."""
+
+    rows: slice = slice(0, 0)
+    row_index: Tensor
+    column_index: Tensor
+    width: int = 0
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, (slots, capacity, heads, head size)."""
+
+    is_sliding = False
+
+    def __init__(self, window: _Window, slots: int, capacity: int) -> None:
+        super().__init__()
+        self._window, self._shape = window, (slots, capacity)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        def empty(like: Tensor) -> Tensor:
+            return torch.zeros(*self._shape, like.shape[1], like.shape[3], dtype=like.dtype, device=like.device)
+
+        self.keys, self.values = empty(key_states), empty(value_states)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write (n, heads, fed, size) at each row's own columns; return (n, heads, width, size) views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        w = self._window
+        self.keys[w.row_index, w.column_index] = key_states.transpose(1, 2)
+        self.values[w.row_index, w.column_index] = value_states.transpose(1, 2)
+        return (
+            self.keys[w.rows, : w.width].transpose(1, 2),
+            self.values[w.rows, : w.width].transpose(1, 2),
+        )
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._window.width, 0
+
+    def get_seq_length(self) -> int:
+        return self._window.width
+
+    def get_max_length(self) -> int:
+        return self._shape[1]
+
+
+class SlotCache:
+    """`slots` rows of up to `capacity` tokens for one model."""
+
+    def __init__(self, config: PretrainedConfig, slots: int, capacity: int) -> None:
+        """Raises `ValueError` for a model with layers that are not attention."""
+        text: Any = config.get_text_config(decoder=True)
+        layer_types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        if other := set(layer_types) - _ATTENTION_LAYERS:
+            raise ValueError(
+                f"policy.model: layers of type {sorted(other)} keep a recurrent state, which the in-process engine "
+                "cannot pause; use a model with attention layers only"
+            )
+        self.capacity = capacity
+        self._window = _Window()
+        self._layers = [_SlotLayer(self._window, slots, capacity) for _ in layer_types]
+        self.cache = Cache(layers=self._layers)
+        self._layer_types = set(layer_types)
+        self._sliding_window: int | None = getattr(text, "sliding_window", None)
+        if self._sliding_window is not None and not getattr(text, "use_sliding_window", True):
+            self._sliding_window = None
+
+    def open(self, rows: slice, lengths: Tensor, fed: int) -> tuple[Tensor, Tensor | dict[str, Tensor]]:
+        """Prepare a forward pass of `fed` tokens for each of `rows`, which hold `lengths` (n,) tokens.
+
+        Returns position ids (n, fed) and attention masks, True where attended, (n, 1, fed, width).
+        """
+        w, device = self._window, lengths.device
+        positions = lengths.unsqueeze(1) + torch.arange(fed, device=device)
+        w.rows = rows
+        w.row_index = torch.arange(rows.start, rows.stop, device=device).unsqueeze(1)
+        # Padding of a shorter row may run past the end; what it writes there is never attended to.
+        w.column_index = positions.clamp(max=self.capacity - 1)
+        w.width = min(self.capacity, int(positions.max()) + 1)
+        columns = torch.arange(w.width, device=device)
+        mask = columns <= positions.unsqueeze(-1)
+        return positions, self._masks(mask, columns, positions)
+
+    def _masks(self, causal: Tensor, columns: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        full = causal.unsqueeze(1)
+        if self._sliding_window is None or self._layer_types == {"full_attention"}:
+            return full
+        near = columns > positions.unsqueeze(-1) - self._sliding_window
+        sliding = (causal & near).unsqueeze(1)
+        if "full_attention" not in self._layer_types:
+            return sliding
+        return {"full_attention": full, "sliding_attention": sliding}
+
+    def swap(self, a: int, b: int, length: int) -> None:
+        """Exchange the first `length` positions of two rows."""
+        if a != b:
+            self.copy([a, b], [b, a], length)
+
+    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
+        """Copy the first `length` positions of row `sources[i]` to row `targets[i]`, all at once."""
+        for layer in self._layers:
+            for states in (layer.keys, layer.values):
+                if states is not None:
+                    states[targets, :length] = states[sources, :length]

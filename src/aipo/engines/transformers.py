@@ -1,0 +1,306 @@
+"""Sampling from a Hugging Face causal LM in this process, many rollouts at once.
+
+Owns the schedule: which rows are fed or sampled in each forward pass. Must not know agents, tags or tasks.
+Invariant: a row that waits for an agent keeps its cached keys and values, and never stops the others.
+
+Rows that decode occupy the first slots, rows that wait for their next request the ones behind them. Inserted tokens are fed
+one a pass beside the rows that decode, or, when there are many of them, in one pass of their own.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from aipo.core.types import StopReason
+from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
+from aipo.engines.sampling import Uniforms, draw
+from aipo.engines.slots import SlotCache
+
+LOCKSTEP_TOKENS = 16
+"""Up to so many inserted tokens are fed beside decoding rows; more get a forward pass of their own."""
+PREFILL_TOKENS = 16_384
+"""Padded tokens of one such pass."""
+
+
+@dataclass(eq=False, slots=True)
+class _Row:
+    """One session: a rollout's place in the cache."""
+
+    session: str
+    ids: list[int] = field(default_factory=list)
+    cached: int = 0
+    """How many of `ids` have their keys and values in the cache."""
+    # Of the request being served; meaningless while the row waits.
+    start: int = 0
+    log_probs: list[float] = field(default_factory=list)
+    request: GenerationRequest | None = None
+    future: "asyncio.Future[Completion] | None" = None
+    uniforms: Uniforms = field(default_factory=lambda: Uniforms(0, 0))
+    sampling: Sampling = field(default_factory=Sampling)
+    banned: Sequence[int] = ()
+
+    @property
+    def pending(self) -> int:
+        return len(self.ids) - self.cached
+
+
+class TransformersEngine:
+    """`aipo.engines.base.Engine` around a model that the trainer goes on updating in place."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, slots: int, capacity: int
+    ) -> None:
+        """`capacity` is the longest rollout in tokens. Raises `ValueError` for a model that cannot pause."""
+        self._model, self._tokenizer = model, tokenizer
+        self._cache = SlotCache(model.config, slots, capacity)
+        self._slots = slots
+        self._rows: list[_Row] = []
+        self._active = 0
+        self._index: dict[str, int] = {}
+        self._queue: deque[tuple[GenerationRequest, asyncio.Future[Completion]]] = deque()
+        self._runner: asyncio.Task[None] | None = None
+        self._stops = _StopFinder(tokenizer)
+        self._end_ids = _end_ids(model, tokenizer)
+        self.forwarded_tokens = 0
+        """Tokens put through the model so far, padding excluded."""
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Sample a continuation; see `Engine`. Raises `EngineError` when there is no room or no prefix."""
+        room = self._cache.capacity - len(request.prefix_ids)
+        if not request.prefix_ids or request.max_new_tokens < 1 or room < request.max_new_tokens:
+            raise EngineError(
+                f"session {request.session}: {len(request.prefix_ids)} prefix tokens and {request.max_new_tokens} new "
+                f"ones do not fit {self._cache.capacity}"
+            )
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._queue.append((request, future))
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.get_running_loop().create_task(self._run())
+        return await future
+
+    async def release(self, session: str) -> None:
+        """Give a session's slot back."""
+        position = self._index.get(session)
+        if position is None:
+            return
+        if position < self._active:
+            position = self._park(position)
+        self._swap(position, len(self._rows) - 1)
+        self._rows.pop()
+        del self._index[session]
+
+    async def _run(self) -> None:
+        try:
+            while self._queue or self._active:
+                self._admit()
+                self._decode()
+                await asyncio.sleep(0)  # lets finished rollouts consult and ask for more
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Answer everyone who waits; a broken forward pass must not become a hang."""
+        futures = [row.future for row in self._rows[: self._active]] + [future for _, future in self._queue]
+        self._queue.clear()
+        self._rows.clear()
+        self._index.clear()
+        self._active = 0
+        for future in futures:
+            if future is not None and not future.done():
+                future.set_exception(EngineError(f"the policy's forward pass failed: {error!r}"))
+
+    # -- admission -------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        waiting: deque[tuple[GenerationRequest, asyncio.Future[Completion]]] = deque()
+        first_new = self._active
+        while self._queue:
+            request, future = self._queue.popleft()
+            if future.cancelled():
+                continue
+            if request.session not in self._index:
+                if len(self._rows) >= self._slots:
+                    waiting.append((request, future))
+                    continue
+                self._index[request.session] = len(self._rows)
+                self._rows.append(_Row(request.session))
+            self._activate(request, future)
+        self._queue = waiting
+        self._prefill(first_new)
+
+    def _activate(self, request: GenerationRequest, future: "asyncio.Future[Completion]") -> None:
+        row = self._rows[self._index[request.session]]
+        prefix = list(request.prefix_ids)
+        if prefix[: row.cached] != row.ids[: row.cached] or row.cached >= len(prefix):
+            row.cached = 0  # not a continuation of what this session holds: begin anew
+        row.ids, row.start, row.log_probs = prefix, len(prefix), []
+        row.request, row.future, row.sampling = request, future, request.sampling
+        row.uniforms = Uniforms(request.seed, len(prefix))
+        self._swap(self._index[request.session], self._active)
+        self._active += 1
+
+    def _prefill(self, first_new: int) -> None:
+        """Feed all but the last pending token of rows that have many; equal beginnings are computed once."""
+        rows = self._rows[first_new : self._active]
+        long = [row for row in rows if row.pending > LOCKSTEP_TOKENS or row.cached == 0]
+        beginnings: dict[tuple[int, ...], _Row] = {}
+        for row in long:
+            key = (id(row),) if row.cached else tuple(row.ids)
+            beginnings.setdefault(key, row)
+        owners = sorted(beginnings.values(), key=lambda row: row.pending)
+        copies = {
+            row.session: beginnings[tuple(row.ids)] for row in long if not row.cached and row not in owners
+        }
+        for offset, row in enumerate(owners):
+            self._swap(self._index[row.session], first_new + offset)
+        self._prefill_rows(first_new, owners)
+        self._copy_beginnings(copies)
+
+    def _prefill_rows(self, position: int, owners: list[_Row]) -> None:
+        while owners:
+            size = 1
+            while size < len(owners) and owners[size].pending * (size + 1) <= PREFILL_TOKENS:
+                size += 1
+            chunk, owners = owners[:size], owners[size:]
+            if fed := max(row.pending for row in chunk) - 1:
+                inputs = [row.ids[row.cached : -1] for row in chunk]
+                padded = [ids + [0] * (fed - len(ids)) for ids in inputs]
+                self._forward(position, padded)
+                for row, ids in zip(chunk, inputs, strict=True):
+                    row.cached += len(ids)
+                    self.forwarded_tokens += len(ids)
+            position += size
+
+    def _copy_beginnings(self, copies: dict[str, _Row]) -> None:
+        by_length: dict[int, list[tuple[int, int]]] = {}
+        for session, owner in copies.items():
+            row = self._rows[self._index[session]]
+            row.cached = owner.cached
+            by_length.setdefault(owner.cached, []).append((self._index[owner.session], self._index[session]))
+        for length, pairs in by_length.items():
+            self._cache.copy([a for a, _ in pairs], [b for _, b in pairs], length)
+
+    # -- decoding --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _forward(self, position: int, inputs: list[list[int]]) -> torch.Tensor:
+        """Run the model over rows from `position` on; logits (n, fed, vocabulary)."""
+        rows = slice(position, position + len(inputs))
+        device = self._model.device
+        lengths = torch.tensor([row.cached for row in self._rows[rows]], device=device)
+        positions, masks = self._cache.open(rows, lengths, len(inputs[0]))
+        output = self._model(
+            input_ids=torch.tensor(inputs, device=device),
+            attention_mask=masks,
+            position_ids=positions,
+            past_key_values=self._cache.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def _decode(self) -> None:
+        """Feed one token of every active row, and sample for those that have no more to feed."""
+        if not self._active:
+            return
+        active = self._rows[: self._active]
+        logits = self._forward(0, [[row.ids[row.cached]] for row in active])[:, -1]
+        self.forwarded_tokens += len(active)
+        sampling = []
+        for i, row in enumerate(active):
+            row.cached += 1
+            if row.pending == 0:
+                sampling.append(i)
+        if not sampling:
+            return
+        drawn = [active[i] for i in sampling]
+        for row in drawn:
+            row.banned = _banned_now(row)
+        if len(sampling) < len(active):
+            logits = logits[sampling]
+        tokens, log_probs = draw(logits, drawn)
+        for row, token, log_prob in zip(drawn, tokens, log_probs, strict=True):
+            row.ids.append(token)
+            row.log_probs.append(log_prob)
+            self._finish_if_done(row)
+
+    def _finish_if_done(self, row: _Row) -> None:
+        request, future = row.request, row.future
+        assert request is not None and future is not None
+        new = len(row.log_probs)
+        if row.ids[-1] in self._end_ids:
+            stop = StopReason.END
+        elif self._stops.completed(row.ids, row.start, request.stop):
+            stop = StopReason.STOP_STRING
+        elif new >= request.max_new_tokens:
+            stop = StopReason.LENGTH
+        elif future.cancelled():
+            stop = StopReason.LENGTH
+        else:
+            return
+        self._park(self._index[row.session])
+        if not future.done():
+            future.set_result(Completion(tuple(row.ids[row.start :]), tuple(row.log_probs), stop))
+
+    # -- places ----------------------------------------------------------------------------------------------------
+
+    def _park(self, position: int) -> int:
+        """Move an active row behind the active ones; return its new position."""
+        self._active -= 1
+        self._swap(position, self._active)
+        return self._active
+
+    def _swap(self, a: int, b: int) -> None:
+        if a == b:
+            return
+        rows = self._rows
+        self._cache.swap(a, b, max(rows[a].cached, rows[b].cached))
+        rows[a], rows[b] = rows[b], rows[a]
+        self._index[rows[a].session], self._index[rows[b].session] = a, b
+
+
+class _StopFinder:
+    """Finds the token that completes a stop string, decoding only where one can end."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._decode: Callable[[Sequence[int]], str] = lambda ids: str(
+            tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+        self._vocabulary_size = len(tokenizer)
+        self._enders: dict[tuple[str, ...], frozenset[int]] = {}
+
+    def completed(self, ids: list[int], start: int, stop: tuple[str, ...]) -> bool:
+        """Whether the last of `ids` completes a stop string in the text sampled from `start` on."""
+        if not stop or ids[-1] not in self._ending_ids(stop):
+            return False
+        # Each token of a stop string holds at least one of its characters.
+        tail = ids[max(start, len(ids) - max(map(len, stop)) - 1) :]
+        text = self._decode(tail)
+        return any(s in text for s in stop)
+
+    def _ending_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
+        """Ids whose text contains the last character of a stop string; a superset of those that can end one."""
+        if stop not in self._enders:
+            last = {s[-1] for s in stop}
+            texts = ((i, self._decode([i])) for i in range(self._vocabulary_size))
+            self._enders[stop] = frozenset(i for i, text in texts if last & set(text))
+        return self._enders[stop]
+
+
+def _banned_now(row: _Row) -> Sequence[int]:
+    assert row.request is not None
+    sequences = row.request.banned_sequences
+    if not sequences:
+        return ()
+    return [s[-1] for s in sequences if len(s) == 1 or tuple(row.ids[-len(s) + 1 :]) == s[:-1]]
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

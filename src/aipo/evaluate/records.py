@@ -1,0 +1,174 @@
+"""The evaluation record: what one run scored in one mode, one JSON object a line.
+
+Owns the record's fields, its schema version and the file's format. Must not know models, graders or statistics.
+Invariant: a record that is read back equals the record that was written, or reading fails with file and line.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+SCHEMA = 1
+"""Version of the record's fields; a change of their meaning raises it."""
+
+
+class RecordError(ValueError):
+    """A record cannot be used; the message names the place and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemResult:
+    """How the samples of one problem were graded; all counts are rollouts.
+
+    Raises `RecordError` for counts that cannot be.
+
+    >>> ProblemResult("p1", "hard", samples=8, correct=3, ungraded=1, truncated=0).graded
+    7
+    """
+
+    problem: str
+    """The problem's id."""
+    stratum: str
+    samples: int
+    correct: int
+    ungraded: int
+    """Samples without a verdict: an infrastructure failure. They leave the denominator."""
+    truncated: int
+    """Samples that reached the token limit, whatever their verdict."""
+
+    def __post_init__(self) -> None:
+        counts = (self.samples, self.correct, self.ungraded, self.truncated)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise RecordError(f"problem {self.problem!r}: counts are whole numbers >= 0, not {counts}")
+        if self.correct > self.graded or self.truncated > self.samples:
+            raise RecordError(
+                f"problem {self.problem!r}: {self.correct} correct, {self.ungraded} ungraded and "
+                f"{self.truncated} truncated of {self.samples} samples"
+            )
+
+    @property
+    def graded(self) -> int:
+        """The n of pass@k: samples that got a verdict."""
+        return self.samples - self.ungraded
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """One evaluation: one run (method and seed at a step), one split, one mode.
+
+    Raises `RecordError` for another schema or a problem that occurs twice.
+    """
+
+    schema: int
+    run: str
+    """Name of the run's folder."""
+    method: str
+    """What the run is compared as; runs of one method differ in their seed only."""
+    seed: int
+    step: int
+    """Policy updates before this evaluation."""
+    split: str
+    mode: str
+    """A solo mode (`core.types.SoloMode`) or `agents`."""
+    results: tuple[ProblemResult, ...]
+    meta: dict[str, str | int | float] = field(default_factory=dict)
+    """What else is known: expert tokens, wall seconds, temperature, versions."""
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise RecordError(f"schema {self.schema!r}; this version of aipo reads schema {SCHEMA}")
+        if len({result.problem for result in self.results}) < len(self.results):
+            raise RecordError(f"run {self.run!r}, mode {self.mode!r}: a problem occurs twice")
+
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """The strata of its problems, in order of appearance."""
+        return tuple(dict.fromkeys(result.stratum for result in self.results))
+
+
+def append_record(path: Path, record: EvaluationRecord) -> None:
+    """Append one record to a JSONL file, which is made if need be, and flush it to the disk.
+
+    What a crash left of an unfinished last line is cut off first, so that it never stands before a whole one.
+    One writer per file at a time; nothing is locked. Raises `ValueError` for a NaN or an infinity in `meta`.
+    """
+    line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _mend_tail(file)
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(paths: Path | Iterable[Path]) -> list[EvaluationRecord]:
+    """Return the records of one file or several, in order.
+
+    A torn last line (no newline at its end and no whole JSON) is what a crash leaves: it is ignored with a
+    `RuntimeWarning`. Anything else that is no record raises `RecordError` with file and line.
+    """
+    return [record for path in ([paths] if isinstance(paths, Path) else paths) for record in _read(path)]
+
+
+def at_last_step(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:
+    """Return, of each method, seed, split and mode, the record with most steps; of equals the later one.
+
+    The order is that of first appearance.
+    """
+    last: dict[tuple[str, int, str, str], EvaluationRecord] = {}
+    for record in records:
+        key = (record.method, record.seed, record.split, record.mode)
+        if key not in last or record.step >= last[key].step:
+            last[key] = record
+    return list(last.values())
+
+
+def methods_of(records: Iterable[EvaluationRecord]) -> tuple[str, ...]:
+    """Return the methods in order of first appearance, the order in which they are shown."""
+    return tuple(dict.fromkeys(record.method for record in records))
+
+
+def _read(path: Path) -> Iterator[EvaluationRecord]:
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and _is_torn(line):
+            warnings.warn(f"{path}:{number}: torn last line ignored", RuntimeWarning, stacklevel=3)
+            return
+        try:
+            yield _from_json(json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            raise RecordError(f"{path}:{number}: not a record: {error}") from error
+
+
+def _from_json(row: Any) -> EvaluationRecord:
+    # The schema is looked at first: of another one, unknown fields would be the consequence, not the news.
+    if not isinstance(row, dict) or row.get("schema") != SCHEMA:
+        schema = row.get("schema") if isinstance(row, dict) else None
+        raise RecordError(f"schema {schema!r}; this version of aipo reads schema {SCHEMA}")
+    return EvaluationRecord(**{**row, "results": tuple(ProblemResult(**result) for result in row["results"])})
+
+
+def _is_torn(line: bytes) -> bool:
+    if line.endswith(b"\n"):
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
+
+
+def _mend_tail(file: BinaryIO) -> None:
+    """Let the file end with a newline: complete a whole last line, cut off a torn one."""
+    file.seek(0)
+    lines = file.read().splitlines(keepends=True)
+    if not lines or lines[-1].endswith(b"\n"):
+        return
+    if _is_torn(lines[-1]):
+        file.truncate(sum(map(len, lines[:-1])))
+    else:
+        file.write(b"\n")

@@ -1,0 +1,93 @@
+"""The programmatic expert of the CPU task: the words of the three agents, and whole solutions.
+
+Owns what each agent says. Must not know tokens or training.
+Invariant: it sees what an agent sees (problem, rollout, request) and never states the total by itself. The running
+sum of the last line equals the total all the same: a leak that this task has by construction.
+"""
+
+import re
+
+from aipo.core.types import AgentName
+from aipo.tasks.leg_counting.notation import (
+    LABELS,
+    LEGS,
+    LINE_END,
+    OK,
+    WRONG,
+    final_line,
+    lines,
+    parse_problem,
+)
+
+_REQUEST = re.compile(r"<(verify|knowledge|reasoning)>.*?</\1>", re.DOTALL)
+_NOTICE = re.compile(r"<feedback>[^<]*\b(?:left|understood|unavailable|answer)\s*</feedback>")
+_TAG = re.compile(r"</?(?:feedback|verify|knowledge|reasoning)>")
+
+
+class LegCountingOracle:
+    """`aipo.tasks.base.Oracle`: exact, deterministic."""
+
+    def feedback(self, agent: AgentName, problem: str, rollout: str, request: str) -> str:
+        """Return Knowledge's fact, Reasoning's next line or Verify's verdict; '' when there is nothing to say."""
+        expected = lines(parse_problem(problem))
+        if agent is AgentName.KNOWLEDGE:
+            return _fact(problem, request)
+        written = worked_words(rollout)
+        if agent is AgentName.REASONING:
+            return _next_words(expected, written)
+        return _check(expected, written)
+
+    def solution(self, problem: str) -> str:
+        """Return the whole expert trajectory."""
+        items = parse_problem(problem)
+        return " ".join(word for row in [*lines(items), final_line(items)] for word in row)
+
+
+def worked_words(rollout: str) -> list[str]:
+    """Return the words of a rollout without requests, notices and tags, the content of feedback kept.
+
+    >>> worked_words("a <knowledge> a </knowledge> <feedback> 4 </feedback> 2 1")
+    ['a', '4', '2', '1']
+    """
+    return _TAG.sub(" ", _NOTICE.sub(" ", _REQUEST.sub(" ", rollout))).split()
+
+
+def _fact(problem: str, request: str) -> str:
+    items = dict(zip(LABELS, parse_problem(problem), strict=False))
+    item = items.get(request.strip())
+    return str(LEGS[item.animal]) if item and item.animal in LEGS else ""
+
+
+def _split_lines(words: list[str]) -> tuple[list[list[str]], list[str]]:
+    """Return whole lines (a line marked WRONG replaces the one that it corrects) and the unfinished rest."""
+    whole: list[list[str]] = []
+    rest: list[str] = []
+    for word in words:
+        if word == OK:
+            continue
+        rest.append(word)
+        if word != LINE_END:
+            continue
+        if rest[0] == WRONG:
+            corrected = rest[1:]
+            position = LABELS.index(corrected[0]) if corrected[0] in LABELS else len(whole)
+            whole[position : position + 1] = [corrected]
+        else:
+            whole.append(rest)
+        rest = []
+    return whole, rest
+
+
+def _next_words(expected: list[list[str]], written: list[str]) -> str:
+    whole, rest = _split_lines(written)
+    if len(whole) >= len(expected):
+        return ""
+    return " ".join(expected[len(whole)][len(rest) :])
+
+
+def _check(expected: list[list[str]], written: list[str]) -> str:
+    whole, _ = _split_lines(written)
+    for stated, right in zip(whole, expected, strict=False):
+        if stated != right:
+            return " ".join([WRONG, *right])
+    return OK if whole else ""

@@ -1,0 +1,100 @@
+"""The leg-counting task: problems drawn from reasoning-gym, split at the boundary, and their verdict.
+
+Owns the easy / hard split and the disjoint train / validation / test parts. Must not know agents or training.
+Invariant: no two splits share a question, whatever the order of its items.
+
+easy: no animal that the warm start has not taught. hard: at least two such animals, whose legs have to be learnt.
+Problems with exactly one are left out. Simplification: the 18 unknown animals occur in train and test alike, so hard
+test problems ask for new compositions of facts that can be learnt, not for facts never seen.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import reasoning_gym
+
+from aipo.core.types import Verdict
+from aipo.tasks.base import Grade, Problem, Split
+from aipo.tasks.leg_counting.notation import KNOWN, MAX_INSTANCES, Item, answer, final_line, problem_text
+
+EASY, HARD = "easy", "hard"
+
+# Item i of reasoning-gym uses seed + i, so splits are far apart; and questions are compared besides.
+_SEEDS = {Split.TEST: 200_000_000, Split.VALIDATION: 100_000_000, Split.TRAIN: 0}
+_DRAWN = {Split.TEST: 4_000, Split.VALIDATION: 4_000, Split.TRAIN: 24_000}
+
+Question = frozenset[Item]
+
+
+class LegCountingTask:
+    """`aipo.tasks.base.Task` over reasoning-gym's generator."""
+
+    name = "leg_counting"
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """Return the easy and hard problems of a split, in the generator's order."""
+        return _splits()[split]
+
+    async def grade(self, problem: Problem, response: str) -> Grade:
+        """Compare the stated total with the gold. Never UNGRADED: nothing here can fail."""
+        stated = answer(response)
+        if stated is None:
+            return Grade(Verdict.INCORRECT, "no_answer")
+        right = stated == int(problem.gold)
+        return Grade(Verdict.CORRECT, "equal") if right else Grade(Verdict.INCORRECT, "different")
+
+
+def held_out_questions() -> frozenset[Question]:
+    """Return the questions that neither training nor the warm start may contain."""
+    return _questions()[Split.TEST] | _questions()[Split.VALIDATION]
+
+
+def stratum_of(items: Sequence[Item]) -> str | None:
+    """Return easy, hard or None for a problem that is neither."""
+    unknown = sum(item.animal not in KNOWN for item in items)
+    return EASY if unknown == 0 else HARD if unknown >= 2 else None
+
+
+@cache
+def _drawn() -> dict[Split, dict[Question, tuple[Item, ...]]]:
+    """Draw each split, keeping a question where it was drawn first: test, validation, train."""
+    seen: set[Question] = set()
+    drawn: dict[Split, dict[Question, tuple[Item, ...]]] = {}
+    for split, seed in _SEEDS.items():
+        drawn[split] = {}
+        dataset = reasoning_gym.create_dataset(
+            "leg_counting",
+            seed=seed,
+            size=_DRAWN[split],
+            min_animals=2,
+            max_animals=4,
+            max_instances=MAX_INSTANCES,
+        )
+        for entry in dataset:
+            animals = entry["metadata"]["animals"]
+            items = tuple(Item(count, name.replace(" ", "-")) for name, count in animals.items())
+            question = frozenset(items)
+            if stratum_of(items) and question not in seen:
+                seen.add(question)
+                drawn[split][question] = items
+    return drawn
+
+
+@cache
+def _questions() -> dict[Split, frozenset[Question]]:
+    return {split: frozenset(questions) for split, questions in _drawn().items()}
+
+
+@cache
+def _splits() -> dict[Split, tuple[Problem, ...]]:
+    return {
+        split: tuple(_problem(split, index, items) for index, items in enumerate(questions.values()))
+        for split, questions in _drawn().items()
+    }
+
+
+def _problem(split: Split, index: int, items: tuple[Item, ...]) -> Problem:
+    gold = int("".join(reversed(final_line(items)[1:])))
+    stratum = stratum_of(items)
+    assert stratum is not None
+    return Problem(f"leg_counting/{split}/{index}", problem_text(items), str(gold), stratum)
