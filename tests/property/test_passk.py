@@ -30,7 +30,9 @@ def test_agrees_with_exact_binomials_for_many_samples(nck: tuple[int, int, int])
 
 
 @given(counts(300))
-def test_lies_between_zero_and_one_and_is_zero_only_without_a_correct_sample(nck: tuple[int, int, int]) -> None:
+def test_lies_between_zero_and_one_and_is_zero_only_without_a_correct_sample(
+    nck: tuple[int, int, int],
+) -> None:
     n, c, k = nck
     assert 0.0 <= pass_at_k(n, c, k) <= 1.0
     assert (pass_at_k(n, c, k) == 0.0) == (c == 0)
@@ -56,7 +58,9 @@ def test_too_few_samples_are_nan_not_one(n: int, more: int) -> None:
     assert isnan(pass_at_k(n, n, n + more))
 
 
-@pytest.mark.parametrize(("n", "c", "k"), [(4, 5, 1), (4, -1, 1), (-1, 0, 1), (-2, -2, 1), (4, 2, 0), (4, 2, -3)])
+@pytest.mark.parametrize(
+    ("n", "c", "k"), [(4, 5, 1), (4, -1, 1), (-1, 0, 1), (-2, -2, 1), (4, 2, 0), (4, 2, -3)]
+)
 def test_impossible_counts_are_refused(n: int, c: int, k: int) -> None:
     with pytest.raises(ValueError):
         pass_at_k(n, c, k)

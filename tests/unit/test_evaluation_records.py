@@ -18,7 +18,15 @@ from aipo.evaluate.records import (
 
 RESULTS = (ProblemResult("p1", "hard", 8, 3, 1, 0), ProblemResult("p2", "easy", 8, 7, 0, 2))
 RECORD = EvaluationRecord(
-    1, "runs/α", "floored", 0, 200, "test", "banned", RESULTS, {"expert_tokens": 5, "wall_s": 0.1, "task": "legs\n"}
+    1,
+    "runs/α",
+    "floored",
+    0,
+    200,
+    "test",
+    "banned",
+    RESULTS,
+    {"expert_tokens": 5, "wall_s": 0.1, "task": "legs\n"},
 )
 
 
@@ -32,7 +40,9 @@ def test_what_is_read_equals_what_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("lost_bytes", [1, 2, 10, 300])
-def test_a_torn_last_line_is_reported_and_the_next_append_heals_the_file(tmp_path: Path, lost_bytes: int) -> None:
+def test_a_torn_last_line_is_reported_and_the_next_append_heals_the_file(
+    tmp_path: Path, lost_bytes: int
+) -> None:
     path = tmp_path / "evaluation.jsonl"
     append_record(path, RECORD)
     append_record(path, replace(RECORD, seed=1))
@@ -61,7 +71,9 @@ def test_an_unknown_schema_is_named(tmp_path: Path, change: dict[str, object]) -
         read_records(path)
 
 
-@pytest.mark.parametrize("row", ["[]", '{"schema": 1}', '{"schema": 1, "results": []}', '{"schema": 1, "results": [3]}'])
+@pytest.mark.parametrize(
+    "row", ["[]", '{"schema": 1}', '{"schema": 1, "results": []}', '{"schema": 1, "results": [3]}']
+)
 def test_json_that_is_no_record_is_an_error(tmp_path: Path, row: str) -> None:
     path = tmp_path / "evaluation.jsonl"
     path.write_text(row + "\n")
@@ -69,7 +81,9 @@ def test_json_that_is_no_record_is_an_error(tmp_path: Path, row: str) -> None:
         read_records(path)
 
 
-@pytest.mark.parametrize("counts", [(8, 9, 0, 0), (8, 8, 1, 0), (8, 0, 9, 0), (8, 0, 0, 9), (8, -1, 0, 0), (8, True, 0, 0)])
+@pytest.mark.parametrize(
+    "counts", [(8, 9, 0, 0), (8, 8, 1, 0), (8, 0, 9, 0), (8, 0, 0, 9), (8, -1, 0, 0), (8, True, 0, 0)]
+)
 def test_impossible_counts_are_refused(counts: tuple[int, int, int, int]) -> None:
     with pytest.raises(RecordError):
         ProblemResult("p", "hard", *counts)
@@ -88,7 +102,8 @@ def test_a_nan_never_reaches_the_file(tmp_path: Path) -> None:
 
 
 def test_the_last_step_of_each_run_is_kept_in_order() -> None:
-    other = replace(RECORD, method="GRPO")
-    records = [RECORD, other, replace(RECORD, step=100), replace(RECORD, mode="unanswered"), replace(RECORD, step=400)]
-    assert at_last_step(records) == [records[4], other, records[3]]
+    other, again = replace(RECORD, method="GRPO"), replace(RECORD, meta={"repeated": 1})
+    records = [RECORD, other, replace(RECORD, step=100), again, replace(RECORD, mode="unanswered")]
+    assert at_last_step(records) == [again, other, records[4]]
+    assert at_last_step([*records, replace(RECORD, step=400)])[0].step == 400
     assert methods_of(records) == ("floored", "GRPO")

@@ -34,7 +34,7 @@ def test_value_is_the_mean_over_problems_and_seeds() -> None:
 
 def test_the_order_of_seeds_and_of_problems_does_not_matter() -> None:
     given = runs([[0, 4, 1], [2, 3, 1]], n=4)
-    turned = [replace(record, results=record.results[::-1]) for record in given[::-1]]
+    turned = [replace(given[1], results=given[1].results[::-1]), given[0]]
     assert estimate(given, "hard", 2) == estimate(turned, "hard", 2)
 
 
@@ -48,12 +48,13 @@ def test_interval_of_one_seed_covers_over_new_problems_and_samples(problems: int
     covered = np.mean([result.low <= truth <= result.high for result in results])
     assert 0.91 <= covered <= 0.98
     # The closed form and the spread of the results themselves are the same quantity.
-    assert np.mean([r.question_se for r in results]) == pytest.approx(np.std([r.value for r in results]), rel=0.1)
+    spread = np.std([result.value for result in results])
+    assert np.mean([result.question_se for result in results]) == pytest.approx(spread, rel=0.1)
 
 
-@pytest.mark.parametrize(("seeds", "least"), [(2, 0.75), (3, 0.85), (6, 0.91)])
+@pytest.mark.parametrize(("seeds", "least"), [(2, 0.85), (3, 0.90), (6, 0.92)])
 def test_interval_over_seeds_covers_what_few_seeds_allow(seeds: int, least: float) -> None:
-    # Problems and seeds differ about equally much; without resampled seeds 6 seeds cover .76.
+    # Seeds differ by .09 (standard deviation). Intervals that ignore it cover .74, .83 and .87.
     rng = np.random.default_rng(1)
     covered = []
     for _ in range(300):
@@ -97,14 +98,15 @@ def test_a_problem_with_too_few_graded_samples_is_left_out_not_scored() -> None:
 
 def test_one_problem_has_no_interval() -> None:
     result = estimate(runs([[3], [5]], n=8), "hard", 1)
-    assert result.value == 0.5 and isnan(result.low) and isnan(result.high) and isnan(result.question_se)
+    assert result.value == pytest.approx(0.5)
+    assert all(map(isnan, (result.low, result.high, result.question_se)))
 
 
 def test_records_that_do_not_belong_together_are_refused() -> None:
     one, two = runs([[1, 2], [3, 4]], n=8)
     refused: list[tuple[Sequence[EvaluationRecord], str]] = [
         ([], "no records"),
-        ([one, replace(two, seed=0)], "twice"),
+        ([one, two, one], "twice"),
         ([one, replace(two, method="GRPO")], "two methods"),
         ([one, replace(two, mode="banned")], "cannot be compared"),
         ([one, replace(two, split="validation")], "cannot be compared"),
@@ -121,7 +123,7 @@ def test_records_that_do_not_belong_together_are_refused() -> None:
 
 
 def brute_force_p(a: ArrayLike, b: ArrayLike) -> float:
-    """Return the p-value by swapping the labels a and b of each problem, all seeds at once, in all 2^P ways."""
+    """Return the p-value by swapping the labels of each problem, all seeds at once, in all 2^P ways."""
     pair = np.array([a, b], dtype=float)  # 2 x seeds x problems
     seen, hits = abs((pair[0] - pair[1]).mean()), 0
     patterns = list(product((False, True), repeat=pair.shape[2]))
@@ -160,7 +162,8 @@ def test_many_problems_use_random_signs_and_agree_with_brute_force() -> None:
 def test_the_difference_has_the_sign_of_a_minus_b_and_pairing_narrows_it() -> None:
     rng = np.random.default_rng(5)
     p = rng.beta(0.5, 0.5, (1, 60)) * 0.8
-    a, b = runs(rng.binomial(64, np.repeat(p + 0.15, 3, 0)), 64), runs(rng.binomial(64, np.repeat(p, 3, 0)), 64, "GRPO")
+    a = runs(rng.binomial(64, np.repeat(p + 0.15, 3, axis=0)), 64)
+    b = runs(rng.binomial(64, np.repeat(p, 3, axis=0)), 64, "GRPO")
     gain, loss = paired_difference(a, b, "hard", 1), paired_difference(b, a, "hard", 1)
     assert gain.low > 0.1 and gain.p_value < 0.001
     assert (loss.value, loss.low, loss.high) == pytest.approx((-gain.value, -gain.high, -gain.low))

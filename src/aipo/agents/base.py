@@ -38,7 +38,10 @@ class AgentReply:
 class Agent(Protocol):
     """One of the three collaborative agents, whatever answers behind it."""
 
-    name: AgentName
+    @property
+    def name(self) -> AgentName:
+        """Which of the three it is."""
+        ...
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         """Return the feedback. Raises `AgentError` when it cannot; the caller owns the deadline."""

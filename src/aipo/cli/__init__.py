@@ -1,1 +1,1 @@
-"""TODO"""
+"""The command line: thin verbs over the library. `main` lists them."""

@@ -23,12 +23,16 @@ Rate = Annotated[float, Field(gt=0)]
 class Method(Section):
     """One method of a comparison."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", description="Name of its folder and its key in results.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][\w.+-]*$", description="Name of its folder and its key in results."
+    )
     title: str = Field("", description="What tables and figures call it; '': its name.")
     overrides: tuple[str, ...] = Field(
         (), description="What it changes in the common settings: overrides, or a table of settings."
     )
-    tune: bool = Field(True, description="Choose its learning rate from the grid; false: the grid is not used.")
+    tune: bool = Field(
+        True, description="Choose its learning rate from the grid; false: the grid is not used."
+    )
 
     @field_validator("overrides", mode="before")
     @classmethod
@@ -52,11 +56,22 @@ class ComparisonSettings(Section):
     output: Path = Field(description="Folder of the comparison; one folder inside for each method and seed.")
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="Seeds that are reported on.")
     tuning_seed: Seed = Field(1000, description="Seed of the tuning runs; none of `seeds`.")
-    learning_rates: tuple[Rate, ...] = Field((1e-6,), min_length=1, description="The grid; one value is no tuning.")
-    tuning_steps: int | None = Field(None, ge=1, description="Updates of a tuning run; none: as many as the run.")
-    methods: tuple[Method, ...] = Field(min_length=1, description="What is compared, in the order of the tables.")
+    learning_rates: tuple[Rate, ...] = Field(
+        (1e-6,), min_length=1, description="The grid; one value is no tuning."
+    )
+    tuning_steps: int | None = Field(
+        None, ge=1, description="Updates of a tuning run; none: as many as the run."
+    )
+    tuning_overrides: tuple[str, ...] = Field(
+        (), description="What tuning runs change besides, such as fewer samples."
+    )
+    methods: tuple[Method, ...] = Field(
+        min_length=1, description="What is compared, in the order of the tables."
+    )
     warmstart: bool = Field(True, description="Begin all methods and seeds from one supervised warm start.")
-    overrides: tuple[str, ...] = Field((), description="Overrides from the command line; they win over methods.")
+    overrides: tuple[str, ...] = Field(
+        (), description="Overrides from the command line; they win over methods."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "ComparisonSettings":
@@ -100,7 +115,9 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonSett
     return comparison
 
 
-def method_settings(comparison: ComparisonSettings, method: Method, overrides: Sequence[str] = ()) -> Settings:
+def method_settings(
+    comparison: ComparisonSettings, method: Method, overrides: Sequence[str] = ()
+) -> Settings:
     """Return the settings of one method: the base, its own changes, the command line's, then `overrides`."""
     return load_settings(comparison.base, [*method.overrides, *comparison.overrides, *overrides])
 

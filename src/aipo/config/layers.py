@@ -1,8 +1,8 @@
 """Reading settings in layers: recipes, the recipes they are based on, and overrides.
 
 Owns files, overrides, the order of layers and who set what. Must not know any particular setting.
-Invariant: a later layer wins field by field, and every problem names the layer it came from. A field that is a
-table (`train.stratum_mix`) is replaced as a whole, except by an override of one of its entries.
+Invariant: a later layer wins field by field, and every problem names the layer it came from. A field that
+is a table (`train.stratum_mix`) is replaced as a whole, except by an override of one of its entries.
 """
 
 import json
@@ -11,13 +11,14 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-from aipo.config.problems import Key, SettingsError, describe_error, field_at, section_of, unknown_key
+from aipo.config.problems import Key, SettingsError, describe_errors, field_at, section_of, unknown_key
 
 Model = TypeVar("Model", bound=BaseModel)
 Table = dict[str, Any]
@@ -88,19 +89,18 @@ class Layers:
         try:
             loaded = model.model_validate_json(text, strict=True)  # strict: "10" is no number, 1 no boolean
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
-                self.problems.append(f"{self._origin(detail['loc'])}: {describe_error(model, detail)}")
+            found = describe_errors(model, error.errors(include_url=False))
+            self.problems += [f"{self._origin(key)}: {problem}" for key, problem in found]
         if self.problems:
             raise SettingsError(self.source, self.problems)
         return loaded
 
     def _origin(self, loc: Key) -> str:
-        """Return the layer to change: the last that set this key, or something inside it."""
-        for assignment in reversed(self.assignments if loc else []):
-            shared = min(len(assignment.key), len(loc))
-            if assignment.key[:shared] == loc[:shared]:
-                return assignment.layer
-        return self.source
+        """Return the layer to change: the last that set this key or a table around it, else one inside it."""
+        latest = self.assignments[::-1]
+        around = (a.layer for a in latest if a.key == loc[: len(a.key)])
+        inside = (a.layer for a in latest if loc and a.key[: len(loc)] == loc)
+        return next(chain(around, inside), self.source)
 
 
 def read_recipe(path: Path) -> Table:
@@ -168,7 +168,8 @@ def _assigned(model: type[BaseModel], key: tuple[str, ...], value: Any) -> Itera
     within: type[BaseModel] | None = model
     for depth, name in enumerate(key):
         if within is None or name not in within.model_fields:
-            yield key, value, within is None and _default_table(model, key[:depth]) is not None
+            holder = field_at(model, key[:depth]) if within is None else None
+            yield key, value, holder is not None and isinstance(holder.default, dict)
             return
         within = section_of(within, name)
     if within is not None and isinstance(value, Mapping):
@@ -177,20 +178,25 @@ def _assigned(model: type[BaseModel], key: tuple[str, ...], value: Any) -> Itera
         yield key, value, True
 
 
-def _default_table(model: type[BaseModel], key: tuple[str, ...]) -> Table | None:
-    """Return the default of a table-valued field; none for every other key."""
-    found = field_at(model, key)
-    return to_jsonable_python(found.default) if found is not None and isinstance(found.default, dict) else None
+def _defaults(model: type[BaseModel]) -> Table:
+    """Return every default as nested tables; a required section is there too, a required value is not."""
+    table: Table = {}
+    for name, info in model.model_fields.items():
+        if not info.is_required():
+            table[name] = to_jsonable_python(info.get_default(call_default_factory=True))
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            table[name] = _defaults(info.annotation)
+    return table
 
 
 def _merge(model: type[BaseModel], assignments: Sequence[Assignment]) -> Table:
-    """Return nested tables in which later assignments win."""
-    merged: Table = {}
+    """Return nested tables, complete, in which later assignments win."""
+    merged = _defaults(model)
     for assignment in assignments:
         *path, name = assignment.key
         table: Any = merged
-        for depth, part in enumerate(path, 1):
-            table = table.setdefault(part, _default_table(model, tuple(path[:depth])) or {})
+        for part in path:
+            table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 break  # a plain value stands where a table must: validation reports it
         else:

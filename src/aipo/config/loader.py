@@ -48,8 +48,8 @@ def diff_settings(a: Section, b: Section) -> list[str]:
     ['train.steps: 200 -> 10']
     """
     old, new = _spelled(a), _spelled(b)
-    keys = dict.fromkeys([*old, *new])
-    return [f"{k}: {old.get(k, '(not set)')} -> {new.get(k, '(not set)')}" for k in keys if old.get(k) != new.get(k)]
+    pairs = {key: (old.get(key, "(not set)"), new.get(key, "(not set)")) for key in [*old, *new]}
+    return [f"{key}: {before} -> {after}" for key, (before, after) in pairs.items() if before != after]
 
 
 def _spelled(settings: Section) -> dict[str, str]:

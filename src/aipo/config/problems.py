@@ -5,6 +5,7 @@ Invariant: one load raises at most one `SettingsError`, and it holds every probl
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -17,6 +18,19 @@ from aipo.config.toml import toml_value
 
 Key = tuple[str | int, ...]
 """A path into settings: names, and positions inside tuples."""
+
+_NOISE = re.compile(r"^(Value error, |Input |String |Tuple )| after validation")
+_CONSTRAINTS = {
+    "model_type": "should be a table",
+    "dict_type": "should be a table",
+    "tuple_type": "should be a list",
+    "string_type": "should be a string, in quotes",
+    "bool_type": "should be true or false",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "path_type": "should be a path, in quotes",
+}
+"""Pydantic's words for wrong types where they speak of Python or JSON instead of TOML."""
 
 
 class SettingsError(ValueError):
@@ -37,8 +51,13 @@ def dotted(key: Key) -> str:
     return ".".join(map(str, key))
 
 
+def _named(key: Key) -> tuple[str, ...]:
+    """Return a key without the positions inside tuples."""
+    return tuple(part for part in key if isinstance(part, str))
+
+
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Return the section behind field `name` (also inside `tuple[...]` or `... | None`); none for plain values."""
+    """Return the section behind a field, also inside `tuple[...]` or `... | None`; none for plain values."""
     field = model.model_fields.get(name)
     return None if field is None else next(_models(field.annotation), None)
 
@@ -62,7 +81,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
     """Return the field a key names; a key into a dict or tuple of plain values names its field."""
     field = None
-    for name in (part for part in key if isinstance(part, str)):
+    for name in _named(key):
         if name not in model.model_fields:
             return field
         field = model.model_fields[name]
@@ -73,33 +92,46 @@ def field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
     return field
 
 
-def nearest_key(model: type[BaseModel], key: Key) -> str | None:
-    """Return the existing key that was most likely meant, or none.
+def nearest_keys(model: type[BaseModel], key: Key) -> list[str]:
+    """Return the existing keys that may have been meant, the likeliest first.
 
-    Looked for in this order: beside it, under the same name in another section, then anywhere.
+    Looked for in this order: beside it, under the same name in other sections, then anywhere.
     """
-    wanted = dotted(tuple(part for part in key if isinstance(part, str)))
+    wanted = dotted(_named(key))
     section, _, name = wanted.rpartition(".")
     known = list(keys_of(model))
-    beside = [k for k in known if k.rpartition(".")[0] == section]
+    beside = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
+    if near := get_close_matches(name, beside, 1):
+        return [f"{section}.{near[0]}".lstrip(".")]
     same_name = [k for k in known if k.rpartition(".")[2] == name]
-    found = get_close_matches(wanted, beside, 1, 0.8) or get_close_matches(wanted, same_name, 1, 0.0)
-    return next(iter(found or get_close_matches(wanted, known, 1, 0.6)), None)
+    typo_in_section = get_close_matches(wanted, same_name, 1, 0.8)
+    return typo_in_section or same_name[:3] or get_close_matches(wanted, known, 1)
 
 
 def unknown_key(model: type[BaseModel], key: Key) -> str:
     """Say that a key does not exist, and which one may have been meant."""
-    near = nearest_key(model, key)
-    hint = f"did you mean `{near}`?" if near else f"there are: {', '.join(model.model_fields)}"
+    near = " or ".join(f"`{k}`" for k in nearest_keys(model, key))
+    hint = f"did you mean {near}?" if near else f"there are: {', '.join(model.model_fields)}"
     return f"`{dotted(key)}`: unknown key; {hint}"
 
 
-def describe_error(model: type[BaseModel], error: ErrorDetails) -> str:
+def describe_errors(model: type[BaseModel], errors: Sequence[ErrorDetails]) -> Iterator[tuple[Key, str]]:
+    """Yield (key, what is wrong) for what pydantic found.
+
+    A list that is called too short only because its items are wrong is left out: the items are there.
+    """
+    inside = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
+    for error in errors:
+        if error["type"] != "too_short" or error["loc"] not in inside:
+            yield error["loc"], _describe_error(model, error)
+
+
+def _describe_error(model: type[BaseModel], error: ErrorDetails) -> str:
     """Say what pydantic found: the key, the value, the constraint and a line that would be accepted."""
-    key: Key = error["loc"]
+    key: Key = tuple(part for part in error["loc"] if part != "[key]")
     if error["type"] == "extra_forbidden":
         return unknown_key(model, key)
-    constraint = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    constraint = _CONSTRAINTS.get(error["type"]) or _NOISE.sub("", error["msg"])
     if error["type"] == "value_error":
         return f"`{dotted(key)}`: {constraint}"
     field = field_at(model, key)
@@ -114,8 +146,10 @@ def _fix(key: Key, field: FieldInfo | None) -> str:
     """Return an assignment that would be accepted: the default."""
     if field is None or field.default in (PydanticUndefined, None) or isinstance(field.default, BaseModel):
         return ""
-    name = dotted(tuple(part for part in key if isinstance(part, str)))
+    *path, name = _named(key)
     default = to_jsonable_python(field.default)
-    if isinstance(default, Mapping) and name.rpartition(".")[2] in default:
-        default = default[name.rpartition(".")[2]]
-    return f"; the default is `{name} = {toml_value(default)}`"
+    if isinstance(default, Mapping) and path and name not in default:
+        name = path.pop()  # an entry that the default does not have: show the whole table
+    elif isinstance(default, Mapping) and path:
+        default = default[name]
+    return f"; the default is `{dotted((*path, name))} = {toml_value(default)}`"

@@ -22,20 +22,23 @@ _HEAD = """# Settings
 
 <!-- Written by scripts/settings_reference.py from src/aipo/config; do not edit. -->
 
-A recipe is a TOML file with these tables; a field that it does not set keeps its default. `base = "other.toml"`
-on top of a recipe builds on another one. On the command line a field is written `section.field=value`.
+A recipe is a TOML file with these tables; a field that it does not set keeps its default.
+`base = "other.toml"` at the top of a recipe builds on another one, found relative to it. On the command line
+a field is written `section.field=value`; the value is TOML, and a bare word is a string.
 """
 
-_COMPARE_HEAD = """
-# The recipe of a comparison
+_COMPARE_HEAD = """# The recipe of a comparison
 
-Read by `aipo compare`. Overrides that begin with `compare.` change the comparison, all others change every method.
+Read by `aipo compare`. Overrides that begin with `compare.` change the comparison, all others change every
+method.
 """
 
 
 def describe() -> str:
     """Return the Markdown reference of every setting: name, type, default, description."""
-    return "\n".join([_HEAD, *_sections(Settings), _COMPARE_HEAD, *_sections(ComparisonRecipe)])
+    return (
+        "\n".join([_HEAD, *_sections(Settings), _COMPARE_HEAD, *_sections(ComparisonRecipe)]).rstrip() + "\n"
+    )
 
 
 def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -67,7 +70,9 @@ def _type(info: FieldInfo) -> str:
     ('"a" or "b"', 'table')
     """
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = [f"{signs[n]} {v:g}" for m in info.metadata for n in signs if (v := getattr(m, n, None)) is not None]
+    bounds = [
+        f"{signs[n]} {v:g}" for m in info.metadata for n in signs if (v := getattr(m, n, None)) is not None
+    ]
     return " ".join([_type_name(info.annotation), ", ".join(bounds)]).strip()
 
 
@@ -76,7 +81,7 @@ def _type_name(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(map(toml_value, arguments))
     if origin in (Union, UnionType):
-        return " or ".join("none" if a is type(None) else _type_name(a) for a in arguments)
+        return " or ".join(_type_name(a) for a in arguments if a is not type(None))
     if origin is tuple:
         return f"list of {_type_name(arguments[0])}"
     if origin is dict:

@@ -24,13 +24,17 @@ class RunSettings(Section):
     output: Path = Field(Path("runs/run"), description="Folder of the run: checkpoints, records, policy.")
     seed: int = Field(0, ge=0, description="Root of every seed path (run, step, problem, rollout).")
     device: str = Field("cpu", description="`cpu`, `cuda` or `mps`.")
-    threads: int = Field(1, ge=1, description="CPU threads of this process; 1 is fastest when two runs share two cores.")
+    threads: int = Field(
+        1, ge=1, description="CPU threads of this process; 1 is fastest when two runs share two cores."
+    )
 
 
 class PolicySettings(Section):
     """The policy: any Hugging Face causal LM."""
 
-    model: str = Field("", description="Folder or hub id of a causal LM with a tokenizer and a chat template.")
+    model: str = Field(
+        "", description="Folder or hub id of a causal LM with a tokenizer and a chat template."
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"
 
@@ -38,15 +42,21 @@ class PolicySettings(Section):
 class TaskSettings(Section):
     """Which problems, and how answers are matched."""
 
-    name: Literal["leg_counting", "jsonl"] = "leg_counting"
+    name: Literal["leg_counting", "jsonl"] = Field(
+        "leg_counting", description="`jsonl`: problems of your own, one JSON object a line."
+    )
     train_file: Path | None = Field(None, description="jsonl: problems to train on, one JSON object a line.")
     validation_file: Path | None = Field(None, description="jsonl: held-out problems to choose settings on.")
     test_file: Path | None = Field(None, description="jsonl: held-out problems to report on.")
     problem_field: str = Field("problem", description="jsonl: the column with the problem's text.")
     answer_field: str = Field("answer", description="jsonl: the column with the gold answer.")
-    answer_after: str = Field("", description="jsonl: the gold is what stands after the last of these marks (GSM8K: '####').")
+    answer_after: str = Field(
+        "", description="jsonl: the gold is what stands after the last of these marks (GSM8K: '####')."
+    )
     match: Literal["exact", "math"] = Field("math", description="jsonl: normalised text, or math-verify.")
-    grade_timeout_s: float = Field(2.0, gt=0, description="Deadline of one symbolic comparison; passing it is UNGRADED.")
+    grade_timeout_s: float = Field(
+        2.0, gt=0, description="Deadline of one symbolic comparison; passing it is UNGRADED."
+    )
     grade_workers: int = Field(1, ge=1, description="Killable grader processes.")
 
     @model_validator(mode="after")
@@ -59,10 +69,14 @@ class TaskSettings(Section):
 class AgentSettings(Section):
     """The agents: who they are and how they may fail."""
 
-    enabled: tuple[AgentName, ...] = Field(tuple(AgentName), description="Agents offered to the policy; [] is plain RLVR.")
+    enabled: tuple[AgentName, ...] = Field(
+        tuple(AgentName), description="Agents offered to the policy; [] is plain RLVR."
+    )
     backend: Literal["oracle"] = Field("oracle", description="`oracle`: scripted by the task itself.")
     error_rate: float = Field(0.0, ge=0, le=1, description="oracle: share of replies that are wrong.")
-    failure_rate: float = Field(0.0, ge=0, le=1, description="oracle: share of consultations that raise an error.")
+    failure_rate: float = Field(
+        0.0, ge=0, le=1, description="oracle: share of consultations that raise an error."
+    )
     latency_s: float = Field(0.0, ge=0, description="oracle: seconds before a reply.")
     timeout_s: float = Field(30.0, gt=0, description="Deadline of one consultation; passing it is TIMEOUT.")
 
@@ -71,22 +85,32 @@ class ConsultSettings(Section):
     """The protocol: tags, limits and the two prompts."""
 
     max_consultations: int = Field(3, ge=0, description="Per rollout; one more is refused with a notice.")
-    max_feedback_tokens: int = Field(256, ge=1, description="Per reply, tags excluded; longer replies are cut.")
+    max_feedback_tokens: int = Field(
+        256, ge=1, description="Per reply, tags excluded; longer replies are cut."
+    )
     tags: dict[AgentName, str] = Field(
         {AgentName.VERIFY: "verify", AgentName.KNOWLEDGE: "knowledge", AgentName.REASONING: "reasoning"},
         description="Tag names, without angle brackets.",
     )
     feedback_tag: str = "feedback"
-    consulting_prompt: str | None = Field(None, description="System prompt that offers the agents; none: the packaged text.")
-    solo_prompt: str | None = Field(None, description="System prompt without agents; none: the packaged text; '': no system message.")
+    consulting_prompt: str | None = Field(
+        None, description="System prompt that offers the agents; none: the packaged text."
+    )
+    solo_prompt: str | None = Field(
+        None, description="System prompt without agents; none: the packaged text; '': no system message."
+    )
 
 
 class RolloutSettings(Section):
     """Groups, lengths and sampling."""
 
-    rollouts_per_prompt: int = Field(8, ge=1)
+    rollouts_per_prompt: int = Field(8, ge=0)
     solo_fraction: float = Field(0.5, ge=0, le=1, description="Share of each group that may not consult.")
-    experts_per_prompt: int = Field(0, ge=0, description="Expert trajectories added to each group (LUFFY: 1 in 8; SFT: 1 and no rollouts).")
+    experts_per_prompt: int = Field(
+        0,
+        ge=0,
+        description="Expert trajectories added to each group (LUFFY: 1 in 8; SFT: 1 and no rollouts).",
+    )
     max_prompt_tokens: int = Field(4096, ge=1)
     max_response_tokens: int = Field(16384, ge=1, description="Policy, feedback and notices together.")
     temperature: float = Field(1.0, gt=0)
@@ -98,21 +122,33 @@ class AlgorithmSettings(Section):
 
     clip_low: float = Field(0.2, ge=0, lt=1)
     clip_high: float = Field(0.28, ge=0, description="DAPO's clip-higher; equal to clip_low for GRPO.")
-    aggregation: Literal["token_mean", "sequence_mean"] = Field("token_mean", description="DAPO's token mean, or GRPO's mean of sequence means.")
-    normalise_std: bool = Field(True, description="GRPO: divide advantages by the group's standard deviation.")
-    split_baselines: bool = Field(True, description="POLICY tokens take the advantage within their own condition.")
-    coefficient: Literal["masked", "ratio", "unit", "shaped", "attenuated", "stopgrad", "floored", "likelihood"] = "floored"
+    aggregation: Literal["token_mean", "sequence_mean"] = Field(
+        "token_mean", description="DAPO's token mean, or GRPO's mean of sequence means."
+    )
+    normalise_std: bool = Field(
+        True, description="GRPO: divide advantages by the group's standard deviation."
+    )
+    split_baselines: bool = Field(
+        True, description="POLICY tokens take the advantage within their own condition."
+    )
+    coefficient: Literal[
+        "masked", "ratio", "unit", "shaped", "attenuated", "stopgrad", "floored", "likelihood"
+    ] = "floored"
     floor: float = Field(0.1, gt=0, le=1, description="d of `floored` and `attenuated`, c_min of `stopgrad`.")
     shape: float = Field(0.1, gt=0, description="g of `shaped`.")
     feedback_weight: float = Field(1.0, ge=0, description="lambda.")
     feedback_advantage: Literal["signed", "positive", "over_solo"] = "over_solo"
-    stripped_copies: bool = Field(True, description="Learn from consult-stripped copies of successful consulting rollouts.")
+    stripped_copies: bool = Field(
+        True, description="Learn from consult-stripped copies of successful consulting rollouts."
+    )
 
 
 class TrainSettings(Section):
     """The optimiser and the loop."""
 
-    steps: int = Field(200, ge=1, description="Policy updates in the sense of method.md: one batch of groups each.")
+    steps: int = Field(
+        200, ge=1, description="Policy updates in the sense of method.md: one batch of groups each."
+    )
     prompts_per_step: int = Field(24, ge=1)
     minibatches_per_step: int = Field(4, ge=1, description="Optimiser steps per batch of groups.")
     microbatch_tokens: int = Field(16384, ge=1, description="Padded tokens per forward pass.")
@@ -120,10 +156,14 @@ class TrainSettings(Section):
     warmup_steps: int = Field(20, ge=0, description="Linear warm-up, in steps.")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    stratum_mix: dict[str, float] = Field({}, description="Share of each stratum in a batch; {}: as in the data.")
+    stratum_mix: dict[str, float] = Field(
+        {}, description="Share of each stratum in a batch; {}: as in the data."
+    )
     checkpoint_every_steps: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
-    max_ungraded_share: float = Field(0.05, ge=0, le=1, description="Above this share of UNGRADED rollouts in a step the run stops.")
+    max_ungraded_share: float = Field(
+        0.05, ge=0, le=1, description="Above this share of UNGRADED rollouts in a step the run stops."
+    )
     record_rollouts_every_steps: int = Field(1, ge=1, description="Write whole rollouts of every n-th step.")
 
 
@@ -136,6 +176,9 @@ class EvaluateSettings(Section):
     modes: tuple[Literal["unanswered", "banned", "agents"], ...] = ("unanswered", "banned")
     pass_at: tuple[int, ...] = (1, 8, 64)
     temperature: float = Field(1.0, gt=0)
+    seed: int = Field(0, ge=0, description="Seed of the samples; the same for all methods that are compared.")
+    at_steps: tuple[int, ...] = Field((), description="`aipo train` evaluates after these steps.")
+    curve_samples_per_problem: int = Field(16, ge=1, description="Samples at those steps but the last.")
 
 
 class WarmstartSettings(Section):

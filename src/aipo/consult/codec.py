@@ -1,7 +1,7 @@
 """Protocol text to token ids and back: the only place where tags, notices and feedback become ids.
 
 Owns the ids of the protocol under one tokenizer. Must not know rollouts, engines, agents or limits.
-Invariant: between the feedback tags of a block stand no id of a special token and no text of a control string.
+Invariant: between the feedback tags of a block stand no special token's id and no control string's text.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ENCODING_PASSES = 3
-"""A normaliser may turn harmless text into a tag once (`<VERIFY>` where case is folded); more is a broken tokenizer."""
+"""A normaliser may make a tag of harmless text (`<VERIFY>` where case is folded), but only once."""
 
 
 class CodecError(ValueError):
@@ -34,8 +34,8 @@ class FeedbackBlock:
 class TagCodec:
     """Encodes and decodes the protocol for one tokenizer.
 
-    Raises `CodecError` when a tag does not survive encoding and decoding, or when a notice holds words that the
-    vocabulary lacks.
+    Raises `CodecError` when a tag does not survive encoding and decoding, or when the vocabulary lacks a word
+    of a notice.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", protocol: Protocol) -> None:
@@ -53,8 +53,8 @@ class TagCodec:
     def feedback(self, reply: str, max_tokens: int) -> FeedbackBlock:
         """Return the block for an agent's reply, its content cut to `max_tokens`.
 
-        Forged tags and special tokens are made inert; characters that the vocabulary lacks are left out, so the
-        content may be empty. A cut never ends inside a character. Raises `ValueError` for max_tokens < 0.
+        Forged tags and special tokens are made inert; what the vocabulary lacks is left out, so the content
+        may be empty. A cut never ends inside a character. Raises `ValueError` for max_tokens < 0.
         """
         if max_tokens < 0:
             raise ValueError(f"max_tokens = {max_tokens} is negative; make it at least 0")
@@ -87,7 +87,7 @@ class TagCodec:
             raise ValueError(f"char = {char} is outside a text of {len(text)} characters")
 
         def boundary(count: int) -> tuple[int, int]:
-            """The last prefix of at most `count` tokens that splits no character: its tokens and its characters."""
+            """Tokens and characters of the last prefix of at most `count` tokens that splits no character."""
             while not text.startswith(prefix := self.text(ids[:count])):
                 count -= 1
             return count, len(prefix)
@@ -129,9 +129,9 @@ class TagCodec:
         ids = self._encode(tag)
         if self.text(ids).strip() != tag:
             raise CodecError(
-                f"tag {tag} comes back from the tokenizer as {self.text(ids)!r}; add it as a special token with "
-                f"tokenizer.add_special_tokens({{'additional_special_tokens': [{tag!r}]}}) or choose another tag "
-                "under consult.tags (consult.feedback_tag)"
+                f"tag {tag} comes back from the tokenizer as {self.text(ids)!r}; add it as a special token "
+                f"with tokenizer.add_special_tokens({{'additional_special_tokens': [{tag!r}]}}) or choose "
+                "another tag under consult.tags (consult.feedback_tag)"
             )
         return tuple(ids)
 

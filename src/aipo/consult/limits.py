@@ -12,9 +12,9 @@ _LEAST_OVERHEAD_TOKENS = 5
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits per rollout. Raises `ValueError`, naming field, value and fix, for limits that do not fit together.
+    """Limits per rollout. Raises `ValueError`, naming field, value and fix, for limits that do not fit.
 
-    The rule knows no tokenizer, so it is the least that any needs; `TagCodec.request_room` has the exact size of a block.
+    The rule knows no tokenizer: it is the least that any needs. `TagCodec.request_room` is exact.
 
     >>> Limits(max_consultations=3, max_feedback_tokens=256, max_response_tokens=200)
     Traceback (most recent call last):
@@ -40,6 +40,7 @@ make it at least 261 or lower consult.max_feedback_tokens = 256
         least = self.max_feedback_tokens + _LEAST_OVERHEAD_TOKENS
         if self.max_consultations and self.max_response_tokens < least:
             raise ValueError(
-                f"rollout.max_response_tokens = {self.max_response_tokens} has no room for one consultation and an "
-                f"answer; make it at least {least} or lower consult.max_feedback_tokens = {self.max_feedback_tokens}"
+                f"rollout.max_response_tokens = {self.max_response_tokens} has no room for one consultation "
+                f"and an answer; make it at least {least} or lower "
+                f"consult.max_feedback_tokens = {self.max_feedback_tokens}"
             )

@@ -1,8 +1,8 @@
 """The two system prompts, and the ids of a problem under one of them.
 
-Owns the packaged texts in `prompts/`; their version stands in each file's first line, which no model reads, and
+Owns the packaged texts in `prompts/`. Their version stands in each file's first line, which no model reads;
 `prompt_hash` identifies the exact text. Must not know rollouts or how a request is parsed.
-Invariant: a solo prompt holds no tag, and a problem's text holds no control string by the time it becomes ids.
+Invariant: a solo prompt holds no tag, and a problem's text holds no forbidden string when it becomes ids.
 The words are this project's own [ours].
 """
 
@@ -24,9 +24,9 @@ class PromptError(ValueError):
 
 
 def system_prompt(condition: Condition, protocol: Protocol, override: str | None) -> str:
-    """Return the system prompt of a condition; an override is taken word for word, '' means no system message.
+    """Return a condition's system prompt; an override is taken word for word, '' means no system message.
 
-    Without enabled agents there is nothing to offer, and both conditions get the solo text. Raises `PromptError`
+    Without enabled agents there is nothing to offer: both conditions get the solo text. Raises `PromptError`
     for a solo override that holds a tag.
     """
     if override is None:
@@ -34,7 +34,7 @@ def system_prompt(condition: Condition, protocol: Protocol, override: str | None
         return _consulting(protocol) if offers else _packaged("solo")
     tag = next((tag for tag in protocol.control_strings if tag in override), None)
     if condition is Condition.SOLO and tag:
-        raise PromptError(f"consult.solo_prompt holds {tag}; a solo prompt offers no agents: take the tag out")
+        raise PromptError(f"consult.solo_prompt holds {tag}; a solo prompt offers no agents, take it out")
     return override
 
 
@@ -46,15 +46,15 @@ def prompt_hash(text: str) -> str:
 def chat_prompt_ids(
     tokenizer: "PreTrainedTokenizerBase", system: str, problem: str, forbidden: Iterable[str]
 ) -> list[int]:
-    """Return the prompt's ids up to where the assistant's turn begins; in `problem`, `forbidden` is made inert.
+    """Return the prompt's ids up to the assistant's turn; what is forbidden in `problem` is made inert.
 
-    With system = '' there is no system message; some chat templates then add their own. Raises `PromptError` for
-    a tokenizer without a chat template.
+    With system = '' there is no system message; some chat templates then add their own. Raises `PromptError`
+    for a tokenizer without a chat template.
     """
     if not tokenizer.chat_template:
         raise PromptError(
-            f"the tokenizer of {tokenizer.name_or_path or 'policy.model'!r} has no chat template; set policy.model to "
-            "an instruct model, or set tokenizer.chat_template and save the tokenizer beside the model"
+            f"the tokenizer of {tokenizer.name_or_path or 'policy.model'!r} has no chat template; set "
+            "policy.model to an instruct model, or set tokenizer.chat_template and save the tokenizer"
         )
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": neutralise(problem, forbidden)})

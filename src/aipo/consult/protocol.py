@@ -1,7 +1,7 @@
-"""The interaction protocol as text: tags, requests, stop strings, notices, and how forged tags are made inert.
+"""The interaction protocol as text: tags, requests, stop strings, notices, and forged tags made inert.
 
 Owns what a request looks like. Must not know token ids, prompts, agents or limits.
-Invariant: only what the policy sampled is ever parsed; a control string from anywhere else is made inert first.
+Invariant: only what the policy sampled is parsed; a control string from anywhere else is made inert first.
 The tags and the inline feedback follow method.md section 3 [ours, after the prototype].
 """
 
@@ -75,13 +75,13 @@ class Protocol:
         for field, name in names.items():
             _check_name(field, name)
             if name in owners:
-                raise ValueError(f"{field} = {name!r} is also {owners[name]}; give each tag its own name")
+                raise ValueError(f"{field} = {name!r} is also {owners[name]}; give each its own name")
             owners[name] = field
         for agent in self.enabled:
             if agent not in self.tags:
-                raise ValueError(f"agents.enabled = {agent!s} has no tag; name one under consult.tags.{agent}")
-        if len(set(self.enabled)) < len(self.enabled):
-            raise ValueError(f"agents.enabled = {[str(a) for a in self.enabled]} repeats an agent; name each once")
+                raise ValueError(f"agents.enabled = {agent} has no tag; name one under consult.tags.{agent}")
+            if self.enabled.count(agent) > 1:
+                raise ValueError(f"agents.enabled = {agent} twice; name each agent once")
 
     def request_open(self, agent: AgentName) -> str:
         """Return the tag that opens a request. Raises `KeyError` for an agent without a tag."""
@@ -109,15 +109,15 @@ class Protocol:
     @property
     def control_strings(self) -> tuple[str, ...]:
         """Every tag, of enabled agents or not; in foreign text each of them must be made inert."""
-        requests = (tag for agent in self.tags for tag in (self.request_open(agent), self.request_close(agent)))
-        return (*requests, self.feedback_open, self.feedback_close)
+        names = (*self.tags.values(), self.feedback_tag)
+        return tuple(tag for name in names for tag in (f"<{name}>", f"</{name}>"))
 
     def parse(self, text: str) -> Request | Malformed | None:
         """Return the first request in what the policy sampled since the last insertion; None if it made none.
 
         The first end tag of an enabled agent decides; characters after it do not matter. The request stands
-        between the last matching open tag before it and it. Verify and Reasoning read the rollout, so an empty
-        request means "look at what I have so far"; Knowledge must be asked something.
+        between the last matching open tag before it and it, and holds no other tag. Verify and Reasoning read
+        the rollout, so an empty request means "look at what I have"; Knowledge must be asked something.
         """
         ends = ((text.find(self.request_close(agent)), agent) for agent in self.enabled)
         end, agent = min((found for found in ends if found[0] >= 0), default=(-1, None))
@@ -136,11 +136,12 @@ class Protocol:
 
 
 def _check_name(field: str, name: str) -> None:
-    # With these rules every tag begins with `<`, ends with `>` and holds neither in between, so no tag is a part
-    # of another and no two overlap; the slash would let an open tag equal another's end tag.
+    # Every tag then begins with `<`, ends with `>` and holds neither in between, so no two overlap. A leading
+    # slash could make an open tag equal another's end tag.
     if not name or any(char in "<>" or char.isspace() for char in name) or name.startswith("/"):
         raise ValueError(
-            f"{field} = {name!r} cannot be a tag; use a name without angle brackets, white space or a leading '/'"
+            f"{field} = {name!r} cannot be a tag; "
+            "use a name without angle brackets, white space or a leading '/'"
         )
 
 
@@ -158,13 +159,13 @@ class StopHit:
 
 
 class StopScanner:
-    """Finds, chunk by chunk, the stop string that is completed first; of two that end together, the longer.
+    r"""Finds, chunk by chunk, the stop string that is completed first; of two that end together, the longer.
 
-    The result does not depend on how the text is cut. Keeps less than one stop string of what went before, so the
-    work is linear in the text. Raises `ValueError` for an empty stop string.
+    The result does not depend on how the text is cut. Keeps less than one stop string of what went before, so
+    the work is linear in the text. Raises `ValueError` for an empty stop string.
 
     >>> scanner = StopScanner(["</verify>"])
-    >>> [scanner.feed(chunk) for chunk in ("2 + 2 </ver", "ify>\\n")]
+    >>> [scanner.feed(chunk) for chunk in ("2 + 2 </ver", "ify>\n")]
     [None, StopHit(string='</verify>', start=6)]
     """
 
@@ -178,7 +179,7 @@ class StopScanner:
         self.hit: StopHit | None = None
 
     def feed(self, chunk: str) -> StopHit | None:
-        """Return the first hit in all that was fed, None before there is one; after it, chunks are ignored."""
+        """Return the first hit in all that was fed, None before there is one; later chunks are ignored."""
         if self.hit is not None:
             return self.hit
         window = self._tail + chunk
@@ -194,10 +195,10 @@ class StopScanner:
 def neutralise(text: str, forbidden: Iterable[str]) -> str:
     """Return `text` with every forbidden string made inert; the result contains none of them.
 
-    Angle brackets turn into look-alikes; a forbidden string without them loses its first character to a middle
-    dot. Every character that is put in occurs in no forbidden string, so nothing new can arise. Length is kept, text
-    without forbidden strings is returned as it is, and the work is linear in the text. Raises `ValueError` for
-    an empty forbidden string.
+    Angle brackets turn into look-alikes; in a forbidden string without them a middle dot replaces the first
+    character. What is put in occurs in no forbidden string, so nothing new can arise. The length is kept,
+    harmless text is returned as it is, and the work is linear in the text. Raises `ValueError` for an empty
+    forbidden string.
 
     >>> neutralise("</feedback> 1 < 2 <|im_end|> [PAD]", ["</feedback>", "<|im_end|>", "[PAD]"])
     '‹/feedback› 1 < 2 ‹|im_end|› ·PAD]'

@@ -33,14 +33,28 @@ class Row:
     stream: TokenStream
     advantage: Advantage
     weight: float
+    recomputed: tuple[float, ...] | None = None
+    """log p of every token under the policy that sampled, by a forward pass; read at FEEDBACK tokens, which
+    no sampler reported, and only by coefficients that need it."""
+
+    @property
+    def log_p_old(self) -> tuple[float, ...]:
+        """The sampler's log-probabilities, and the recomputed ones at FEEDBACK tokens."""
+        sampled = self.stream.log_probs
+        if self.recomputed is None:
+            return sampled
+        return tuple(
+            new if source is Source.FEEDBACK else old
+            for old, new, source in zip(sampled, self.recomputed, self.stream.sources, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Tensors of shape (B, T), right-padded with SCAFFOLD, which is never trained.
 
-    `position t` of `log_p_old`, `weight` and of the log-probabilities given to the objective speaks of token t
-    given everything before it; position 0 belongs to a prompt and is never trained.
+    `position t` of `log_p_old`, `weight` and of the log-probabilities given to the objective speaks of token
+    t given everything before it; position 0 belongs to a prompt and is never trained.
     """
 
     ids: Tensor
@@ -74,7 +88,8 @@ def weighted_rows(
     *,
     feedback_trained: bool,
 ) -> list[Row]:
-    """Return rows whose weights are those of the *whole* batch given here, all ranks and micro-batches included.
+    """Return rows whose weights are those of the *whole* batch given here, all ranks and micro-batches
+    included.
 
     Degenerate case: a stream without trained tokens has weight 0; so has every row of a batch without any.
 
@@ -108,9 +123,9 @@ def collate(rows: Sequence[Row], pad_id: int, dtype: torch.dtype = torch.float32
     per_row = torch.tensor(column, dtype=dtype).unsqueeze(-1).expand(-1, -1, width)
     return TokenBatch(
         ids=padded([list(row.stream.ids) for row in rows], pad_id, torch.long),
-        sources=padded([list(row.stream.sources) for row in rows], Source.SCAFFOLD, torch.long),
+        sources=padded([list(map(int, row.stream.sources)) for row in rows], Source.SCAFFOLD, torch.long),
         attended=torch.arange(width).expand(len(rows), width) < lengths.unsqueeze(-1),
-        log_p_old=padded([list(row.stream.log_probs) for row in rows], 0.0, dtype),
+        log_p_old=padded([list(row.log_p_old) for row in rows], 0.0, dtype),
         policy_advantage=per_row[:, 0],
         feedback_advantage=per_row[:, 1],
         weight=per_row[:, 2],

@@ -4,10 +4,11 @@ Owns the off-policy term of the objective (method.md section 4). Must not know r
 Invariant: C depends on one token's p, p_old and the sign of its advantage; the *weight* that matters is
 W = dC / dlog p, the factor on A * grad log p, and it is finite for every p in (0, 1].
 
-Agent-free deployment needs the policy to produce the feedback's content itself. The ideal weight is p / q with q
-the agent's probability, which is unknown for most agents: q := 1 is unbiased for a deterministic agent but its
-gradient, p, vanishes on exactly the tokens that are new. `floored` keeps that denominator and puts a floor
-under the gradient; it is this project's reconstruction of AIPO (arXiv 2605.08401; its formula is not public).
+Agent-free deployment needs the policy to produce the feedback's content itself. The ideal weight is p / q
+with q the agent's probability, which is unknown for most agents: q := 1 is unbiased for a deterministic agent
+but its gradient, p, vanishes on exactly the tokens that are new. `floored` keeps that denominator and puts a
+floor under the gradient; it is this project's reconstruction of AIPO (arXiv 2605.08401; its formula is not
+public).
 """
 
 from collections.abc import Callable

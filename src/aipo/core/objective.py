@@ -1,6 +1,7 @@
 """The objective J of method.md section 4, from per-token log-probabilities to one loss.
 
-    J = sum_t w_t [ POLICY: min(r A, clip(r) A)  +  FEEDBACK: lambda C(p) A_F ],   w_t = 1/N for the token mean
+    J = sum_t w_t [ POLICY: min(r A, clip(r) A)  +  FEEDBACK: lambda C(p) A_F ],   w_t = 1/N for the token
+    mean
 
 Owns the sum over sources. Must not know models, optimisers or how the batch was cut.
 Invariant: without a FEEDBACK token the loss equals the base algorithm's to the last bit; a token that is not

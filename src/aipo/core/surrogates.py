@@ -29,7 +29,8 @@ class Clip:
 def clipped_surrogate(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
     """Return min(r A, clip(r) A) for each token, to be maximised; r = p / p_old (arXiv 1707.06347 eq. 7).
 
-    Arguments are (B, T) or broadcast to it. Degenerate cases: A = 0 gives 0 and no gradient; p = p_old gives A.
+    Arguments are (B, T) or broadcast to it. Degenerate cases: A = 0 gives 0 and no gradient; p = p_old gives
+    A.
     """
     ratio = torch.exp(log_p - log_p_old)
     return torch.minimum(ratio * advantage, clip(ratio) * advantage)

@@ -100,11 +100,12 @@ class TokenStream:
 def stripped_copy(
     stream: TokenStream, dropped: Iterable[tuple[int, int]], solo_prompt_ids: Sequence[int]
 ) -> TokenStream:
-    """Return a consult-stripped copy: what the policy would have written had it known [ours, method.md section 4].
+    """Return a consult-stripped copy: what the policy would have written had it known [ours, method.md
+    section 4].
 
     `dropped` are half-open spans of token positions in `stream` (requests, tags, notices). What stands
-    outside them and after the prompt is kept, in order, behind the solo prompt; all of it is FEEDBACK, that is,
-    off-policy: the policy sampled none of it in this context.
+    outside them and after the prompt is kept, in order, behind the solo prompt; all of it is FEEDBACK, that
+    is, off-policy: the policy sampled none of it in this context.
 
     Degenerate case: a copy with nothing kept has an empty FEEDBACK segment and trains nothing.
     Does not re-tokenise: a token that holds both text and part of a tag goes with the tag.
@@ -115,9 +116,7 @@ def stripped_copy(
     (9, 2, 5, 7)
     """
     gone = set(chain.from_iterable(range(start, end) for start, end in dropped))
-    kept = tuple(
-        token for i, token in enumerate(stream.ids) if i >= stream.prompt_length and i not in gone
-    )
+    kept = tuple(token for i, token in enumerate(stream.ids) if i >= stream.prompt_length and i not in gone)
     return TokenStream((Segment(Source.PROMPT, tuple(solo_prompt_ids)), Segment(Source.FEEDBACK, kept)))
 
 

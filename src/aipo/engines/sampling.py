@@ -40,8 +40,8 @@ class Drawing(Protocol):
 def draw(logits: Tensor, rows: Sequence[Drawing]) -> tuple[list[int], list[float]]:
     """Return a token and its log-probability for each row of `logits` (n, vocabulary).
 
-    The log-probability is that of the tempered distribution before truncation and bans: what the training forward can
-    recompute. Greedy rows (temperature 0) report it at temperature 1.
+    The log-probability is that of the tempered distribution before truncation and bans: what the training
+    forward can recompute. Greedy rows (temperature 0) report it at temperature 1.
     """
     logits = logits.float()
     temperature = torch.tensor([row.sampling.temperature or 1.0 for row in rows], device=logits.device)

@@ -1,11 +1,11 @@
 """A key-value cache of slots: each row of a batch has its own length, and keeps its place while it waits.
 
-Owns the memory of keys and values, and the attention masks that hide what a row has not written. Must not know
-sampling or scheduling. Invariant: a row attends to exactly its own `length` cached positions and, causally, to the tokens
-being fed.
+Owns the memory of keys and values, and the attention masks that hide what a row has not written. Must not
+know sampling or scheduling. Invariant: a row attends to exactly its own `length` cached positions and,
+causally, to the tokens being fed.
 
-Works for attention layers, grouped-query and sliding-window ones included. Does not work for recurrent layers (Mamba,
-linear attention), whose state cannot be rewound to a position: `SlotCache` refuses such a model.
+Works for attention layers, grouped-query and sliding-window ones included. Does not work for recurrent layers
+(Mamba, linear attention), whose state cannot be rewound to a position: `SlotCache` refuses such a model.
 """
 
 from typing import Any
@@ -38,7 +38,9 @@ class _SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def empty(like: Tensor) -> Tensor:
-            return torch.zeros(*self._shape, like.shape[1], like.shape[3], dtype=like.dtype, device=like.device)
+            return torch.zeros(
+                *self._shape, like.shape[1], like.shape[3], dtype=like.dtype, device=like.device
+            )
 
         self.keys, self.values = empty(key_states), empty(value_states)
         self.is_initialized = True
@@ -77,13 +79,13 @@ class SlotCache:
         layer_types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
         if other := set(layer_types) - _ATTENTION_LAYERS:
             raise ValueError(
-                f"policy.model: layers of type {sorted(other)} keep a recurrent state, which the in-process engine "
-                "cannot pause; use a model with attention layers only"
+                f"policy.model: layers of type {sorted(other)} keep a recurrent state, which the in-process "
+                "engine cannot pause; use a model with attention layers only"
             )
         self.capacity = capacity
         self._window = _Window()
         self._layers = [_SlotLayer(self._window, slots, capacity) for _ in layer_types]
-        self.cache = Cache(layers=self._layers)
+        self.cache = Cache(layers=list(self._layers))
         self._layer_types = set(layer_types)
         self._sliding_window: int | None = getattr(text, "sliding_window", None)
         if self._sliding_window is not None and not getattr(text, "use_sliding_window", True):

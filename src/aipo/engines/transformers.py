@@ -3,8 +3,9 @@
 Owns the schedule: which rows are fed or sampled in each forward pass. Must not know agents, tags or tasks.
 Invariant: a row that waits for an agent keeps its cached keys and values, and never stops the others.
 
-Rows that decode occupy the first slots, rows that wait for their next request the ones behind them. Inserted tokens are fed
-one a pass beside the rows that decode, or, when there are many of them, in one pass of their own.
+Rows that decode occupy the first slots, rows that wait for their next request the ones behind them. Inserted
+tokens are fed one a pass beside the rows that decode, or, when there are many of them, in one pass of their
+own.
 """
 
 import asyncio
@@ -48,6 +49,9 @@ class _Row:
         return len(self.ids) - self.cached
 
 
+_Asked = tuple[GenerationRequest, "asyncio.Future[Completion]"]
+
+
 class TransformersEngine:
     """`aipo.engines.base.Engine` around a model that the trainer goes on updating in place."""
 
@@ -61,7 +65,8 @@ class TransformersEngine:
         self._rows: list[_Row] = []
         self._active = 0
         self._index: dict[str, int] = {}
-        self._queue: deque[tuple[GenerationRequest, asyncio.Future[Completion]]] = deque()
+        self._new: deque[_Asked] = deque()
+        self._resumed: deque[_Asked] = deque()
         self._runner: asyncio.Task[None] | None = None
         self._stops = _StopFinder(tokenizer)
         self._end_ids = _end_ids(model, tokenizer)
@@ -73,13 +78,12 @@ class TransformersEngine:
         room = self._cache.capacity - len(request.prefix_ids)
         if not request.prefix_ids or request.max_new_tokens < 1 or room < request.max_new_tokens:
             raise EngineError(
-                f"session {request.session}: {len(request.prefix_ids)} prefix tokens and {request.max_new_tokens} new "
-                f"ones do not fit {self._cache.capacity}"
+                f"session {request.session}: {len(request.prefix_ids)} prefix tokens and "
+                f"{request.max_new_tokens} new ones do not fit {self._cache.capacity}"
             )
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._queue.append((request, future))
-        if self._runner is None or self._runner.done():
-            self._runner = asyncio.get_running_loop().create_task(self._run())
+        (self._resumed if request.session in self._index else self._new).append((request, future))
+        self._wake()
         return await future
 
     async def release(self, session: str) -> None:
@@ -92,10 +96,15 @@ class TransformersEngine:
         self._swap(position, len(self._rows) - 1)
         self._rows.pop()
         del self._index[session]
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         try:
-            while self._queue or self._active:
+            while self._resumed or self._active or (self._new and len(self._rows) < self._slots):
                 self._admit()
                 self._decode()
                 await asyncio.sleep(0)  # lets finished rollouts consult and ask for more
@@ -104,8 +113,10 @@ class TransformersEngine:
 
     def _fail(self, error: Exception) -> None:
         """Answer everyone who waits; a broken forward pass must not become a hang."""
-        futures = [row.future for row in self._rows[: self._active]] + [future for _, future in self._queue]
-        self._queue.clear()
+        asked = [*self._new, *self._resumed]
+        futures = [row.future for row in self._rows[: self._active]] + [future for _, future in asked]
+        self._new.clear()
+        self._resumed.clear()
         self._rows.clear()
         self._index.clear()
         self._active = 0
@@ -113,23 +124,18 @@ class TransformersEngine:
             if future is not None and not future.done():
                 future.set_exception(EngineError(f"the policy's forward pass failed: {error!r}"))
 
-    # -- admission -------------------------------------------------------------------------------------------------
+    # admission
 
     def _admit(self) -> None:
-        waiting: deque[tuple[GenerationRequest, asyncio.Future[Completion]]] = deque()
         first_new = self._active
-        while self._queue:
-            request, future = self._queue.popleft()
-            if future.cancelled():
-                continue
-            if request.session not in self._index:
-                if len(self._rows) >= self._slots:
-                    waiting.append((request, future))
-                    continue
+        while self._resumed:
+            self._activate(*self._resumed.popleft())
+        while self._new and len(self._rows) < self._slots:
+            request, future = self._new.popleft()
+            if not future.cancelled():
                 self._index[request.session] = len(self._rows)
                 self._rows.append(_Row(request.session))
-            self._activate(request, future)
-        self._queue = waiting
+                self._activate(request, future)
         self._prefill(first_new)
 
     def _activate(self, request: GenerationRequest, future: "asyncio.Future[Completion]") -> None:
@@ -184,7 +190,7 @@ class TransformersEngine:
         for length, pairs in by_length.items():
             self._cache.copy([a for a, _ in pairs], [b for _, b in pairs], length)
 
-    # -- decoding --------------------------------------------------------------------------------------------------
+    # decoding
 
     @torch.no_grad()
     def _forward(self, position: int, inputs: list[list[int]]) -> torch.Tensor:
@@ -237,9 +243,7 @@ class TransformersEngine:
             stop = StopReason.END
         elif self._stops.completed(row.ids, row.start, request.stop):
             stop = StopReason.STOP_STRING
-        elif new >= request.max_new_tokens:
-            stop = StopReason.LENGTH
-        elif future.cancelled():
+        elif new >= request.max_new_tokens or future.cancelled():
             stop = StopReason.LENGTH
         else:
             return
@@ -247,7 +251,7 @@ class TransformersEngine:
         if not future.done():
             future.set_result(Completion(tuple(row.ids[row.start :]), tuple(row.log_probs), stop))
 
-    # -- places ----------------------------------------------------------------------------------------------------
+    # places
 
     def _park(self, position: int) -> int:
         """Move an active row behind the active ones; return its new position."""
@@ -284,7 +288,7 @@ class _StopFinder:
         return any(s in text for s in stop)
 
     def _ending_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
-        """Ids whose text contains the last character of a stop string; a superset of those that can end one."""
+        """Ids whose text holds the last character of a stop string: all that can end one, and more."""
         if stop not in self._enders:
             last = {s[-1] for s in stop}
             texts = ((i, self._decode([i])) for i in range(self._vocabulary_size))

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from aipo.core.types import AgentName, Verdict
+from aipo.core.types import AgentName
+from aipo.grading.grade import Grade
+
+__all__ = ["Grade", "Oracle", "Problem", "Split", "Task", "TaskError"]
 
 
 class Split(StrEnum):
@@ -35,14 +38,6 @@ class Problem:
     """A named part of the data that results are reported for, such as `easy` or `hard`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """A verdict and why."""
-
-    verdict: Verdict
-    reason: str
-
-
 class Task(Protocol):
     """Problems and their grading."""
 
@@ -53,7 +48,7 @@ class Task(Protocol):
         ...
 
     async def grade(self, problem: Problem, response: str) -> Grade:
-        """Grade the assistant's whole turn. Never raises for what a response contains."""
+        """Grade what the policy wrote. Never raises for what a response contains."""
         ...
 
 

@@ -3,9 +3,9 @@
 Owns the words, the worked line and the final line. Must not know agents, models or training.
 Invariant: `parse_problem(problem_text(items)) == items`, and `answer(solution(items)) == total(items)`.
 
-A problem lists labelled items, `a 3 dog b 2 spider`. A solution has a line for each item (label, legs of one animal,
-legs of all of them, running sum) and the total. Numbers that are computed are written least significant digit first,
-so that carries move forward; a fact is one word:
+A problem lists labelled items, `a 3 dog b 2 spider`. A solution has a line for each item (label, legs of one
+animal, legs of all of them, running sum) and the total. Numbers that are computed are written least
+significant digit first, so that carries move forward; a fact is one word:
 
     a 4 2 1 2 1 0 ;       3 dogs of 4 legs: 12, so far 012
     b 8 6 1 8 2 0 ;       2 spiders of 8 legs: 16, so far 028
@@ -111,7 +111,11 @@ def answer(response: str) -> int | None:
     """
     words = response.split()[-SUM_DIGITS - 1 :]
     stated = words[1:]
-    if len(stated) < SUM_DIGITS or words[0] != TOTAL or not all(len(w) == 1 and w in "0123456789" for w in stated):
+    if (
+        len(stated) < SUM_DIGITS
+        or words[0] != TOTAL
+        or not all(len(w) == 1 and w in "0123456789" for w in stated)
+    ):
         return None
     return int("".join(reversed(stated)))
 

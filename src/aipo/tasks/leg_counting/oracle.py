@@ -1,8 +1,8 @@
 """The programmatic expert of the CPU task: the words of the three agents, and whole solutions.
 
 Owns what each agent says. Must not know tokens or training.
-Invariant: it sees what an agent sees (problem, rollout, request) and never states the total by itself. The running
-sum of the last line equals the total all the same: a leak that this task has by construction.
+Invariant: it sees what an agent sees (problem, rollout, request) and never states the total by itself. The
+running sum of the last line equals the total all the same: a leak that this task has by construction.
 """
 
 import re
@@ -28,7 +28,8 @@ class LegCountingOracle:
     """`aipo.tasks.base.Oracle`: exact, deterministic."""
 
     def feedback(self, agent: AgentName, problem: str, rollout: str, request: str) -> str:
-        """Return Knowledge's fact, Reasoning's next line or Verify's verdict; '' when there is nothing to say."""
+        """Return Knowledge's fact, Reasoning's next line or Verify's verdict; '' when there is nothing to
+        say."""
         expected = lines(parse_problem(problem))
         if agent is AgentName.KNOWLEDGE:
             return _fact(problem, request)

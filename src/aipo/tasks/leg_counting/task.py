@@ -3,9 +3,9 @@
 Owns the easy / hard split and the disjoint train / validation / test parts. Must not know agents or training.
 Invariant: no two splits share a question, whatever the order of its items.
 
-easy: no animal that the warm start has not taught. hard: at least two such animals, whose legs have to be learnt.
-Problems with exactly one are left out. Simplification: the 18 unknown animals occur in train and test alike, so hard
-test problems ask for new compositions of facts that can be learnt, not for facts never seen.
+easy: no animal that the warm start has not taught. hard: at least two such animals, whose legs have to be
+learnt. Problems with exactly one are left out. Simplification: the 18 unknown animals occur in train and test
+alike, so hard test problems ask for new compositions of facts that can be learnt, not for facts never seen.
 """
 
 from collections.abc import Sequence
@@ -44,6 +44,7 @@ class LegCountingTask:
         return Grade(Verdict.CORRECT, "equal") if right else Grade(Verdict.INCORRECT, "different")
 
 
+@cache
 def held_out_questions() -> frozenset[Question]:
     """Return the questions that neither training nor the warm start may contain."""
     return _questions()[Split.TEST] | _questions()[Split.VALIDATION]

@@ -1,0 +1,5 @@
+"""`python -m aipo` is `aipo`."""
+
+from aipo.cli.main import app
+
+app()

@@ -1,0 +1,64 @@
+"""Scripted agents: a task's oracle behind the agent interface, made as unreliable as a rehearsal needs.
+
+Owns noise, delay and failure. Must not know which task the oracle belongs to.
+Invariant: what goes wrong depends on the query's seed only, so a rehearsal can be repeated.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from aipo.agents.base import AgentError, AgentQuery, AgentReply
+from aipo.core.types import AgentName
+
+Feedback = Callable[[AgentName, str, str, str], str]
+"""(agent, problem, rollout, request) -> words, as `aipo.tasks.base.Oracle.feedback`."""
+
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreliability:
+    """How a scripted agent misbehaves; the default does not."""
+
+    error_rate: float = 0.0
+    """Share of replies that are wrong: one of their numbers is replaced by another."""
+    failure_rate: float = 0.0
+    """Share of consultations that raise `AgentError`."""
+    latency_s: float = 0.0
+    """Seconds before a reply or a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedAgent:
+    """`aipo.agents.base.Agent` that asks an oracle."""
+
+    name: AgentName
+    oracle: Feedback
+    unreliability: Unreliability = Unreliability()
+
+    async def answer(self, query: AgentQuery) -> AgentReply:
+        """Return the oracle's words, wrong ones now and then. Raises `AgentError` at the rate asked for."""
+        rng = Random(query.seed)
+        if self.unreliability.latency_s:
+            await asyncio.sleep(self.unreliability.latency_s)
+        if rng.random() < self.unreliability.failure_rate:
+            raise AgentError(f"{self.name}: scripted failure")
+        text = self.oracle(self.name, query.problem, query.rollout, query.request)
+        if rng.random() < self.unreliability.error_rate:
+            text = _with_wrong_number(text, rng)
+        return AgentReply(text)
+
+
+def _with_wrong_number(text: str, rng: Random) -> str:
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        return text
+    found = rng.choice(numbers)
+    width = len(found.group())
+    wrong = rng.choice(
+        [n for n in range(10 ** (width - 1) if width > 1 else 0, 10**width) if str(n) != found.group()]
+    )
+    return text[: found.start()] + str(wrong) + text[found.end() :]

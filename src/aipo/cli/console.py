@@ -1,0 +1,88 @@
+"""What a user sees: one console, one way to report errors, one way to show progress.
+
+Owns output to the terminal. Must not compute.
+Invariant: an error that the user can mend is one message without a traceback, and exit code 2; a run that
+stops on purpose exits with 3.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from aipo.train.loop import Progress, StopRunError
+from aipo.train.update import NonFiniteError
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 130
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn errors of the user's making into one message and an exit code."""
+    try:
+        yield
+    except ValueError as error:
+        errors.print(f"error: {error}", style="bold red", markup=False)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    except (StopRunError, NonFiniteError) as error:
+        errors.print(f"stopped: {error}", style="bold red", markup=False)
+        raise typer.Exit(EXIT_STOPPED) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command goes on from the last checkpoint", style="yellow")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people.
+
+    >>> duration(42), duration(130), duration(7260)
+    ('42 s', '2 min 10 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class StepLines:
+    """Prints a line for a step now and then: the numbers that matter and the time that remains."""
+
+    def __init__(self, every_s: float = 5.0) -> None:
+        self._every_s, self._last = every_s, -1e9
+
+    def __call__(self, progress: Progress) -> None:
+        """Print the step if the last line is old enough; always the last step."""
+        now = time.monotonic()
+        last_step = progress.step == progress.steps
+        if now - self._last < self._every_s and not last_step:
+            return
+        self._last = now
+        remaining = progress.elapsed_s / progress.steps_done_now * (progress.steps - progress.step)
+        console.print(
+            f"step {progress.step}/{progress.steps}  {_numbers(progress.metrics)}  "
+            f"remaining {duration(remaining)}",
+            markup=False,
+        )
+        sys.stdout.flush()
+
+
+_SHOWN = {
+    "reward_solo": "reward solo",
+    "reward_consulting": "consulting",
+    "consultations_per_rollout": "consultations",
+    "credited_feedback_prob": "p(feedback)",
+    "entropy": "entropy",
+    "grad_norm": "grad norm",
+}
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{label} {metrics[name]:.3g}" for name, label in _SHOWN.items() if name in metrics)

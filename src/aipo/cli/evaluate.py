@@ -1,0 +1,69 @@
+"""`aipo evaluate`: how good a policy is alone."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aipo.cli.assembly import Parts, assemble
+from aipo.cli.console import console, plain_errors
+from aipo.cli.options import Overrides, Recipe
+from aipo.config.loader import load_settings
+from aipo.config.settings import Settings
+from aipo.evaluate.records import SCHEMA, EvaluationRecord, append_record, read_records
+from aipo.evaluate.solo import EvaluationPlan, first_of_each_stratum
+from aipo.evaluate.solo import evaluate as run_evaluation
+from aipo.evaluate.table import results_table
+from aipo.tasks.base import Split
+from aipo.train.journal import EVALUATION
+
+Method = Annotated[str, typer.Option(help="What tables call this policy.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="The policy to evaluate; without it, policy.model of the recipe.")
+]
+
+
+def evaluate(
+    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, method: Method = "policy"
+) -> None:
+    """Evaluate a policy without agents: accuracy and pass@k with intervals, in both solo modes.
+
+    unanswered: a request gets no reply, the policy writes on. banned: request tags cannot be sampled. A third
+    mode, agents, may be added to evaluate.modes to see what the agents are worth. Appends to evaluation.jsonl
+    in run.output; modes that are there already are not sampled again.
+    """
+    with plain_errors():
+        changes = [*(overrides or []), *([f"policy.model={checkpoint}"] if checkpoint else [])]
+        settings = load_settings(recipe, changes)
+        parts = assemble(settings)
+        records = asyncio.run(evaluate_run(settings, parts, 0, settings.evaluate.samples_per_problem, method))
+        console.print(str(results_table(records, settings.evaluate.pass_at)), markup=False)
+
+
+async def evaluate_run(
+    settings: Settings, parts: Parts, step: int, samples: int, method: str = ""
+) -> list[EvaluationRecord]:
+    """Evaluate in every mode of the settings, append the records, and return those of this step."""
+    plan, path = settings.evaluate, settings.run.output / EVALUATION
+    path.parent.mkdir(parents=True, exist_ok=True)
+    problems = first_of_each_stratum(parts.task.problems(Split(plan.split)), plan.problems)
+    done = {r.mode: r for r in read_records(path) if r.step == step} if path.exists() else {}
+    for mode in plan.modes:
+        if mode in done:
+            continue
+        results = await run_evaluation(
+            parts.sampler, problems, EvaluationPlan(mode, samples, plan.temperature, plan.seed), _report
+        )
+        run = settings.run.output.name
+        done[mode] = EvaluationRecord(
+            SCHEMA, run, method or run, settings.run.seed, step, plan.split, mode, results
+        )
+        append_record(path, done[mode])
+    return [done[mode] for mode in plan.modes]
+
+
+def _report(done: int, total: int) -> None:
+    if done == total or sys.stdout.isatty():
+        console.print(f"evaluated {done}/{total} problems", end="\r" if done < total else "\n", markup=False)

@@ -1,0 +1,74 @@
+"""`aipo rollout`: look at what a policy and its agents do, before any training."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from aipo.cli.assembly import Parts, assemble
+from aipo.cli.console import console, plain_errors
+from aipo.cli.options import Overrides, Recipe
+from aipo.config.loader import load_settings
+from aipo.core.types import Source
+from aipo.rollout.group import Group, GroupShape, MemberRollout
+from aipo.tasks.base import Split
+
+STYLES = {
+    Source.PROMPT: "dim",
+    Source.POLICY: "default",
+    Source.FEEDBACK: "bold green",
+    Source.SCAFFOLD: "yellow",
+}
+
+Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
+Stratum = Annotated[str, typer.Option(help="Only problems of this stratum, for example hard.")]
+
+
+def rollout(
+    recipe: Recipe, overrides: Overrides = None, problems: Problems = 2, stratum: Stratum = ""
+) -> None:
+    """Print a few rollouts, one consulting and one solo for each problem, coloured by who wrote what.
+
+    dim: prompt. plain: policy. green: feedback of an agent. yellow: notice of the system.
+    """
+    with plain_errors():
+        settings = load_settings(recipe, overrides or [])
+        parts = assemble(settings)
+        pool = [p for p in parts.task.problems(Split.TRAIN) if not stratum or p.stratum == stratum]
+        if not pool:
+            raise ValueError(f"--stratum {stratum}: the task has no such problems")
+        shape = GroupShape(consulting=1 if settings.agents.enabled else 0, solo=1)
+        groups = asyncio.run(parts.sampler.groups(pool[:problems], shape, (settings.run.seed, "look")))
+        for group in groups:
+            _print_group(parts, group)
+
+
+def _print_group(parts: Parts, group: Group) -> None:
+    console.rule(Text(f"{group.problem.id}  ({group.problem.stratum})  gold {group.problem.gold}"))
+    for member in group.members:
+        console.print(
+            Text(f"{member.condition}: {member.grade.verdict} ({member.grade.reason})", style="bold")
+        )
+        console.print(_coloured(parts, member))
+        for c in member.rollout.consultations if member.rollout else ():
+            console.print(
+                Text(
+                    f"  {c.agent or 'no agent'} asked {c.request!r}: {c.outcome} {c.reply!r} {c.detail}",
+                    style="cyan",
+                )
+            )
+        console.print()
+
+
+def _coloured(parts: Parts, member: MemberRollout) -> Text:
+    text = Text()
+    for segment in member.rollout.stream.segments if member.rollout else ():
+        words = parts.sampler.desk.codec.text(segment.ids)
+        text.append(_visible(words) + " ", style=STYLES[segment.source])
+    return text
+
+
+def _visible(text: str) -> str:
+    """Show control characters instead of sending them to the terminal; rollouts are hostile text."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -1,0 +1,58 @@
+"""`aipo train`: one run, from its recipe to an exported policy."""
+
+import asyncio
+from pathlib import Path
+
+from aipo.cli.assembly import Parts, assemble
+from aipo.cli.console import StepLines, console, plain_errors
+from aipo.cli.evaluate import evaluate_run
+from aipo.cli.options import Overrides, Recipe
+from aipo.cli.selftest import self_test
+from aipo.config.loader import load_settings
+from aipo.config.settings import Settings
+from aipo.tasks.base import Split
+from aipo.train.loop import Progress, Trainer
+
+
+def train(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Train a policy. The same command goes on where an interrupted run was.
+
+    Writes to run.output: settings.toml, metrics.jsonl (one line a step), rollouts.jsonl, checkpoints/ and, at
+    the end, policy/, a plain Hugging Face folder.
+    """
+    with plain_errors():
+        train_run(load_settings(recipe, overrides or []))
+
+
+def train_run(settings: Settings) -> Path:
+    """Train, evaluate where the settings ask for it, and return the exported policy's folder."""
+    policy = settings.run.output / "policy"
+    if not settings.policy.model:
+        raise ValueError(
+            "policy.model is empty; name a model folder or hub id, or first run `aipo warmstart`"
+        )
+    parts = assemble(settings)
+    problems = parts.task.problems(Split.TRAIN)
+    trainer = Trainer(settings, parts.model, parts.tokenizer, parts.sampler, problems)
+    self_test(parts, problems)
+    lines = StepLines()
+    if 0 < trainer.step < settings.train.steps:
+        console.print(f"going on from step {trainer.step}", markup=False)
+
+    async def after_step(progress: Progress) -> None:
+        lines(progress)
+        await _evaluate_if_due(settings, parts, progress.step)
+
+    asyncio.run(trainer.run(after_step))
+    console.print(f"policy written to {policy}", markup=False)
+    return policy
+
+
+async def _evaluate_if_due(settings: Settings, parts: Parts, step: int) -> None:
+    plan = settings.evaluate
+    if step in plan.at_steps:
+        samples = plan.samples_per_problem if step == settings.train.steps else plan.curve_samples_per_problem
+        await evaluate_run(settings, parts, step, samples)
+
+
+__all__ = ["train", "train_run"]

@@ -1,0 +1,89 @@
+r"""Normalised text equality of short answers: what may be said without algebra.
+
+Owns the clean-up of LaTeX spelling. Must not know symbolic algebra or where an answer came from.
+Invariant: no false positive; what merely might be equal is left to the symbolic step.
+"""
+
+import re
+
+from aipo.grading.extract import MAX_CHARS
+
+_WRAPPER = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}"
+TEXT = re.compile(_WRAPPER)
+"""A run of upright text inside mathematics; group 1 is its content."""
+
+# Rewrites that keep the meaning, in this order. (?<!\\) keeps a matrix row end "\\" whole.
+_CLEANING = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"[\u2212\u2013]", "-"),
+        (r"\\?\$|(?<!\\)\\[()\[\]]", ""),
+        (r"\\(?:left|right)(?![A-Za-z])", ""),
+        (r"\\[dt]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
+        (r"(?<=[0-9])(?:\{,\}|,\\!)\s*(?=[0-9]{3}(?![0-9]))", ""),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])", " "),
+        (r"_\{([0-9]+)\}", r"_\1"),
+        (r"\s+", " "),
+    )
+)
+# Only a whole number may lose plain commas: (1,234) is a pair and "1, 234" a list.
+_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?=$| |\\)")
+_INTEGER = re.compile(r"([-+]?)([0-9]+)")
+_LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])")
+_CHOICE = re.compile(r"\(?([A-Z])\)?")
+_WORDS = re.compile(r"[A-Z]?[a-z]+(?:[ '-][A-Z]?[a-z]+)*")
+
+
+def clean(text: str) -> str:
+    r"""Return `text` in one spelling of LaTeX, with its meaning unchanged.
+
+    >>> clean(r" \$32,\!348. "), clean(r"\left( 3, \dfrac{\pi}{2} \right)")
+    ('32348', '( 3, \\frac{\\pi}{2} )')
+    """
+    for pattern, replacement in _CLEANING:
+        text = pattern.sub(replacement, text)
+    text = text.strip()
+    while text.endswith((".", ",", " ", r"\\")):
+        text = text[: -2 if text.endswith(r"\\") else -1]
+    if number := _THOUSANDS.match(text):
+        text = number[0].replace(",", "") + text[number.end() :]
+    return text
+
+
+def integer(text: str) -> str | None:
+    """Return the canonical digits of a decimal integer, else None. Digits, not int: any length is cheap.
+
+    >>> integer("025"), integer("-1,000"), integer("5.0")
+    ('25', '-1000', None)
+    """
+    match = _INTEGER.fullmatch(clean(text))
+    if not match:
+        return None
+    digits = match[2].lstrip("0")
+    return ("-" if match[1] == "-" else "") + digits if digits else "0"
+
+
+def normalise(text: str) -> str:
+    """Return the form in which two answers are compared as text: no wrappers, no idle spaces or zeros."""
+    if (number := integer(text)) is not None:
+        return number
+    plain = " ".join(TEXT.sub(r" \1 ", clean(text)).split())
+    plain = _LOOSE_SPACE.sub("", plain)
+    if choice := _CHOICE.fullmatch(plain):
+        return choice[1]  # case is kept: A and a are two symbols, and two choices
+    return plain.lower() if _WORDS.fullmatch(plain) else plain
+
+
+def exact_match(gold: str, answer: str) -> bool:
+    r"""Tell whether the two are the same text once spelling is normalised; empty text matches nothing.
+
+    >>> exact_match("Evelyn", r"\text{ evelyn}."), exact_match("1234", "(1,234)")
+    (True, False)
+    """
+    if len(answer) > MAX_CHARS:
+        return bool(gold.strip()) and gold.strip() == answer.strip()
+    return bool(form := normalise(gold)) and form == normalise(answer)

@@ -1,0 +1,130 @@
+"""Groups: the rollouts of one problem, some consulting, some solo, some an expert's, with their verdicts.
+
+Owns who is in a group and what an infrastructure failure becomes. Must not know advantages or models.
+Invariant: an engine's or a grader's failure is UNGRADED; siblings and other groups go on.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aipo.consult.prompts import chat_prompt_ids, system_prompt
+from aipo.core.seeds import seed_of
+from aipo.core.tokens import TokenStream, expert_stream
+from aipo.core.types import Condition, SoloMode, Verdict
+from aipo.engines.base import Engine, EngineError, Sampling
+from aipo.rollout.episode import Desk, Rollout, RolloutSpec, rollout
+from aipo.tasks.base import Grade, Problem, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The ids of a problem's two prompts."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    desk: Desk
+    consulting_override: str | None
+    solo_override: str | None
+    max_prompt_tokens: int
+
+    def ids(self, problem: Problem, condition: Condition) -> tuple[int, ...]:
+        """Return the prompt's ids. Raises `ValueError` for a problem that is too long."""
+        override = self.solo_override if condition is Condition.SOLO else self.consulting_override
+        system = system_prompt(condition, self.desk.protocol, override)
+        ids = tuple(chat_prompt_ids(self.tokenizer, system, problem.text, self.desk.codec.forbidden))
+        if len(ids) > self.max_prompt_tokens:
+            raise ValueError(
+                f"problem {problem.id}: its prompt has {len(ids)} tokens; raise rollout.max_prompt_tokens = "
+                f"{self.max_prompt_tokens} or leave the problem out"
+            )
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class GroupShape:
+    """How many of each kind, and how they sample."""
+
+    consulting: int
+    solo: int
+    experts: int = 0
+    solo_mode: SoloMode = SoloMode.UNANSWERED
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRollout:
+    """A rollout with its verdict; `rollout` is None where the engine failed."""
+
+    id: str
+    condition: Condition
+    rollout: Rollout | None
+    grade: Grade
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rollouts of one problem."""
+
+    problem: Problem
+    members: tuple[MemberRollout, ...]
+    experts: tuple[TokenStream, ...] = ()
+    solo_prompt_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Produces groups: the one way in which training, evaluation and `aipo rollout` make rollouts."""
+
+    engine: Engine
+    desk: Desk
+    task: Task
+    prompts: Prompts
+    expert: Callable[[str], str] | None = None
+    """A problem's text to an expert's whole solution; needed only where groups hold experts."""
+
+    async def groups(
+        self, problems: Sequence[Problem], shape: GroupShape, seed_path: Sequence[str | int]
+    ) -> list[Group]:
+        """Return one group for each problem, all produced concurrently. The seed path names this batch."""
+        return list(await asyncio.gather(*(self._group(problem, shape, seed_path) for problem in problems)))
+
+    async def _group(self, problem: Problem, shape: GroupShape, seed_path: Sequence[str | int]) -> Group:
+        conditions = [Condition.CONSULTING] * shape.consulting + [Condition.SOLO] * shape.solo
+        prompt_ids = {c: self.prompts.ids(problem, c) for c in {*conditions, Condition.SOLO}}
+        specs = [
+            RolloutSpec(
+                id=f"{problem.id}#{index}",
+                problem=problem.text,
+                prompt_ids=prompt_ids[condition],
+                condition=condition,
+                seed=seed_of(*seed_path, problem.id, index),
+                solo_mode=shape.solo_mode,
+                sampling=shape.sampling,
+            )
+            for index, condition in enumerate(conditions)
+        ]
+        members = await asyncio.gather(*(self._member(spec, problem) for spec in specs))
+        solo_ids = prompt_ids[Condition.SOLO]
+        experts = tuple(self._expert(problem, solo_ids) for _ in range(shape.experts))
+        return Group(problem, tuple(members), experts, solo_ids)
+
+    async def _member(self, spec: RolloutSpec, problem: Problem) -> MemberRollout:
+        try:
+            produced = await rollout(self.engine, spec, self.desk)
+        except EngineError as error:
+            return MemberRollout(spec.id, spec.condition, None, Grade(Verdict.UNGRADED, f"engine: {error}"))
+        grade = await self.task.grade(problem, produced.policy_text)
+        return MemberRollout(spec.id, spec.condition, produced, grade)
+
+    def _expert(self, problem: Problem, prompt_ids: tuple[int, ...]) -> TokenStream:
+        if self.expert is None:
+            raise ValueError(
+                "rollout.experts_per_prompt: this task has no oracle to write expert trajectories; make it 0"
+            )
+        tokenizer = self.prompts.tokenizer
+        ids = tokenizer.encode(self.expert(problem.text), add_special_tokens=False)
+        return expert_stream(prompt_ids, [*ids, tokenizer.eos_token_id])

@@ -1,0 +1,63 @@
+"""What is written down of every rollout: one JSON object a line, enough to replay it token by token.
+
+Owns the record's shape. Must not know training. Invariant: the same seed gives the same lines, so nothing
+that is measured with a clock stands in them; the times of consultations are recorded with the step's timings.
+"""
+
+from typing import Any
+
+from aipo.core.tokens import Segment
+from aipo.core.types import Source
+from aipo.rollout.episode import Consultation, Desk
+from aipo.rollout.group import Group, MemberRollout
+
+SCHEMA = 1
+LOG_PROB_DECIMALS = 6
+
+
+def rollout_records(group: Group, step: int, desk: Desk) -> list[dict[str, Any]]:
+    """Return a JSON-ready object for each rollout of a group."""
+    return [_record(group, member, step, desk) for member in group.members]
+
+
+def _record(group: Group, member: MemberRollout, step: int, desk: Desk) -> dict[str, Any]:
+    produced = member.rollout
+    return {
+        "schema": SCHEMA,
+        "step": step,
+        "rollout": member.id,
+        "problem": group.problem.id,
+        "problem_text": group.problem.text,
+        "gold": group.problem.gold,
+        "stratum": group.problem.stratum,
+        "condition": member.condition.value,
+        "verdict": member.grade.verdict.value,
+        "reason": member.grade.reason,
+        "stop": produced.stop.value if produced else None,
+        "response": produced.response if produced else None,
+        "segments": [_segment(s, desk) for s in produced.stream.segments] if produced else [],
+        "consultations": [_consultation(c) for c in produced.consultations] if produced else [],
+    }
+
+
+def _segment(segment: Segment, desk: Desk) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "source": segment.source.name.lower(),
+        "ids": list(segment.ids),
+        "text": desk.codec.text(segment.ids),
+    }
+    if segment.source is Source.POLICY:
+        record["log_probs"] = [round(log_prob, LOG_PROB_DECIMALS) for log_prob in segment.log_probs]
+    return record
+
+
+def _consultation(consultation: Consultation) -> dict[str, Any]:
+    return {
+        "agent": consultation.agent.value if consultation.agent else None,
+        "request": consultation.request,
+        "outcome": consultation.outcome.value,
+        "reply": consultation.reply,
+        "reply_tokens": consultation.reply_tokens,
+        "detail": consultation.detail,
+        "context": consultation.context,
+    }

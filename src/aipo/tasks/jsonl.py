@@ -1,0 +1,224 @@
+"""Problems from JSON files: one object a line, or one list, with a problem and a gold answer in each row.
+
+Owns loading, checking, splitting and the choice of the matcher. Must not know settings, rollouts or hubs.
+Invariant: the splits are disjoint by problem text; a row that cannot be used stops the run and is named.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from aipo.core.types import Verdict
+from aipo.grading.extract import extract_answer, last_line
+from aipo.grading.grade import Grade
+from aipo.grading.math import grade_math
+from aipo.grading.pool import MathPool
+from aipo.grading.text import exact_match
+from aipo.tasks.base import Problem, Split, TaskError
+
+HELD_OUT_SHARE = 0.05
+"""Share of the training rows that becomes the validation split when no validation file is given."""
+
+_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonlSource:
+    """One file and its columns."""
+
+    path: Path
+    problem_field: str = "problem"
+    answer_field: str = "answer"
+    answer_after: str = ""
+    """The gold is what stands after the last of these marks (GSM8K: `####`); '': the whole answer."""
+
+
+class JsonlTask:
+    """Problems from files, graded by normalised text (`exact`) or by math-verify (`math`).
+
+    All files are read at once. Rows of the train and validation files whose text also stands in a file that
+    is held out from them are dropped and counted in `dropped_overlaps`. Without a validation file, 5 % of
+    the train file is held out by a hash of the problem's text, the same rows in every run.
+
+    Raises:
+        TaskError: a file or a row cannot be used; the message names file, line, field, value and fix.
+    """
+
+    name = "jsonl"
+
+    def __init__(
+        self,
+        sources: Mapping[Split, JsonlSource],
+        match: Literal["exact", "math"] = "math",
+        grade_timeout_s: float = 2.0,
+        grade_workers: int = 1,
+    ) -> None:
+        loaded = {split: load(source) for split, source in sources.items()}
+        test = loaded.get(Split.TEST, [])
+        validation = _without(loaded.get(Split.VALIDATION, []), test)
+        train = _without(loaded.get(Split.TRAIN, []), [*validation, *test])
+        self.dropped_overlaps = sum(map(len, loaded.values())) - len(train) - len(validation) - len(test)
+        if Split.VALIDATION not in sources:
+            validation = [problem for problem in train if _hash_share(problem) < HELD_OUT_SHARE]
+            train = _without(train, validation)
+        self._sources = dict(sources)
+        self._problems = {Split.TRAIN: train, Split.VALIDATION: validation, Split.TEST: test}
+        self._pool = MathPool(grade_workers, grade_timeout_s) if match == "math" else None
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """Return the problems of a split, in the order of its file.
+
+        Raises:
+            TaskError: no file was given for the split, or none of its rows is left.
+        """
+        if problems := self._problems[split]:
+            return problems
+        field = f"task.{split.value}_file"
+        if source := self._sources.get(split):
+            raise TaskError(
+                f"{source.path}: {field}: every problem also stands in a held-out file; use other files"
+            )
+        if split is Split.VALIDATION and (source := self._sources.get(Split.TRAIN)):
+            raise TaskError(f"{source.path}: too few problems to hold out {HELD_OUT_SHARE:.0%}; set {field}")
+        raise TaskError(f"the task has no {split.value} problems; set {field}")
+
+    async def grade(self, problem: Problem, response: str) -> Grade:
+        """Grade the assistant's whole turn by its last box.
+
+        With `exact`, a response without a box is graded by its last line.
+
+        Raises:
+            RuntimeError: the task is closed. Never for what the response contains.
+        """
+        if self._pool is not None:
+            return await grade_math(response, problem.gold, self._pool)
+        answer = extract_answer(response) or last_line(response)
+        if not answer:
+            return Grade(Verdict.INCORRECT, "no_answer")
+        same = exact_match(problem.gold, answer)
+        return Grade(Verdict.CORRECT, "exact") if same else Grade(Verdict.INCORRECT, "different")
+
+    def close(self) -> None:
+        """End the grader processes. Closing twice is harmless."""
+        if self._pool is not None:
+            self._pool.close()
+
+
+def load(source: JsonlSource) -> list[Problem]:
+    """Return the problems of one file, in its order.
+
+    A row's id is its `id`, or the file's stem and the row's index.
+
+    Raises:
+        TaskError: the file is missing, empty or malformed, or a row lacks a usable problem, answer or id.
+    """
+    problems: list[Problem] = []
+    line_of: dict[str, int] = {}
+    for index, (line, row) in enumerate(_rows(source.path)):
+        place = f"{source.path}:{line}"
+        problem = _problem(place, row, source, f"{source.path.stem}/{index}")
+        if (first := line_of.setdefault(problem.id, line)) != line:
+            raise TaskError(
+                f"{place}: field 'id': {problem.id!r} also stands in line {first}; ids must differ"
+            )
+        problems.append(problem)
+    if not problems:
+        raise TaskError(f"{source.path}: the file has no rows; write one JSON object a line")
+    return problems
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) of JSON lines, or (index from 1, value) of one JSON list."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(
+            f"{path}: cannot read the file: {error}; give a readable UTF-8 JSON-lines file"
+        ) from error
+    if text.lstrip().startswith("["):
+        values = _parse(text, str(path))
+        yield from enumerate(values, start=1)
+        return
+    # Only \n ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, _parse(line, f"{path}:{number}")
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        shown = text.strip()[:60]
+        raise TaskError(f"{place}: not JSON ({error}): {shown!r}; write one JSON object a line") from error
+
+
+def _problem(place: str, row: Any, source: JsonlSource, default_id: str) -> Problem:
+    if not isinstance(row, dict):
+        raise TaskError(
+            f"{place}: {_shown(row)} is not an object; write {{{source.problem_field!r}: ..., ...}}"
+        )
+    text = _field(place, row, source.problem_field, "task.problem_field")
+    if not isinstance(text, str) or not text.strip():
+        raise TaskError(
+            f"{place}: field {source.problem_field!r}: {_shown(text)}; must be a string with text in it"
+        )
+    identity = row.get("id", default_id)
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+        raise TaskError(
+            f"{place}: field 'id': {_shown(identity)}; must be a string or an integer, or left out"
+        )
+    return Problem(str(identity), text, _gold(place, row, source))
+
+
+def _gold(place: str, row: dict[str, Any], source: JsonlSource) -> str:
+    value = _field(place, row, source.answer_field, "task.answer_field")
+    where = f"{place}: field {source.answer_field!r}: {_shown(value)}"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TaskError(f"{where}; must be a string or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TaskError(f"{where}; must be a finite number")
+    text, mark = str(value), source.answer_after
+    if mark and mark not in text:
+        raise TaskError(f"{where} has no mark {mark!r}; correct the row or task.answer_after")
+    gold = (text.rpartition(mark)[2] if mark else text).strip()
+    if not gold:
+        raise TaskError(
+            f"{where} {f'has nothing after {mark!r}' if mark else 'is empty'}; give the gold answer"
+        )
+    return gold.replace(",", "") if _THOUSANDS.fullmatch(gold) else gold
+
+
+def _field(place: str, row: dict[str, Any], field: str, setting: str) -> Any:
+    if field not in row:
+        raise TaskError(
+            f"{place}: no field {field!r}; the row has {', '.join(map(repr, row))}; set {setting}"
+        )
+    return row[field]
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _key(problem: Problem) -> str:
+    return " ".join(problem.text.casefold().split())
+
+
+def _without(problems: list[Problem], held_out: Iterable[Problem]) -> list[Problem]:
+    taken = {_key(problem) for problem in held_out}
+    return [problem for problem in problems if _key(problem) not in taken]
+
+
+def _hash_share(problem: Problem) -> float:
+    """Return a number in [0, 1) that depends on the problem's text alone."""
+    return (
+        int.from_bytes(hashlib.sha256(_key(problem).encode(errors="surrogatepass")).digest()[:6], "big")
+        / 2**48
+    )

@@ -1,0 +1,234 @@
+"""Advantages against a short numpy reference, and the laws that they obey.
+
+Shifts, scales, ties, groups of one; UNGRADED is the same as absent; no variance is exactly 0; each condition
+has its own baseline; what each rule credits FEEDBACK tokens with.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from aipo.core.advantages import (
+    REWARD,
+    STD_EPSILON,
+    Advantage,
+    FeedbackAdvantage,
+    Member,
+    group_advantages,
+    group_relative,
+)
+from aipo.core.types import Condition, Verdict
+
+GRADED = [Verdict.CORRECT, Verdict.INCORRECT]
+MEMBERS = st.builds(Member, st.sampled_from(Verdict), st.sampled_from(Condition))
+GROUPS = st.lists(MEMBERS, max_size=10)
+REWARDS = st.lists(st.integers(-40, 40).map(lambda eighths: eighths / 8), max_size=10)
+RULES = st.sampled_from(FeedbackAdvantage)
+quiet = settings(deadline=None)
+
+
+def normalised(rewards: Sequence[float], std: bool) -> Callable[[float], float]:
+    """The reference for one baseline: GRPO's formula in numpy, as a function of a member's reward."""
+    values = np.array(rewards)
+    if values.size == 0 or np.ptp(values) == 0:
+        return lambda _: 0.0
+    scale = np.std(values, ddof=1) + 1e-6 if std else 1.0
+    return lambda reward: float((reward - np.mean(values)) / scale)
+
+
+def reference(
+    group: Sequence[Member], std: bool, split: bool, rule: FeedbackAdvantage
+) -> list[tuple[float, float] | None]:
+    """The whole of `group_advantages`, member by member."""
+    graded = [m for m in group if m.verdict in GRADED]
+    solo = [m for m in graded if m.condition is Condition.SOLO] or graded
+    result: list[tuple[float, float] | None] = []
+    for member in group:
+        if member.verdict not in GRADED:
+            result.append(None)
+            continue
+        reward = float(member.verdict is Verdict.CORRECT)
+        siblings = [m for m in graded if not split or m.condition is member.condition]
+        policy = normalised([float(m.verdict is Verdict.CORRECT) for m in siblings], std)(reward)
+        helped = reward - float(np.mean([m.verdict is Verdict.CORRECT for m in solo]))
+        feedback = {
+            FeedbackAdvantage.SIGNED: policy,
+            FeedbackAdvantage.POSITIVE: max(policy, 0.0),
+            FeedbackAdvantage.OVER_SOLO: max(helped, 0.0),
+        }[rule]
+        result.append((policy, feedback))
+    return result
+
+
+def members(letters: str) -> list[Member]:
+    """C, I, U: consulting and correct, incorrect, ungraded; lower case: solo."""
+    verdict = dict(zip("ciu", Verdict, strict=True))
+    condition = {True: Condition.CONSULTING, False: Condition.SOLO}
+    return [Member(verdict[letter.lower()], condition[letter.isupper()]) for letter in letters]
+
+
+def policy(group: Sequence[Member], split: bool = True, std: bool = True) -> list[float | None]:
+    result = group_advantages(group, split_baselines=split, normalise_std=std)
+    return [None if advantage is None else advantage.policy for advantage in result]
+
+
+@quiet
+@given(GROUPS, st.booleans(), st.booleans(), RULES)
+def test_agrees_with_numpy(group: list[Member], std: bool, split: bool, rule: FeedbackAdvantage) -> None:
+    result = group_advantages(group, normalise_std=std, split_baselines=split, feedback=rule)
+    expected = reference(group, std, split, rule)
+    assert len(result) == len(group)
+    for got, wanted in zip(result, expected, strict=True):
+        if wanted is None:
+            assert got is None
+        else:
+            assert got is not None
+            assert (got.policy, got.feedback) == pytest.approx(wanted, abs=1e-12)
+
+
+@quiet
+@given(REWARDS, st.booleans())
+def test_any_rewards_agree_with_numpy(rewards: list[float], std: bool) -> None:
+    formula = normalised(rewards, std)
+    assert group_relative(rewards, std) == pytest.approx([formula(reward) for reward in rewards], abs=1e-12)
+
+
+@quiet
+@given(REWARDS, st.integers(-80, 80), st.booleans())
+def test_a_reward_added_to_all_changes_nothing(rewards: list[float], eighths: int, std: bool) -> None:
+    shifted = [reward + eighths / 8 for reward in rewards]
+    assert group_relative(shifted, std) == pytest.approx(group_relative(rewards, std), abs=1e-9)
+
+
+@quiet
+@given(REWARDS, st.floats(0.1, 50.0), st.booleans())
+def test_a_factor_on_all_rewards_is_a_factor_without_the_std_and_nothing_with_it(
+    rewards: list[float], factor: float, negative: bool
+) -> None:
+    sign = -1.0 if negative else 1.0
+    scaled = [sign * factor * reward for reward in rewards]
+    plain = [sign * factor * a for a in group_relative(rewards, False)]
+    assert group_relative(scaled, False) == pytest.approx(plain, rel=1e-9, abs=1e-9)
+    # 1e-6 is added to standard deviations of at least 0.1 * 0.125 / sqrt(10)
+    same = [sign * a for a in group_relative(rewards, True)]
+    assert group_relative(scaled, True) == pytest.approx(same, rel=1e-3, abs=1e-9)
+
+
+@quiet
+@given(REWARDS)
+def test_advantages_sum_to_zero_and_have_unit_sample_deviation(rewards: list[float]) -> None:
+    assume(len(set(rewards)) > 1)
+    assert sum(group_relative(rewards, False)) == pytest.approx(0.0, abs=1e-9)
+    relative = group_relative(rewards, True)
+    assert sum(relative) == pytest.approx(0.0, abs=1e-9)
+    assert np.std(relative, ddof=1) == pytest.approx(1.0, abs=1e-4)
+
+
+@quiet
+@given(REWARDS, st.booleans())
+def test_ties_stay_ties_and_more_reward_is_more_advantage(rewards: list[float], std: bool) -> None:
+    relative = group_relative(rewards, std)
+    for first, a in zip(rewards, relative, strict=True):
+        for second, b in zip(rewards, relative, strict=True):
+            assert (a == b) if first == second else (a < b) == (first < second)
+
+
+@quiet
+@given(st.floats(-1e6, 1e6), st.integers(0, 8), st.booleans())
+def test_equal_rewards_and_a_group_of_one_give_exactly_zero(reward: float, more: int, std: bool) -> None:
+    assert group_relative([reward] * more, std) == [0.0] * more
+    assert group_relative([reward], std) == [0.0]
+
+
+@quiet
+@given(GROUPS, st.booleans(), st.booleans(), RULES)
+def test_an_ungraded_rollout_is_as_if_it_had_never_been_sampled(
+    group: list[Member], std: bool, split: bool, rule: FeedbackAdvantage
+) -> None:
+    def result(of: list[Member]) -> list[Advantage | None]:
+        return group_advantages(of, normalise_std=std, split_baselines=split, feedback=rule)
+
+    graded = [member for member in group if member.verdict is not Verdict.UNGRADED]
+    assert [a for a in result(group) if a is not None] == result(graded)
+    assert [a is None for a in result(group)] == [m.verdict is Verdict.UNGRADED for m in group]
+
+
+def test_an_ungraded_rollout_has_no_reward() -> None:
+    with pytest.raises(KeyError):
+        REWARD[Verdict.UNGRADED]
+    assert group_advantages(members("UuU")) == [None] * 3
+    assert group_advantages([]) == []
+
+
+@quiet
+@given(GROUPS, st.booleans())
+def test_a_condition_without_variance_gets_exactly_zero(group: list[Member], std: bool) -> None:
+    for condition in Condition:
+        own = [m.verdict for m in group if m.condition is condition and m.verdict is not Verdict.UNGRADED]
+        if len(set(own)) < 2:
+            given_to = zip(group, policy(group, std=std), strict=True)
+            assert all(a in (None, 0.0) for m, a in given_to if m.condition is condition)
+    graded = {m.verdict for m in group} - {Verdict.UNGRADED}
+    if len(graded) < 2:
+        assert all(a in (None, 0.0) for a in policy(group, split=False, std=std))
+
+
+@quiet
+@given(GROUPS, GROUPS, st.booleans())
+def test_with_split_baselines_the_other_condition_does_not_matter(
+    group: list[Member], others: list[Member], std: bool
+) -> None:
+    for condition in Condition:
+        own = [m for m in group if m.condition is condition]
+        other = [m for m in others if m.condition is not condition]
+        assert policy(own + other, std=std)[: len(own)] == policy(own, split=False, std=std)
+
+
+def test_without_the_split_solo_failures_count_and_with_it_they_do_not() -> None:
+    assert policy(members("CIii"), split=False, std=False) == [0.75, -0.25, -0.25, -0.25]
+    assert policy(members("CIii"), split=True, std=False) == [0.5, -0.5, 0.0, 0.0]
+
+
+def test_the_defaults_split_normalise_and_credit_what_help_added() -> None:
+    half = 0.5 / (0.5**0.5 + STD_EPSILON)
+    assert group_advantages(members("CIUic")) == [
+        Advantage(half, 0.5),
+        Advantage(-half, 0.0),
+        None,
+        Advantage(-half, 0.0),
+        Advantage(half, 0.5),
+    ]
+
+
+@quiet
+@given(GROUPS, st.booleans(), st.booleans())
+def test_signed_is_the_advantage_and_positive_is_its_positive_part(
+    group: list[Member], std: bool, split: bool
+) -> None:
+    for rule in (FeedbackAdvantage.SIGNED, FeedbackAdvantage.POSITIVE):
+        for a in group_advantages(group, normalise_std=std, split_baselines=split, feedback=rule):
+            if a is not None:
+                assert a.feedback == (a.policy if rule is FeedbackAdvantage.SIGNED else max(0.0, a.policy))
+
+
+@quiet
+@given(GROUPS, st.booleans(), st.booleans())
+def test_over_solo_is_what_help_added_and_never_negative(group: list[Member], std: bool, split: bool) -> None:
+    result = group_advantages(group, normalise_std=std, split_baselines=split)
+    solo = [m.verdict for m in group if m.condition is Condition.SOLO and m.verdict is not Verdict.UNGRADED]
+    for member, a in zip(group, result, strict=True):
+        if a is None:
+            continue
+        if member.verdict is Verdict.INCORRECT:
+            assert a.feedback == 0.0
+        elif solo:
+            assert a.feedback == pytest.approx(solo.count(Verdict.INCORRECT) / len(solo), abs=1e-12)
+
+
+@pytest.mark.parametrize("group", ["CIII", "CIIIuu"])
+def test_over_solo_falls_back_on_all_graded_rollouts_without_graded_solo_members(group: str) -> None:
+    result = group_advantages(members(group))
+    assert [a.feedback for a in result if a is not None] == [0.75, 0.0, 0.0, 0.0]

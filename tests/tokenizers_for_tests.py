@@ -1,0 +1,88 @@
+"""Small tokenizers built on the spot: no downloads, and the three kinds of ids that the protocol meets.
+
+`word_level`: whole words, tags are single special tokens, unknown words are <unk>.
+`byte_level_bpe`: Qwen-like; tags are text of several tokens, `>` and a newline are one token, ChatML.
+`byte_fallback_bpe`: Llama-2-like; unknown characters are one token a byte, incomplete ones decode to U+FFFD.
+"""
+
+from functools import cache
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+TAGS = tuple(f"<{s}{name}>" for name in ("verify", "knowledge", "reasoning", "feedback") for s in ("", "/"))
+NOTICE_WORDS = "no consultations left request not understood agent unavailable answer".split()
+WORDS = tuple("dogs spider legs of a 0 1 2 4 8 = + ; <end> system user assistant check".split())
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = [
+    "<verify> is 2 + 2 = 4 right </verify>\n",
+    "<knowledge> legs of a spider </knowledge>\n",
+    "<reasoning> what next </reasoning>\n",
+    "so <verify> 8 </verify>, so <knowledge> legs </knowledge>\n",
+    "the answer is 8 legs </knowledge>\n\nso a spider has 8 legs.\n",
+    "No, \u201cquoted\u201d \u4f60\u597d \U0001f600 text.\n",
+] * 20
+_QWEN_SPLIT = r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+
+
+@cache
+def word_level(
+    tags: tuple[str, ...] = TAGS, words: tuple[str, ...] = (*WORDS, *NOTICE_WORDS)
+) -> PreTrainedTokenizerFast:
+    """Whole words; each of `tags` is one special token."""
+    vocabulary = dict.fromkeys(["<pad>", "<unk>", *words, "<", ">", "/", "verify", "feedback"])
+    model = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, unk_token="<unk>", pad_token="<pad>", eos_token="<end>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tags)})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' ; ' }}{% endfor %}"
+    return tokenizer
+
+
+@cache
+def byte_level_bpe(lowercase: bool = False) -> PreTrainedTokenizerFast:
+    """Qwen-like byte-level BPE; the ChatML marks are special, `<|im_start|>` only by its flag."""
+    model = Tokenizer(models.BPE())
+    if lowercase:
+        model.normalizer = normalizers.Lowercase()
+    model.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    model.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360, show_progress=False, initial_alphabet=alphabet, special_tokens=special
+    )
+    model.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@cache
+def byte_fallback_bpe() -> PreTrainedTokenizerFast:
+    """Llama-2-like: characters, and bytes for what the vocabulary lacks."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    pieces += [chr(code) for code in range(0x21, 0x7F)]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    model = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    model.normalizer = normalizers.Replace(" ", "\u2581")
+    model.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )

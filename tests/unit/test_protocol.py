@@ -1,0 +1,197 @@
+"""Requests, malformed requests, tag names, stop strings, inert text, limits: the protocol as text."""
+
+import pytest
+
+from aipo.consult.limits import Limits
+from aipo.consult.protocol import NOTICES, Malformed, Protocol, Request, StopHit, StopScanner, neutralise
+from aipo.core.types import AgentName, ConsultOutcome
+
+V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING
+TAGS = {V: "verify", K: "knowledge", R: "reasoning"}
+PROTOCOL = Protocol(TAGS, "feedback", tuple(AgentName))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no tags at all", None),
+        ("opened <verify> and never ended", None),
+        ("a <verify> 2+2? </verify>", Request(V, "2+2?", 2)),
+        ("<knowledge>legs</knowledge>>\n more", Request(K, "legs", 0)),
+        ("<verify></verify>", Request(V, "", 0)),
+        ("<reasoning> \n </reasoning>", Request(R, "", 0)),
+        ("<verify> a <verify> b </verify>", Request(V, "b", 11)),
+        ("<knowledge> a <verify> b </verify>", Request(V, "b", 14)),
+        ("<verify>a</verify> <knowledge>b</knowledge>", Request(V, "a", 0)),
+        ("<verify> 1 < 2 > 0 </verify>", Request(V, "1 < 2 > 0", 0)),
+        ("<knowledge> </knowledge>", Malformed("<knowledge> asks nothing", 0)),
+        ("so </verify>", Malformed("</verify> closes nothing", 3)),
+        ("</verify> <verify> a </verify>", Malformed("</verify> closes nothing", 0)),
+        ("<knowledge> a </verify>", Malformed("</verify> closes nothing", 14)),
+        ("x <verify> a <knowledge> b </verify>", Malformed("<knowledge> inside <verify>", 2)),
+        ("<verify> <feedback> yes </verify>", Malformed("<feedback> inside <verify>", 0)),
+        ("<verify> </feedback> yes </verify>", Malformed("</feedback> inside <verify>", 0)),
+    ],
+)
+def test_parse(text: str, expected: Request | Malformed | None) -> None:
+    assert PROTOCOL.parse(text) == expected
+
+
+def test_an_agent_that_is_not_enabled_is_text_but_its_tags_stay_control_strings() -> None:
+    protocol = Protocol(TAGS, "feedback", (V,))
+    assert protocol.stop_strings == ("</verify>",)
+    assert protocol.parse("<knowledge> legs </knowledge>") is None
+    assert protocol.parse("<knowledge> legs </knowledge> <verify> x </verify>") == Request(V, "x", 30)
+    assert protocol.parse("<verify> <knowledge> x </verify>") == Malformed("<knowledge> inside <verify>", 0)
+    assert {"<knowledge>", "</knowledge>", "<feedback>", "</feedback>"} < set(protocol.control_strings)
+
+
+def test_no_enabled_agent_means_no_request() -> None:
+    assert Protocol(TAGS, "feedback", ()).parse("<verify> x </verify>") is None
+
+
+@pytest.mark.parametrize(
+    ("tags", "feedback_tag", "enabled", "message"),
+    [
+        (TAGS | {V: ""}, "feedback", (), "consult.tags.verify = ''.*use a name"),
+        (TAGS | {K: "<k>"}, "feedback", (), "consult.tags.knowledge = '<k>'.*without angle brackets"),
+        (TAGS | {K: "a b"}, "feedback", (), "consult.tags.knowledge = 'a b'.*white space"),
+        (TAGS | {K: "/verify"}, "feedback", (), "consult.tags.knowledge = '/verify'.*leading '/'"),
+        (TAGS, "feed\u00a0back", (), "consult.feedback_tag"),
+        (
+            TAGS | {K: "verify"},
+            "feedback",
+            (),
+            "consult.tags.knowledge = 'verify' is also consult.tags.verify",
+        ),
+        (TAGS, "verify", (), "consult.feedback_tag = 'verify' is also consult.tags.verify"),
+        ({V: "verify"}, "feedback", (V, K), "agents.enabled = knowledge has no tag; name one under"),
+        (TAGS, "feedback", (V, V), "agents.enabled = verify twice; name each agent once"),
+    ],
+)
+def test_names_that_cannot_work_are_refused(
+    tags: dict[AgentName, str], feedback_tag: str, enabled: tuple[AgentName, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Protocol(tags, feedback_tag, enabled)
+
+
+def test_a_protocol_does_not_change_with_the_mapping_it_was_built_from() -> None:
+    tags = dict(TAGS)
+    protocol = Protocol(tags, "feedback", (V,))
+    tags[V] = "other"
+    assert protocol.request_open(V) == "<verify>"
+
+
+def test_every_outcome_without_an_agents_words_has_a_notice_without_a_tag() -> None:
+    assert set(NOTICES) == set(ConsultOutcome) - {ConsultOutcome.ANSWERED}
+    assert not any("<" in words for words in NOTICES.values())
+
+
+def test_the_stop_string_that_is_completed_first_wins_and_stays() -> None:
+    scanner = StopScanner(["cde", "xabcdef", "bcde"])
+    assert [scanner.feed(c) for c in "xabcd"] == [None] * 5
+    assert scanner.feed("ef") == StopHit("bcde", 2)
+    assert scanner.feed("cde") == StopHit("bcde", 2) == scanner.hit
+    assert scanner.hit.end == 6
+
+
+def test_a_scanner_without_stop_strings_never_hits_and_an_empty_one_is_refused() -> None:
+    assert StopScanner([]).feed("</verify>") is None
+    with pytest.raises(ValueError, match="empty"):
+        StopScanner([""])
+
+
+class CountingText(str):
+    """Text that counts the characters that searches and replacements walk over."""
+
+    walked = 0
+
+    def find(self, *args: object) -> int:  # type: ignore[override]
+        CountingText.walked += len(self)
+        return super().find(*args)  # type: ignore[arg-type]
+
+    def replace(self, *args: object) -> "CountingText":  # type: ignore[override]
+        CountingText.walked += len(self)
+        return CountingText(super().replace(*args))  # type: ignore[arg-type]
+
+    def __contains__(self, part: object) -> bool:
+        CountingText.walked += len(self)
+        return super().__contains__(part)  # type: ignore[operator]
+
+    def __radd__(self, other: str) -> "CountingText":
+        return CountingText(str(other) + str(self))
+
+    def __add__(self, other: str) -> "CountingText":
+        return CountingText(str(self) + str(other))
+
+    def __getitem__(self, key: object) -> "CountingText":  # type: ignore[override]
+        return CountingText(super().__getitem__(key))  # type: ignore[index]
+
+
+def _walked_by_scanner(chars: int) -> int:
+    scanner, CountingText.walked = StopScanner(PROTOCOL.stop_strings), 0
+    for char in ("</verify" * chars)[:chars]:
+        scanner.feed(CountingText(char))
+    return CountingText.walked
+
+
+def _walked_by_neutralise(chars: int, unit: str) -> int:
+    CountingText.walked = 0
+    neutralise(CountingText((unit * chars)[:chars]), PROTOCOL.control_strings)
+    return CountingText.walked
+
+
+def test_scanning_character_by_character_is_linear() -> None:
+    assert 0 < _walked_by_scanner(4000) <= 2.1 * _walked_by_scanner(2000)
+
+
+@pytest.mark.parametrize("unit", ["<", "<verify>", "</verify><feedback>", "<ver<verify>ify>"])
+def test_neutralising_is_linear(unit: str) -> None:
+    assert 0 < _walked_by_neutralise(40_000, unit) <= 2.1 * _walked_by_neutralise(20_000, unit)
+
+
+@pytest.mark.parametrize(
+    ("text", "forbidden", "expected"),
+    [
+        ("<verify> 1 < 2", ["<verify>"], "‹verify› 1 < 2"),
+        ("<ver<verify>ify>", ["<verify>"], "<ver‹verify›ify>"),
+        ("[UNK][UNK]", ["[UNK]"], "·UNK]·UNK]"),
+        ("ababa", ["aba"], "·b·ba"),
+        ("aaaa", ["aa"], "·a·a"),
+        ("‹v› <v>", ["<v>", "‹v›"], "·v› \u203bv\u203b"),
+        ("a;b", [";"], "a·b"),
+        ("nothing here", ["<verify>"], "nothing here"),
+    ],
+)
+def test_neutralise(text: str, forbidden: list[str], expected: str) -> None:
+    result = neutralise(text, forbidden)
+    assert len(result) == len(text) and not any(string in result for string in forbidden)
+    assert result == expected
+
+
+def test_neutralise_refuses_an_empty_string() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        neutralise("x", [""])
+
+
+def test_limits_leave_room_for_a_consultation_and_an_answer() -> None:
+    Limits(3, 256, 261)
+    Limits(0, 256, 1)  # without consultations the rule does not apply
+    with pytest.raises(
+        ValueError, match=r"max_response_tokens = 260 .*at least 261 or lower consult.max_feedback"
+    ):
+        Limits(3, 256, 260)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((-1, 1, 9), "consult.max_consultations = -1 .* at least 0"),
+        ((1, 0, 9), "consult.max_feedback_tokens = 0 .* at least 1"),
+        ((0, 1, 0), "rollout.max_response_tokens = 0 .* at least 1"),
+    ],
+)
+def test_limits_out_of_range_are_refused(values: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Limits(*values)
