@@ -6,6 +6,7 @@ fix.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,8 +54,11 @@ def prepare_process(settings: Settings) -> None:
         )
 
 
-def assemble(settings: Settings) -> Parts:
-    """Build all parts. Raises `ValueError` subclasses, each one sentence with the fix."""
+def assemble(settings: Settings, agents: Mapping[AgentName, Agent] | None = None) -> Parts:
+    """Build all parts; `agents` of your own take the place of scripted ones.
+
+    Raises `ValueError` subclasses, each one sentence with the fix.
+    """
     prepare_process(settings)
     task = build_task(settings.task)
     oracle = oracle_of(settings)
@@ -67,7 +71,7 @@ def assemble(settings: Settings) -> Parts:
     model, tokenizer = load_policy(settings.policy, settings.run.device)
     codec = TagCodec(tokenizer, protocol)
     _check_room(settings, codec)
-    desk = Desk(protocol, codec, limits, _agents(settings, oracle), settings.agents.timeout_s)
+    desk = Desk(protocol, codec, limits, _agents(settings, oracle, agents), settings.agents.timeout_s)
     capacity = settings.rollout.max_prompt_tokens + settings.rollout.max_response_tokens
     engine = TransformersEngine(model, tokenizer, slots=settings.rollout.slots, capacity=capacity)
     prompts = Prompts(
@@ -112,14 +116,21 @@ def oracle_of(settings: Settings) -> Oracle | None:
     return LegCountingOracle()
 
 
-def _agents(settings: Settings, oracle: Oracle | None) -> dict[AgentName, Agent]:
+def _agents(
+    settings: Settings, oracle: Oracle | None, own: Mapping[AgentName, Agent] | None
+) -> dict[AgentName, Agent]:
     a = settings.agents
     if not a.enabled:
         return {}
+    if own is not None:
+        if missing := set(a.enabled) - set(own):
+            raise AssemblyError(f"agents.enabled names {sorted(missing)}, but no such agent was given")
+        return {name: own[name] for name in a.enabled}
     if oracle is None:
         raise AssemblyError(
             f"agents.backend = {a.backend!r}: task {settings.task.name!r} has no oracle to script "
-            "agents with; set agents.enabled = [] for plain RLVR"
+            "agents with; give agents of your own (README, 'Your own agents'), or set agents.enabled = [] "
+            "for plain RLVR"
         )
     unreliability = Unreliability(a.error_rate, a.failure_rate, a.latency_s)
     return {name: ScriptedAgent(name, oracle.feedback, unreliability) for name in a.enabled}
@@ -129,7 +140,7 @@ def _check_room(settings: Settings, codec: TagCodec) -> None:
     block = codec.request_room(settings.consult.max_feedback_tokens)
     if settings.agents.enabled and settings.rollout.max_response_tokens <= block + 2:
         raise AssemblyError(
-            f"rollout.max_response_tokens = {settings.rollout.max_response_tokens} has no room for one feedback "
-            f"of {block} tokens; raise it or lower consult.max_feedback_tokens = "
+            f"rollout.max_response_tokens = {settings.rollout.max_response_tokens} has no room for one "
+            f"feedback of {block} tokens; raise it or lower consult.max_feedback_tokens = "
             f"{settings.consult.max_feedback_tokens}"
         )

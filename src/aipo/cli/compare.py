@@ -21,9 +21,10 @@ from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.core.passk import pass_at_k
 from aipo.evaluate.comparison import Facts, FinishedRun, TuningPoint, write_records, write_report
+from aipo.evaluate.plots import boundary_plot
 from aipo.evaluate.records import EvaluationRecord, at_last_step, read_records
 from aipo.evaluate.table import results_table
-from aipo.train.journal import EVALUATION, METRICS, read_lines
+from aipo.train.journal import EVALUATION, METRICS, TIMINGS, read_lines
 
 WARM_START = "warm start"
 
@@ -41,13 +42,17 @@ Records = Annotated[
 def compare(
     recipe: RecipeFile, overrides: Overrides = None, at_once: AtOnce = 0, records: Records = None
 ) -> None:
-    """Compare methods fairly: same warm start, updates, rollouts and problems; learning rates chosen on
-    validation.
+    """Compare methods fairly: same warm start, updates, rollouts and problems.
 
-    Runs what is not there yet, reads what is, and writes results.md, results.csv and figures to the
-    comparison's folder, with compact records to keep in records/. Interrupted, the same command goes on.
+    Learning rates are chosen on the validation split. Runs what is not there yet, reads what is, and writes
+    results.md, results.csv and figures to the comparison's folder, with compact records to keep in records/.
+    Interrupted, the same command goes on. Given folders of finished runs instead of a recipe, it reads their
+    evaluations and prints one table and one plot.
     """
     with plain_errors():
+        if recipe.is_dir():
+            _read_runs([recipe, *map(Path, overrides or [])])
+            return
         comparison = load_comparison(recipe, overrides or [])
         pass_at = load_settings(comparison.base, comparison.overrides).evaluate.pass_at
         if records is None:
@@ -60,6 +65,22 @@ def compare(
         )
 
 
+def _read_runs(folders: list[Path]) -> None:
+    """Print one table of finished runs and write one plot beside the first."""
+    evaluated = [folder / EVALUATION for folder in folders]
+    if missing := [str(path.parent) for path in evaluated if not path.exists()]:
+        raise ValueError(
+            f"{', '.join(missing)}: no {EVALUATION}; first run `aipo evaluate` with this run.output"
+        )
+    records = at_last_step(read_records(evaluated))
+    smallest = min(result.samples for record in records for result in record.results)
+    console.print(str(results_table(records, sorted({1, smallest}))), markup=False)
+    strata = {stratum for record in records for stratum in record.strata}
+    stratum = "hard" if "hard" in strata else min(strata)
+    _, png = boundary_plot(records, folders[0].parent / "boundary", stratum)
+    console.print(f"plot: {png}", markup=False)
+
+
 def _run(comparison: ComparisonSettings, at_once: int) -> Path:
     """Run everything that is missing; return the folder of the compact records."""
     begun = time.monotonic()
@@ -70,6 +91,10 @@ def _run(comparison: ComparisonSettings, at_once: int) -> Path:
     run_jobs([job for _, _, job in tuning], at_once, "choosing learning rates")
     points = [TuningPoint(method.label, rate, _criterion(job)) for method, rate, job in tuning]
     chosen = {p.method: p.learning_rate for p in sorted(points, key=lambda point: point.criterion)}
+    labels = {method.name: method.label for method in comparison.methods}
+    for method in comparison.methods:
+        if (source := labels.get(method.learning_rate_of)) in chosen:
+            chosen[method.label] = chosen[source]
     jobs = plan.jobs(chosen)
     run_jobs([job for _, _, job in jobs], at_once, "comparison")
     runs = [_finished(label, seed, job) for label, seed, job in jobs]
@@ -105,7 +130,7 @@ class _Plan:
         c = self._comparison
         result = []
         for method in c.methods:
-            if not method.tune or len(c.learning_rates) < 2:
+            if not method.tune or method.learning_rate_of or len(c.learning_rates) < 2:
                 continue
             for rate in c.learning_rates:
                 own = [f"train.learning_rate={rate}", "evaluate.split=validation", *c.tuning_overrides]
@@ -174,8 +199,8 @@ def _criterion(job: Job) -> float:
 
 def _finished(label: str, seed: int, job: Job) -> FinishedRun:
     evaluations: tuple[EvaluationRecord, ...] = tuple(read_records(job.folder / EVALUATION))
-    times = read_lines(job.folder / "timings.jsonl")
-    wall = sum(t["rollout_s"] + t["update_s"] + t.get("evaluate_s", 0.0) for t in times)
+    times = read_lines(job.folder / TIMINGS)
+    wall = sum(t.get(part, 0.0) for t in times for part in ("rollout_s", "update_s", "evaluate_s"))
     return FinishedRun(label, seed, evaluations, tuple(read_lines(job.folder / METRICS)), wall)
 
 

@@ -1,7 +1,9 @@
 """`aipo evaluate`: how good a policy is alone."""
 
 import asyncio
+import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +19,7 @@ from aipo.evaluate.solo import EvaluationPlan, first_of_each_stratum
 from aipo.evaluate.solo import evaluate as run_evaluation
 from aipo.evaluate.table import results_table
 from aipo.tasks.base import Split
-from aipo.train.journal import EVALUATION
+from aipo.train.journal import EVALUATION, TIMINGS
 
 Method = Annotated[str, typer.Option(help="What tables call this policy.")]
 Checkpoint = Annotated[
@@ -53,6 +55,7 @@ async def evaluate_run(
     for mode in plan.modes:
         if mode in done:
             continue
+        begun = time.monotonic()
         results = await run_evaluation(
             parts.sampler, problems, EvaluationPlan(mode, samples, plan.temperature, plan.seed), _report
         )
@@ -61,6 +64,8 @@ async def evaluate_run(
             SCHEMA, run, method or run, settings.run.seed, step, plan.split, mode, results
         )
         append_record(path, done[mode])
+        with path.with_name(TIMINGS).open("a") as timings:
+            timings.write(json.dumps({"step": step, "evaluate_s": time.monotonic() - begun}) + "\n")
     return [done[mode] for mode in plan.modes]
 
 

@@ -1,8 +1,10 @@
 """`aipo train`: one run, from its recipe to an exported policy."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
+from aipo.agents.base import Agent
 from aipo.cli.assembly import Parts, assemble
 from aipo.cli.console import StepLines, console, plain_errors
 from aipo.cli.evaluate import evaluate_run
@@ -10,6 +12,7 @@ from aipo.cli.options import Overrides, Recipe
 from aipo.cli.selftest import self_test
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
+from aipo.core.types import AgentName
 from aipo.tasks.base import Split
 from aipo.train.loop import Progress, Trainer
 
@@ -24,17 +27,20 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
         train_run(load_settings(recipe, overrides or []))
 
 
-def train_run(settings: Settings) -> Path:
-    """Train, evaluate where the settings ask for it, and return the exported policy's folder."""
+def train_run(settings: Settings, agents: Mapping[AgentName, Agent] | None = None) -> Path:
+    """Train, evaluate where the settings ask for it, and return the exported policy's folder.
+
+    `agents` of your own take the place of scripted ones. All is checked before the run's folder is claimed.
+    """
     policy = settings.run.output / "policy"
     if not settings.policy.model:
         raise ValueError(
             "policy.model is empty; name a model folder or hub id, or first run `aipo warmstart`"
         )
-    parts = assemble(settings)
+    parts = assemble(settings, agents)
     problems = parts.task.problems(Split.TRAIN)
-    trainer = Trainer(settings, parts.model, parts.tokenizer, parts.sampler, problems)
     self_test(parts, problems)
+    trainer = Trainer(settings, parts.model, parts.tokenizer, parts.sampler, problems)
     lines = StepLines()
     if 0 < trainer.step < settings.train.steps:
         console.print(f"going on from step {trainer.step}", markup=False)
@@ -53,6 +59,3 @@ async def _evaluate_if_due(settings: Settings, parts: Parts, step: int) -> None:
     if step in plan.at_steps:
         samples = plan.samples_per_problem if step == settings.train.steps else plan.curve_samples_per_problem
         await evaluate_run(settings, parts, step, samples)
-
-
-__all__ = ["train", "train_run"]

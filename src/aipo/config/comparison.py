@@ -33,6 +33,9 @@ class Method(Section):
     tune: bool = Field(
         True, description="Choose its learning rate from the grid; false: the grid is not used."
     )
+    learning_rate_of: str = Field(
+        "", description="Take the rate chosen for the method of this name instead of tuning again."
+    )
 
     @field_validator("overrides", mode="before")
     @classmethod
@@ -79,6 +82,12 @@ class ComparisonSettings(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"methods share a name: {', '.join(twice)}; each method needs its own")
+        for method in self.methods:
+            if method.learning_rate_of and method.learning_rate_of not in names:
+                raise ValueError(
+                    f"method {method.name}: learning_rate_of = {method.learning_rate_of!r} is no method; "
+                    f"choose one of {', '.join(names)}"
+                )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)} holds a seed twice; name each once")
         if self.tuning_seed in self.seeds:

@@ -19,7 +19,7 @@ from aipo.evaluate.records import (
     read_records,
 )
 from aipo.evaluate.statistics import estimate, paired_difference
-from aipo.evaluate.table import format_share, results_table
+from aipo.evaluate.table import Table, format_estimate, format_share, results_table
 
 EVALUATIONS, METRICS, FACTS = "evaluations.jsonl", "metrics.jsonl", "facts.json"
 KEPT_METRICS = (
@@ -111,30 +111,70 @@ def write_records(folder: Path, runs: Sequence[FinishedRun], facts: Facts) -> No
 
 def write_report(records: Path, output: Path, pass_at: Sequence[int]) -> Path:
     """Generate `results.md`, `results.csv` and the figures from compact records; return the Markdown file."""
-    evaluations = read_records(records / EVALUATIONS)
-    rows = [json.loads(line) for line in (records / METRICS).read_text().splitlines()]
-    facts = json.loads((records / FACTS).read_text())
-    final = at_last_step(evaluations)
+    report = Report(records, pass_at)
     output.mkdir(parents=True, exist_ok=True)
-    table = results_table(final, {HARD: pass_at, EASY: pass_at[:1]} if _has(final, HARD) else pass_at)
-    (output / "results.csv").write_text(table.csv())
-    series = {m: [row for row in rows if row["method"] == m] for m in methods_of(final)}
-    parts = [f"# {facts['name']}\n", table.markdown()]
-    if _has(final, HARD):
-        boundary_plot(final, output / "boundary")
-        parts += ["![pass@k of hard problems](boundary.svg)\n", _differences(final, facts["baseline"])]
-    if any(series.values()):
-        panels = tuple(p for p in TRAINING_PANELS if any(p in row for row in rows))
-        training_plot({m: s for m, s in series.items() if s}, output / "training", panels)
-        parts.append("![training curves](training.svg)\n")
-    if points := _token_points(evaluations, rows):
-        expert_token_plot(points, output / "expert_tokens", f"hard, unanswered, pass@{TOKEN_K}")
-        parts.append("![quality against expert tokens](expert_tokens.svg)\n")
-        parts.append(_token_table(points))
-    parts.append(_how(facts))
+    (output / "results.csv").write_text(report.table().csv())
+    parts = [f"# {report.facts['name']}\n", report.table().markdown(), *report.figures(output)]
+    parts += [part for part in (report.differences(), report.token_table(), report.how()) if part]
     path = output / "results.md"
     path.write_text("\n".join(parts))
     return path
+
+
+class Report:
+    """The parts of a report, each generated from compact records; a page may put words around them."""
+
+    def __init__(self, records: Path, pass_at: Sequence[int]) -> None:
+        """Read the records. Raises `RecordError` or `OSError` if they cannot be read."""
+        self._evaluations = read_records(records / EVALUATIONS)
+        self._rows = [json.loads(line) for line in (records / METRICS).read_text().splitlines()]
+        self.facts: dict[str, Any] = json.loads((records / FACTS).read_text())
+        self._final = at_last_step(self._evaluations)
+        self._pass_at = pass_at
+        self._bounded = _has(self._final, HARD)
+        self._points = _token_points(self._evaluations, self._rows) if self._bounded else []
+
+    def table(self) -> Table:
+        """Return the results table."""
+        pass_at = {HARD: self._pass_at, EASY: self._pass_at[:1]} if self._bounded else self._pass_at
+        return results_table(self._final, pass_at)
+
+    def cell(self, method: str, mode: str, k: int, stratum: str = HARD) -> str:
+        """Return one estimate as it stands in the table. Raises `ValueError` for what was not measured."""
+        own = [r for r in self._final if r.method == method and r.mode == mode]
+        if not own:
+            raise ValueError(
+                f"no evaluation of {method!r} in mode {mode!r}; there are {methods_of(self._final)}"
+            )
+        return format_estimate(estimate(own, stratum, k))
+
+    def figures(self, output: Path) -> list[str]:
+        """Write the figures and return the Markdown that shows them."""
+        shown = []
+        if self._bounded:
+            boundary_plot(self._final, output / "boundary")
+            shown.append("![pass@k of hard problems](boundary.svg)\n")
+        series = {m: [r for r in self._rows if r["method"] == m] for m in methods_of(self._final)}
+        if series := {method: rows for method, rows in series.items() if rows}:
+            panels = tuple(p for p in TRAINING_PANELS if any(p in row for row in self._rows))
+            training_plot(series, output / "training", panels)
+            shown.append("![training curves](training.svg)\n")
+        if self._points:
+            expert_token_plot(self._points, output / "expert_tokens", f"hard, unanswered, pass@{TOKEN_K}")
+            shown.append("![quality against expert tokens](expert_tokens.svg)\n")
+        return shown
+
+    def differences(self) -> str:
+        """Return the paired differences to the baseline."""
+        return _differences(self._final, self.facts["baseline"]) if self._bounded else ""
+
+    def token_table(self) -> str:
+        """Return quality against expert tokens, one line for each method and evaluated step."""
+        return _token_table(self._points) if self._points else ""
+
+    def how(self) -> str:
+        """Return how the numbers came about: command, commit, machine, learning rates, time."""
+        return _how(self.facts)
 
 
 def _has(records: Iterable[EvaluationRecord], stratum: str) -> bool:

@@ -32,8 +32,8 @@ class Journal:
         if stored.exists():
             if changed := diff_settings(load_settings(stored, []), settings):
                 raise RunFolderError(
-                    f"run.output = {str(self.folder)!r} holds a run with other settings; choose another folder or "
-                    "go back to its settings:\n  " + "\n  ".join(changed)
+                    f"run.output = {str(self.folder)!r} holds a run with other settings; choose another "
+                    "folder or go back to its settings:\n  " + "\n  ".join(changed)
                 )
             return
         if self.folder.exists() and any(self.folder.iterdir()):
