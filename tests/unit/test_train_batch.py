@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import Advantage, Member, group_relative
+from aipo.core.advantages import Advantage, FeedbackAdvantage, Member, group_advantages, group_relative
 from aipo.core.coefficients import Coefficient, CoefficientSettings
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.surrogates import Clip
@@ -133,6 +133,28 @@ def test_feedback_that_added_nothing_is_not_copied() -> None:
     assert not copies(credits_of(group(*members), algorithm()), members)
     alone = [member(WON, CONSULTING, [ANSWERED])]
     assert not copies(credits_of(group(*alone), algorithm(feedback_advantage="signed")), alone)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("rule", FeedbackAdvantage)
+def test_the_algorithms_settings_reach_the_advantages(
+    rule: FeedbackAdvantage, split: bool, normalise: bool
+) -> None:
+    members = [
+        member(WON, CONSULTING),
+        member(LOST, CONSULTING),
+        *[member(LOST, SOLO)] * 2,
+        member(WON, SOLO),
+    ]
+    settings = algorithm(split_baselines=split, normalise_std=normalise, feedback_advantage=rule.value)
+    expected = group_advantages(
+        [Member(m.grade.verdict, m.condition) for m in members],
+        split_baselines=split,
+        normalise_std=normalise,
+        feedback=rule,
+    )
+    assert [credit.advantage for credit in credits_of(group(*members), settings)] == expected
 
 
 def test_copies_can_be_switched_off() -> None:

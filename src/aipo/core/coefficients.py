@@ -14,6 +14,7 @@ public).
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import log
 
 import torch
 from torch import Tensor
@@ -77,8 +78,8 @@ def _unit(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: Coeffic
 
 
 def _shaped(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
-    p = log_p.exp()
-    return p / (p + settings.shape) * advantage
+    # p / (p + g) without the cancellation near p = 1
+    return torch.sigmoid(log_p - log(settings.shape)) * advantage
 
 
 def _attenuated(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:

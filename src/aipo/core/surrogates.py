@@ -26,17 +26,26 @@ class Clip:
         return ratio.clamp(1.0 - self.low, 1.0 + self.high)
 
 
+MAX_LOG_RATIO = 20.0
+"""Beyond it a ratio would overflow float32 and 0 * inf poison the gradient; every clip has acted long before."""
+
+
+def ratio_of(log_p: Tensor, log_p_old: Tensor) -> Tensor:
+    """Return p / p_old, at most e^20."""
+    return torch.exp((log_p - log_p_old).clamp(max=MAX_LOG_RATIO))
+
+
 def clipped_surrogate(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
     """Return min(r A, clip(r) A) for each token, to be maximised; r = p / p_old (arXiv 1707.06347 eq. 7).
 
     Arguments are (B, T) or broadcast to it. Degenerate cases: A = 0 gives 0 and no gradient; p = p_old gives
     A.
     """
-    ratio = torch.exp(log_p - log_p_old)
+    ratio = ratio_of(log_p, log_p_old)
     return torch.minimum(ratio * advantage, clip(ratio) * advantage)
 
 
 def clipped(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
     """Return True for each token whose gradient the clip has taken away; (B, T)."""
-    ratio = torch.exp(log_p - log_p_old)
+    ratio = ratio_of(log_p, log_p_old)
     return torch.where(advantage > 0, ratio > 1.0 + clip.high, (ratio < 1.0 - clip.low) & (advantage < 0))

@@ -49,6 +49,7 @@ def credits_of(group: Group, algorithm: AlgorithmSettings) -> list[Credit]:
         split_baselines=algorithm.split_baselines,
         feedback=FeedbackAdvantage(algorithm.feedback_advantage),
     )
+    sampled = any(m.verdict is not Verdict.UNGRADED for m in members)
     result: list[Credit] = []
     for member, advantage in zip(group.members, advantages, strict=False):
         if advantage is None or member.rollout is None:
@@ -59,7 +60,7 @@ def credits_of(group: Group, algorithm: AlgorithmSettings) -> list[Credit]:
             result.append(Credit(copy, Advantage(0.0, advantage.feedback)))
     for stream, advantage in zip(group.experts, advantages[len(group.members) :], strict=True):
         assert advantage is not None
-        credit = advantage.policy if group.members else 1.0
+        credit = advantage.policy if sampled else 1.0
         result.append(Credit(stream, Advantage(0.0, credit)))
     return result
 
