@@ -1,11 +1,11 @@
-"""For all texts: cutting never matters, nothing forged survives, tokens and characters agree."""
+"""For all texts: what follows a request is ignored, nothing forged survives, tokens and characters agree."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aipo.consult.codec import TagCodec
-from aipo.consult.protocol import Malformed, Protocol, Request, StopScanner, neutralise
+from aipo.consult.protocol import Malformed, Protocol, Request, neutralise
 from aipo.core.types import AgentName
 from tokenizers_for_tests import byte_fallback_bpe, byte_level_bpe, word_level
 
@@ -17,34 +17,15 @@ FRAGMENTS = ["<", ">", "/", "</", "ver", "ify>", "ack>", "<|im_end|>", "<end>", 
 TEXTS = st.lists(
     st.sampled_from([*PROTOCOL.control_strings, *FRAGMENTS]) | st.text(max_size=3), max_size=12
 ).map("".join)
-STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
 
 
-def cut(text: str, draw: st.DataObject) -> list[str]:
-    """Cut a text at drawn places, empty chunks included."""
-    places = sorted(draw.draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
-
-
-@given(TEXTS, st.data())
-def test_any_chunking_gives_the_same_parse(text: str, data: st.DataObject) -> None:
-    scanner = StopScanner(PROTOCOL.stop_strings)
-    for chunk in cut(text, data):
-        scanner.feed(chunk)
+@given(TEXTS, st.text(max_size=5))
+def test_what_follows_the_end_tag_does_not_matter(text: str, more: str) -> None:
     whole = PROTOCOL.parse(text)
-    assert (scanner.hit is None) == (whole is None)
-    if scanner.hit:
-        assert PROTOCOL.parse(text[: scanner.hit.end]) == whole  # what follows does not matter
-
-
-@given(st.text("ab", max_size=20), STOPS, st.data())
-def test_any_chunking_gives_the_same_stop(text: str, stops: list[str], data: st.DataObject) -> None:
-    scanner = StopScanner(stops)
-    for chunk in cut(text, data):
-        scanner.feed(chunk)
-    ends = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in stops if stop in text]
-    hit = scanner.hit and (scanner.hit.end, scanner.hit.start, scanner.hit.string)
-    assert hit == min(ends, default=None)
+    ends = [text.find(stop) + len(stop) for stop in PROTOCOL.stop_strings if stop in text]
+    assert (whole is None) == (not ends)
+    if ends:
+        assert PROTOCOL.parse(text[: min(ends)]) == whole == PROTOCOL.parse(text + more)
 
 
 @given(TEXTS)

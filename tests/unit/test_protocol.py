@@ -1,9 +1,9 @@
-"""Requests, malformed requests, tag names, stop strings, inert text, limits: the protocol as text."""
+"""Requests, malformed requests, tag names, inert text, limits: the protocol as text."""
 
 import pytest
 
 from aipo.consult.limits import Limits
-from aipo.consult.protocol import NOTICES, Malformed, Protocol, Request, StopHit, StopScanner, neutralise
+from aipo.consult.protocol import NOTICES, Malformed, Protocol, Request, neutralise
 from aipo.core.types import AgentName, ConsultOutcome
 
 V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING
@@ -88,28 +88,10 @@ def test_every_outcome_without_an_agents_words_has_a_notice_without_a_tag() -> N
     assert not any("<" in words for words in NOTICES.values())
 
 
-def test_the_stop_string_that_is_completed_first_wins_and_stays() -> None:
-    scanner = StopScanner(["cde", "xabcdef", "bcde"])
-    assert [scanner.feed(c) for c in "xabcd"] == [None] * 5
-    assert scanner.feed("ef") == StopHit("bcde", 2)
-    assert scanner.feed("cde") == StopHit("bcde", 2) == scanner.hit
-    assert scanner.hit.end == 6
-
-
-def test_a_scanner_without_stop_strings_never_hits_and_an_empty_one_is_refused() -> None:
-    assert StopScanner([]).feed("</verify>") is None
-    with pytest.raises(ValueError, match="empty"):
-        StopScanner([""])
-
-
 class CountingText(str):
     """Text that counts the characters that searches and replacements walk over."""
 
     walked = 0
-
-    def find(self, *args: object) -> int:  # type: ignore[override]
-        CountingText.walked += len(self)
-        return super().find(*args)  # type: ignore[arg-type]
 
     def replace(self, *args: object) -> "CountingText":  # type: ignore[override]
         CountingText.walked += len(self)
@@ -119,31 +101,11 @@ class CountingText(str):
         CountingText.walked += len(self)
         return super().__contains__(part)  # type: ignore[operator]
 
-    def __radd__(self, other: str) -> "CountingText":
-        return CountingText(str(other) + str(self))
-
-    def __add__(self, other: str) -> "CountingText":
-        return CountingText(str(self) + str(other))
-
-    def __getitem__(self, key: object) -> "CountingText":  # type: ignore[override]
-        return CountingText(super().__getitem__(key))  # type: ignore[index]
-
-
-def _walked_by_scanner(chars: int) -> int:
-    scanner, CountingText.walked = StopScanner(PROTOCOL.stop_strings), 0
-    for char in ("</verify" * chars)[:chars]:
-        scanner.feed(CountingText(char))
-    return CountingText.walked
-
 
 def _walked_by_neutralise(chars: int, unit: str) -> int:
     CountingText.walked = 0
     neutralise(CountingText((unit * chars)[:chars]), PROTOCOL.control_strings)
     return CountingText.walked
-
-
-def test_scanning_character_by_character_is_linear() -> None:
-    assert 0 < _walked_by_scanner(4000) <= 2.1 * _walked_by_scanner(2000)
 
 
 @pytest.mark.parametrize("unit", ["<", "<verify>", "</verify><feedback>", "<ver<verify>ify>"])

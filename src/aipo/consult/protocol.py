@@ -145,53 +145,6 @@ def _check_name(field: str, name: str) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StopHit:
-    """The stop string that ended a text, and where it begins."""
-
-    string: str
-    start: int
-
-    @property
-    def end(self) -> int:
-        """Position after the stop string's last character."""
-        return self.start + len(self.string)
-
-
-class StopScanner:
-    r"""Finds, chunk by chunk, the stop string that is completed first; of two that end together, the longer.
-
-    The result does not depend on how the text is cut. Keeps less than one stop string of what went before, so
-    the work is linear in the text. Raises `ValueError` for an empty stop string.
-
-    >>> scanner = StopScanner(["</verify>"])
-    >>> [scanner.feed(chunk) for chunk in ("2 + 2 </ver", "ify>\n")]
-    [None, StopHit(string='</verify>', start=6)]
-    """
-
-    def __init__(self, stop_strings: Iterable[str]) -> None:
-        self._stops = tuple(stop_strings)
-        if not all(self._stops):
-            raise ValueError("a stop string is empty; name at least one character")
-        self._tail_chars = max(map(len, self._stops), default=1) - 1
-        self._tail = ""
-        self._tail_start = 0
-        self.hit: StopHit | None = None
-
-    def feed(self, chunk: str) -> StopHit | None:
-        """Return the first hit in all that was fed, None before there is one; later chunks are ignored."""
-        if self.hit is not None:
-            return self.hit
-        window = self._tail + chunk
-        found = [(at + len(stop), at, stop) for stop in self._stops if (at := window.find(stop)) >= 0]
-        if found:
-            _, at, stop = min(found)
-            self.hit = StopHit(stop, self._tail_start + at)
-        cut = max(0, len(window) - self._tail_chars)
-        self._tail, self._tail_start = window[cut:], self._tail_start + cut
-        return self.hit
-
-
 def neutralise(text: str, forbidden: Iterable[str]) -> str:
     """Return `text` with every forbidden string made inert; the result contains none of them.
 

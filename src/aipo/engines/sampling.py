@@ -59,13 +59,14 @@ def draw(logits: Tensor, rows: Sequence[Drawing]) -> tuple[list[int], list[float
 
 def _truncated(log_p: Tensor, rows: Sequence[Drawing]) -> Tensor:
     """Return `log_p` with -inf at banned tokens and outside top-k and top-p."""
-    if any(row.banned for row in rows):
-        log_p = log_p.clone()
-        for i, row in enumerate(rows):
-            log_p[i, list(row.banned)] = -torch.inf
+    narrowed = [row.sampling.top_k > 0 or row.sampling.top_p < 1 for row in rows]
+    if not any(narrowed) and not any(row.banned for row in rows):
+        return log_p
+    log_p = log_p.clone()
     for i, row in enumerate(rows):
-        if 0 < row.sampling.top_k < log_p.shape[1] or row.sampling.top_p < 1:
-            log_p = log_p.clone()
+        if row.banned:
+            log_p[i, list(row.banned)] = -torch.inf
+        if narrowed[i]:
             log_p[i] = _nucleus(log_p[i], row.sampling)
     return log_p
 

@@ -5,7 +5,8 @@ know sampling or scheduling. Invariant: a row attends to exactly its own `length
 causally, to the tokens being fed.
 
 Works for attention layers, grouped-query and sliding-window ones included. Does not work for recurrent layers
-(Mamba, linear attention), whose state cannot be rewound to a position: `SlotCache` refuses such a model.
+(Mamba, linear attention), whose state cannot be rewound to a position, nor for chunked attention, for which
+there is no mask here: `SlotCache` refuses such a model.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class _Window:
@@ -73,49 +74,61 @@ class _SlotLayer(CacheLayerMixin):
 class SlotCache:
     """`slots` rows of up to `capacity` tokens for one model."""
 
-    def __init__(self, config: PretrainedConfig, slots: int, capacity: int) -> None:
-        """Raises `ValueError` for a model with layers that are not attention."""
+    def __init__(
+        self, config: PretrainedConfig, slots: int, capacity: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`dtype` is the model's. Raises `ValueError` for a model with layers of another kind."""
         text: Any = config.get_text_config(decoder=True)
-        layer_types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        window: int | None = getattr(text, "sliding_window", None)
+        self._sliding_window = window if getattr(text, "use_sliding_window", True) else None
+        # Mistral and its like name no layer types: with a window, every layer slides.
+        kind = "full_attention" if self._sliding_window is None else "sliding_attention"
+        layer_types = getattr(text, "layer_types", None) or [kind] * text.num_hidden_layers
         if other := set(layer_types) - _ATTENTION_LAYERS:
             raise ValueError(
-                f"policy.model: layers of type {sorted(other)} keep a recurrent state, which the in-process "
-                "engine cannot pause; use a model with attention layers only"
+                f"policy.model: layers of type {sorted(other)} keep a recurrent state or need another mask, "
+                "which the in-process engine cannot give them; use a model with full or sliding-window "
+                "attention layers only"
             )
         self.capacity = capacity
         self._window = _Window()
         self._layers = [_SlotLayer(self._window, slots, capacity) for _ in layer_types]
         self.cache = Cache(layers=list(self._layers))
         self._layer_types = set(layer_types)
-        self._sliding_window: int | None = getattr(text, "sliding_window", None)
-        if self._sliding_window is not None and not getattr(text, "use_sliding_window", True):
-            self._sliding_window = None
+        self._config, self._dtype = text, dtype
 
     def open(self, rows: slice, lengths: Tensor, fed: int) -> tuple[Tensor, Tensor | dict[str, Tensor]]:
         """Prepare a forward pass of `fed` tokens for each of `rows`, which hold `lengths` (n,) tokens.
 
-        Returns position ids (n, fed) and attention masks, True where attended, (n, 1, fed, width).
+        Returns position ids (n, fed) and attention masks (n, 1, fed, width) as the model's attention wants
+        them: True where attended, or added to the scores where it is `eager`.
         """
         w, device = self._window, lengths.device
-        positions = lengths.unsqueeze(1) + torch.arange(fed, device=device)
+        # Padding of a shorter row may run past the end; what it writes there is never attended to.
+        positions = (lengths.unsqueeze(1) + torch.arange(fed, device=device)).clamp(max=self.capacity - 1)
         w.rows = rows
         w.row_index = torch.arange(rows.start, rows.stop, device=device).unsqueeze(1)
-        # Padding of a shorter row may run past the end; what it writes there is never attended to.
-        w.column_index = positions.clamp(max=self.capacity - 1)
-        w.width = min(self.capacity, int(positions.max()) + 1)
+        w.column_index = positions
+        w.width = int(positions.max()) + 1
         columns = torch.arange(w.width, device=device)
         mask = columns <= positions.unsqueeze(-1)
         return positions, self._masks(mask, columns, positions)
 
     def _masks(self, causal: Tensor, columns: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        full = causal.unsqueeze(1)
+        full = self._mask(causal)
         if self._sliding_window is None or self._layer_types == {"full_attention"}:
             return full
         near = columns > positions.unsqueeze(-1) - self._sliding_window
-        sliding = (causal & near).unsqueeze(1)
+        sliding = self._mask(causal & near)
         if "full_attention" not in self._layer_types:
             return sliding
         return {"full_attention": full, "sliding_attention": sliding}
+
+    def _mask(self, attended: Tensor) -> Tensor:
+        if self._config._attn_implementation != "eager":
+            return attended.unsqueeze(1)
+        hidden = torch.zeros(attended.shape, dtype=self._dtype, device=attended.device)
+        return hidden.masked_fill(~attended, torch.finfo(self._dtype).min).unsqueeze(1)
 
     def swap(self, a: int, b: int, length: int) -> None:
         """Exchange the first `length` positions of two rows."""

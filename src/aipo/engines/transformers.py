@@ -60,7 +60,7 @@ class TransformersEngine:
     ) -> None:
         """`capacity` is the longest rollout in tokens. Raises `ValueError` for a model that cannot pause."""
         self._model, self._tokenizer = model, tokenizer
-        self._cache = SlotCache(model.config, slots, capacity)
+        self._cache = SlotCache(model.config, slots, capacity, model.dtype)
         self._slots = slots
         self._rows: list[_Row] = []
         self._active = 0
@@ -129,7 +129,9 @@ class TransformersEngine:
     def _admit(self) -> None:
         first_new = self._active
         while self._resumed:
-            self._activate(*self._resumed.popleft())
+            request, future = self._resumed.popleft()
+            if not future.cancelled():
+                self._activate(request, future)
         while self._new and len(self._rows) < self._slots:
             request, future = self._new.popleft()
             if not future.cancelled():

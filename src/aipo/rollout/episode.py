@@ -144,9 +144,9 @@ class _Episode:
             )
         )
         self._append(Segment(Source.POLICY, completion.ids, completion.log_probs))
-        # The limit may cut a request short just as its stop string is completed: nothing could be read any
-        # more.
-        return StopReason.LENGTH if self._room() < 1 else completion.stop
+        # The limit may be reached just as a request is completed: no reply could be read any more.
+        cut = completion.stop is StopReason.STOP_STRING and self._room() < 1
+        return StopReason.LENGTH if cut else completion.stop
 
     def _append(self, segment: Segment) -> None:
         self._segments.append(segment)
@@ -157,16 +157,16 @@ class _Episode:
         request_at = self._since_insertion + self._desk.codec.token_at(
             self._ids[self._since_insertion :], found.start
         )
-        spans = [(request_at, len(self._ids))]
+        self._dropped.append((request_at, len(self._ids)))
         consultation, words = await self._settle(found)
         if consultation.outcome is ConsultOutcome.ANSWERED:
             block = self._desk.codec.feedback(words, self._desk.limits.max_feedback_tokens)
             inserted, source = block.ids, Source.FEEDBACK
             begin, end = (len(self._ids) + edge for edge in block.content)
-            spans += [(len(self._ids), begin), (end, len(self._ids) + len(inserted))]
+            spans = [(len(self._ids), begin), (end, len(self._ids) + len(inserted))]
         else:
             inserted, source = self._desk.codec.notice(consultation.outcome), Source.SCAFFOLD
-            spans.append((len(self._ids), len(self._ids) + len(inserted)))
+            spans = [(len(self._ids), len(self._ids) + len(inserted))]
         self._consultations.append(consultation)
         if len(inserted) > self._room():
             return False
@@ -227,13 +227,19 @@ async def _answer(agent: Agent, query: AgentQuery, timeout_s: float) -> tuple[Co
     """The error boundary: whatever an agent does becomes (outcome, words, detail), within its deadline."""
     try:
         async with asyncio.timeout(timeout_s):
-            reply = await agent.answer(query)
+            words = (await agent.answer(query)).text
+            blank = not words.strip()
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # the run itself is ending
+        return ConsultOutcome.AGENT_ERROR, "", repr(error)  # a task inside the agent was cancelled
     except TimeoutError:
         return ConsultOutcome.TIMEOUT, "", f"no answer within {timeout_s} s"
     except AgentError as error:
         return ConsultOutcome.AGENT_ERROR, "", str(error)
     except Exception as error:  # a bug in an agent is data too, not a crash of the run
         return ConsultOutcome.AGENT_ERROR, "", repr(error)
-    if not reply.text.strip():
+    if blank:
         return ConsultOutcome.EMPTY, "", "empty reply"
-    return ConsultOutcome.ANSWERED, reply.text, ""
+    return ConsultOutcome.ANSWERED, words, ""

@@ -30,9 +30,9 @@ class LegCountingOracle:
     def feedback(self, agent: AgentName, problem: str, rollout: str, request: str) -> str:
         """Return Knowledge's fact, Reasoning's next line or Verify's verdict; '' when there is nothing to
         say."""
-        expected = lines(parse_problem(problem))
         if agent is AgentName.KNOWLEDGE:
             return _fact(problem, request)
+        expected = lines(parse_problem(problem))
         written = worked_words(rollout)
         if agent is AgentName.REASONING:
             return _next_words(expected, written)
