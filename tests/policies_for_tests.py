@@ -1,7 +1,11 @@
 """Policies built on the spot, and one way to run `aipo` on them: no downloads, and real transformers folders.
 
-`counting_policy`: the tiny leg-counting policy after a short warm start; now and then it is right, and it consults.
-`random_policy`: random-weight Qwen2.5 or Llama 3 with a byte-level BPE tokenizer, as a user's own model would come.
+`counting_policy`: the tiny leg-counting policy after a short warm start; now and then it is right, and it
+consults.
+
+`random_policy`: random-weight Qwen2.5 or Llama 3 with a byte-level BPE tokenizer, as a user's own model
+would come.
+
 Policies are built once a test session; workers of pytest-xdist share them.
 """
 
@@ -19,7 +23,7 @@ from typing import Literal
 import pytest
 import torch
 from click.testing import Result
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -57,6 +61,10 @@ COUNTING_RECIPE = {
     },
 }
 TAGS = [f"<{s}{name}>" for name in ("verify", "knowledge", "reasoning", "feedback") for s in ("", "/")]
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -125,9 +133,15 @@ def gsm8k_rows(number: int, split: Literal["train", "test"] = "train") -> list[d
 
 
 def byte_level_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer trained on `texts`, ChatML, each tag a special token."""
+    """Return a byte-level BPE tokenizer as Qwen2.5's, trained on `texts`; ChatML, each tag a special token.
+
+    It splits words as Qwen2.5 does: transformers 5 makes any tokenizer beside a `qwen2` model do so.
+    """
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     backend.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(

@@ -103,12 +103,17 @@ async def never() -> str:
     return ""
 
 
+async def cancelled() -> str:
+    raise asyncio.CancelledError
+
+
 ONE = "2 dogs <knowledge> legs of a spider </knowledge> = 8 <end>"
 UNUSABLE = "no answer"
 FAILING = [
     (Answering(lambda query: never()), TIMEOUT, "agent unavailable", "within 0.05 s"),
     (raising(AgentError("overloaded")), AGENT_ERROR, "agent unavailable", "overloaded"),
     (raising(KeyError("bug")), AGENT_ERROR, "agent unavailable", "KeyError"),
+    (Answering(lambda query: cancelled()), AGENT_ERROR, "agent unavailable", "Cancelled"),
     (Answering(lambda query: None), AGENT_ERROR, "agent unavailable", "NoneType"),
     (Answering(lambda query: " \n"), EMPTY, UNUSABLE, "empty"),
     (Answering(lambda query: "zebras"), EMPTY, UNUSABLE, "vocabulary"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from aipo.agents.base import Agent
 from aipo.agents.scripted import ScriptedAgent, Unreliability
@@ -44,8 +45,9 @@ class Parts:
 
 
 def prepare_process(settings: Settings) -> None:
-    """Set threads and determinism of this process."""
+    """Set threads and determinism of this process, and keep the bars of a library out of ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    disable_progress_bar()
     torch.set_num_threads(settings.run.threads)
     torch.manual_seed(settings.run.seed)
     if settings.run.device.startswith("cuda") and not torch.cuda.is_available():
@@ -64,7 +66,7 @@ def assemble(settings: Settings, agents: Mapping[AgentName, Agent] | None = None
     oracle = oracle_of(settings)
     protocol = build_protocol(settings.consult, settings.agents.enabled)
     limits = Limits(
-        settings.consult.max_consultations,
+        settings.consult.max_consultations if settings.agents.enabled else 0,
         settings.consult.max_feedback_tokens,
         settings.rollout.max_response_tokens,
     )

@@ -5,16 +5,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from aipo.cli.console import console, duration, plain_errors
 from aipo.cli.jobs import Job, run_jobs
-from aipo.cli.options import Overrides
 from aipo.cli.warmstart import make_warm_start
 from aipo.config.comparison import ComparisonSettings, Method, load_comparison, method_settings
 from aipo.config.loader import load_settings
@@ -28,32 +24,14 @@ from aipo.train.journal import EVALUATION, METRICS, TIMINGS, read_lines
 
 WARM_START = "warm start"
 
-RecipeFile = Annotated[
-    Path, typer.Argument(help="Recipe with a [compare] table, for example recipes/main.toml.")
-]
-AtOnce = Annotated[
-    int, typer.Option("--at-once", min=0, help="Runs at the same time; 0: as many as there are cores.")
-]
-Records = Annotated[
-    Path | None, typer.Option(help="Only write the report, from the compact records in this folder.")
-]
 
-
-def compare(
-    recipe: RecipeFile, overrides: Overrides = None, at_once: AtOnce = 0, records: Records = None
-) -> None:
-    """Compare methods fairly: same warm start, updates, rollouts and problems.
-
-    Learning rates are chosen on the validation split. Runs what is not there yet, reads what is, and writes
-    results.md, results.csv and figures to the comparison's folder, with compact records to keep in records/.
-    Interrupted, the same command goes on. Given folders of finished runs instead of a recipe, it reads their
-    evaluations and prints one table and one plot.
-    """
+def compare(recipe: Path, overrides: Sequence[str], at_once: int, records: Path | None) -> None:
+    """Run what is missing of a comparison and report it; see `aipo compare --help`."""
     with plain_errors():
         if recipe.is_dir():
-            _read_runs([recipe, *map(Path, overrides or [])])
+            _read_runs([recipe, *map(Path, overrides)])
             return
-        comparison = load_comparison(recipe, overrides or [])
+        comparison = load_comparison(recipe, overrides)
         pass_at = load_settings(comparison.base, comparison.overrides).evaluate.pass_at
         if records is None:
             records = _run(comparison, at_once or max(1, os.cpu_count() or 1))

@@ -4,14 +4,11 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from aipo.cli.assembly import Parts, assemble
 from aipo.cli.console import console, plain_errors
-from aipo.cli.options import Overrides, Recipe
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.evaluate.records import SCHEMA, EvaluationRecord, append_record, read_records
@@ -21,23 +18,11 @@ from aipo.evaluate.table import results_table
 from aipo.tasks.base import Split
 from aipo.train.journal import EVALUATION, TIMINGS
 
-Method = Annotated[str, typer.Option(help="What tables call this policy.")]
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="The policy to evaluate; without it, policy.model of the recipe.")
-]
 
-
-def evaluate(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, method: Method = "policy"
-) -> None:
-    """Evaluate a policy without agents: accuracy and pass@k with intervals, in both solo modes.
-
-    unanswered: a request gets no reply, the policy writes on. banned: request tags cannot be sampled. A third
-    mode, agents, may be added to evaluate.modes to see what the agents are worth. Appends to evaluation.jsonl
-    in run.output; modes that are there already are not sampled again.
-    """
+def evaluate(recipe: Path, overrides: Sequence[str], checkpoint: Path | None, method: str) -> None:
+    """Evaluate a policy without agents; see `aipo evaluate --help`."""
     with plain_errors():
-        changes = [*(overrides or []), *([f"policy.model={checkpoint}"] if checkpoint else [])]
+        changes = [*overrides, *([f"policy.model={checkpoint}"] if checkpoint else [])]
         settings = load_settings(recipe, changes)
         parts = assemble(settings)
         records = asyncio.run(evaluate_run(settings, parts, 0, settings.evaluate.samples_per_problem, method))
@@ -49,8 +34,8 @@ async def evaluate_run(
 ) -> list[EvaluationRecord]:
     """Evaluate in every mode of the settings, append the records, and return those of this step."""
     plan, path = settings.evaluate, settings.run.output / EVALUATION
-    path.parent.mkdir(parents=True, exist_ok=True)
     problems = first_of_each_stratum(parts.task.problems(Split(plan.split)), plan.problems)
+    path.parent.mkdir(parents=True, exist_ok=True)
     done = {r.mode: r for r in read_records(path) if r.step == step} if path.exists() else {}
     for mode in plan.modes:
         if mode in done:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aipo.cli.console import console, duration
-from aipo.config.loader import dump_settings
+from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
 from aipo.train.journal import METRICS
 
@@ -51,7 +51,9 @@ class Job:
 
 def run_jobs(jobs: Sequence[Job], at_once: int, what: str) -> None:
     """Run jobs, `at_once` at a time, until all are finished. Raises `JobFailedError`; stops its children on
-    Ctrl-C."""
+    Ctrl-C. A job that was begun with other settings is refused, finished or not."""
+    for job in jobs:
+        _refuse_other_settings(job)
     waiting = [job for job in jobs if not job.finished()]
     if not waiting:
         return
@@ -84,9 +86,24 @@ def run_jobs(jobs: Sequence[Job], at_once: int, what: str) -> None:
     console.print(f"{what}: {total}/{total} runs done in {duration(time.monotonic() - begun)}", markup=False)
 
 
+def _refuse_other_settings(job: Job) -> None:
+    recipe = _recipe(job)
+    if not (recipe.exists() and job.folder.exists()):
+        return
+    if changed := diff_settings(load_settings(recipe), job.settings):
+        raise JobFailedError(
+            f"{job.title}: {str(job.folder)!r} holds a run with other settings; choose another "
+            "compare.output, go back to its settings or remove that folder:\n  " + "\n  ".join(changed)
+        )
+
+
+def _recipe(job: Job) -> Path:
+    return job.folder.parent / f"{job.folder.name}.toml"
+
+
 def _start(job: Job) -> "subprocess.Popen[bytes]":
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    recipe = job.folder.parent / f"{job.folder.name}.toml"
+    recipe = _recipe(job)
     recipe.write_text(dump_settings(job.settings))
     command = [sys.executable, "-m", "aipo", job.verb, str(recipe), *job.options]
     environment = os.environ | {"OMP_NUM_THREADS": str(job.settings.run.threads)}

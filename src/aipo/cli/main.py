@@ -1,8 +1,8 @@
 """`aipo`: the verbs.
 
-Owns the list of verbs and the process's environment. Must not import torch before it is needed: `--help` is
-quick. Invariant: every verb takes a recipe and dotted overrides, and ends with an exit code that says what
-happened.
+Owns the list of verbs, their help and the process's environment. Must not import what works behind a verb
+before it is called: `--help` is quick. Invariant: every verb takes a recipe and dotted overrides, and ends
+with an exit code that says what happened.
 """
 
 import os
@@ -15,11 +15,17 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import typer
 
 from aipo import __version__
-from aipo.cli.compare import compare
-from aipo.cli.evaluate import evaluate
-from aipo.cli.rollout import rollout
-from aipo.cli.train import train
-from aipo.cli.warmstart import warmstart
+from aipo.cli.options import (
+    AtOnce,
+    Checkpoint,
+    ComparisonRecipe,
+    Method,
+    Overrides,
+    Problems,
+    Recipe,
+    Records,
+    Stratum,
+)
 
 app = typer.Typer(
     name="aipo",
@@ -28,8 +34,75 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (warmstart, train, evaluate, compare, rollout):
-    app.command()(verb)
+
+
+@app.command()
+def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Make the tiny policy of the CPU task: a real transformers model, trained from nothing in minutes.
+
+    It learns to work through easy problems, and how to consult, on animals that do not exist. The 18 animals
+    of the hard problems never occur. The policy is written to `policy/` in run.output, as a plain Hugging
+    Face folder.
+    """
+    from aipo.cli.warmstart import warmstart as run
+
+    run(recipe, overrides or [])
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Train a policy. The same command goes on where an interrupted run was.
+
+    Writes to run.output: settings.toml, metrics.jsonl (one line a step), rollouts.jsonl, checkpoints/ and, at
+    the end, policy/, a plain Hugging Face folder.
+    """
+    from aipo.cli.train import train as run
+
+    run(recipe, overrides or [])
+
+
+@app.command()
+def evaluate(
+    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, method: Method = "policy"
+) -> None:
+    """Evaluate a policy without agents: accuracy and pass@k with intervals, in both solo modes.
+
+    unanswered: a request gets no reply, the policy writes on. banned: request tags cannot be sampled. A third
+    mode, agents, may be added to evaluate.modes to see what the agents are worth. Appends to evaluation.jsonl
+    in run.output; modes that are there already are not sampled again.
+    """
+    from aipo.cli.evaluate import evaluate as run
+
+    run(recipe, overrides or [], checkpoint, method)
+
+
+@app.command()
+def compare(
+    recipe: ComparisonRecipe, overrides: Overrides = None, at_once: AtOnce = 0, records: Records = None
+) -> None:
+    """Compare methods fairly: same warm start, updates, rollouts and problems.
+
+    Learning rates are chosen on the validation split. Runs what is not there yet, reads what is, and writes
+    results.md, results.csv and figures to the comparison's folder, with compact records to keep in records/.
+    Interrupted, the same command goes on. Given folders of finished runs instead of a recipe, it reads their
+    evaluations and prints one table and one plot.
+    """
+    from aipo.cli.compare import compare as run
+
+    run(recipe, overrides or [], at_once, records)
+
+
+@app.command()
+def rollout(
+    recipe: Recipe, overrides: Overrides = None, problems: Problems = 2, stratum: Stratum = ""
+) -> None:
+    """Print a few rollouts, one consulting and one solo for each problem, coloured by who wrote what.
+
+    dim: prompt. plain: policy. green: feedback of an agent. yellow: notice of the system.
+    """
+    from aipo.cli.rollout import rollout as run
+
+    run(recipe, overrides or [], problems, stratum)
 
 
 @app.command()

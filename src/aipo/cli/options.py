@@ -1,4 +1,4 @@
-"""Arguments that several verbs share.
+"""Arguments and options of the verbs.
 
 Owns their wording. Must not load anything. Invariant: the same word means the same in every verb.
 """
@@ -15,3 +15,19 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the recipe, as section.field=value, for example train.steps=50."),
 ]
+ComparisonRecipe = Annotated[
+    Path,
+    typer.Argument(help="Recipe with a table `compare`, for example recipes/main.toml; or folders of runs."),
+]
+AtOnce = Annotated[
+    int, typer.Option("--at-once", min=0, help="Runs at the same time; 0: as many as there are cores.")
+]
+Records = Annotated[
+    Path | None, typer.Option(help="Only write the report, from the compact records in this folder.")
+]
+Method = Annotated[str, typer.Option(help="What tables call this policy.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="The policy to evaluate; without it, policy.model of the recipe.")
+]
+Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
+Stratum = Annotated[str, typer.Option(help="Only problems of this stratum, for example hard.")]

@@ -1,14 +1,13 @@
 """`aipo rollout`: look at what a policy and its agents do, before any training."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
 
-import typer
 from rich.text import Text
 
 from aipo.cli.assembly import Parts, assemble
 from aipo.cli.console import console, plain_errors
-from aipo.cli.options import Overrides, Recipe
 from aipo.config.loader import load_settings
 from aipo.core.types import Source
 from aipo.rollout.group import Group, GroupShape, MemberRollout
@@ -21,19 +20,11 @@ STYLES = {
     Source.SCAFFOLD: "yellow",
 }
 
-Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
-Stratum = Annotated[str, typer.Option(help="Only problems of this stratum, for example hard.")]
 
-
-def rollout(
-    recipe: Recipe, overrides: Overrides = None, problems: Problems = 2, stratum: Stratum = ""
-) -> None:
-    """Print a few rollouts, one consulting and one solo for each problem, coloured by who wrote what.
-
-    dim: prompt. plain: policy. green: feedback of an agent. yellow: notice of the system.
-    """
+def rollout(recipe: Path, overrides: Sequence[str], problems: int, stratum: str) -> None:
+    """Print a few rollouts; see `aipo rollout --help`."""
     with plain_errors():
-        settings = load_settings(recipe, overrides or [])
+        settings = load_settings(recipe, overrides)
         parts = assemble(settings)
         pool = [p for p in parts.task.problems(Split.TRAIN) if not stratum or p.stratum == stratum]
         if not pool:

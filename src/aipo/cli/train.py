@@ -1,14 +1,13 @@
 """`aipo train`: one run, from its recipe to an exported policy."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aipo.agents.base import Agent
 from aipo.cli.assembly import Parts, assemble
 from aipo.cli.console import StepLines, console, plain_errors
 from aipo.cli.evaluate import evaluate_run
-from aipo.cli.options import Overrides, Recipe
 from aipo.cli.selftest import self_test
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
@@ -17,14 +16,10 @@ from aipo.tasks.base import Split
 from aipo.train.loop import Progress, Trainer
 
 
-def train(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Train a policy. The same command goes on where an interrupted run was.
-
-    Writes to run.output: settings.toml, metrics.jsonl (one line a step), rollouts.jsonl, checkpoints/ and, at
-    the end, policy/, a plain Hugging Face folder.
-    """
+def train(recipe: Path, overrides: Sequence[str]) -> None:
+    """Train a policy; see `aipo train --help`."""
     with plain_errors():
-        train_run(load_settings(recipe, overrides or []))
+        train_run(load_settings(recipe, overrides))
 
 
 def train_run(settings: Settings, agents: Mapping[AgentName, Agent] | None = None) -> Path:
@@ -39,6 +34,8 @@ def train_run(settings: Settings, agents: Mapping[AgentName, Agent] | None = Non
         )
     parts = assemble(settings, agents)
     problems = parts.task.problems(Split.TRAIN)
+    if settings.evaluate.at_steps:
+        parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
     self_test(parts, problems)
     trainer = Trainer(settings, parts.model, parts.tokenizer, parts.sampler, problems)
     lines = StepLines()

@@ -1,13 +1,11 @@
 """`aipo warmstart`: make the tiny policy of the CPU task."""
 
+from collections.abc import Sequence
 from pathlib import Path
-
-import typer
 
 from aipo.cli.assembly import build_protocol, prepare_process
 from aipo.cli.console import console, duration, plain_errors
-from aipo.cli.options import Overrides, Recipe
-from aipo.config.loader import dump_settings, load_settings
+from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
@@ -15,26 +13,22 @@ from aipo.consult.protocol import NOTICES
 from aipo.core.types import AgentName
 from aipo.tasks.leg_counting.notation import vocabulary
 from aipo.tasks.leg_counting.traces import Trace
+from aipo.train.model import save_policy
 from aipo.train.tiny import build_model, build_tokenizer
-from aipo.train.warmstart import WarmstartProgress, save_policy, warm_start
+from aipo.train.warmstart import WarmstartProgress, warm_start
 
 
-def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Make the tiny policy of the CPU task: a real transformers model, trained from nothing in minutes.
-
-    It learns to work through easy problems, and how to consult, on animals that do not exist. The 18 animals
-    of the hard problems never occur. The policy is written to `policy/` in run.output, as a plain Hugging
-    Face folder.
-    """
+def warmstart(recipe: Path, overrides: Sequence[str]) -> None:
+    """Make the tiny policy; see `aipo warmstart --help`."""
     with plain_errors():
-        settings = load_settings(recipe, overrides or [])
-        make_warm_start(settings)
+        make_warm_start(load_settings(recipe, overrides))
 
 
 def make_warm_start(settings: Settings) -> Path:
     """Train and save the tiny policy; return its folder. Nothing is done if it is there already."""
     folder = settings.run.output / "policy"
     if (folder / "config.json").exists():
+        _refuse_other_settings(settings)
         console.print(f"the warm start is there already: {folder}", markup=False)
         return folder
     if settings.task.name != "leg_counting":
@@ -65,8 +59,23 @@ def make_warm_start(settings: Settings) -> Path:
     return folder
 
 
+def _refuse_other_settings(settings: Settings) -> None:
+    """Refuse a warm start that was made otherwise; how it is trained on afterwards does not matter."""
+    stored = settings.run.output / "settings.toml"
+    if not stored.exists():
+        return
+    kept = ("warmstart.", "consult.", "task.", "run.seed")
+    changed = [d for d in diff_settings(load_settings(stored), settings) if d.startswith(kept)]
+    if changed:
+        raise ValueError(
+            f"run.output = {str(settings.run.output)!r} holds a warm start with other settings; choose "
+            "another folder, go back to its settings or remove it:\n  " + "\n  ".join(changed)
+        )
+
+
 def _print(progress: WarmstartProgress) -> None:
     remaining = progress.elapsed_s / progress.step * (progress.steps - progress.step)
-    typer.echo(
-        f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  remaining {duration(remaining)}"
+    console.print(
+        f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  remaining {duration(remaining)}",
+        markup=False,
     )

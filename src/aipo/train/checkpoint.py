@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 SCHEMA = 1
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names it and the fix."""
 
 
@@ -80,7 +80,9 @@ class Checkpoints:
             optimiser.load_state_dict(saved["optimiser"])
             scheduler.load_state_dict(saved["scheduler"])
             state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        except (OSError, KeyError, json.JSONDecodeError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # what a spoilt file raises depends on where it is spoilt
             raise CheckpointError(
                 f"{folder} cannot be read ({error}); remove it to fall back on an older one"
             ) from error

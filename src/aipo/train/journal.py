@@ -36,12 +36,12 @@ class Journal:
                     "folder or go back to its settings:\n  " + "\n  ".join(changed)
                 )
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        aside = stored.with_suffix(".partial")
+        if self.folder.exists() and not (self.folder.is_dir() and set(self.folder.iterdir()) <= {aside}):
             raise RunFolderError(
                 f"run.output = {str(self.folder)!r} is not empty and not a run; choose another folder"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = stored.with_suffix(".partial")
         aside.write_text(dump_settings(settings))
         aside.rename(stored)
 
@@ -56,9 +56,9 @@ class Journal:
             path = self.folder / name
             if not path.exists():
                 continue
-            kept = [line for line in path.read_text().splitlines() if _step_of(line, path) <= step]
+            kept = [line for line in _lines(path) if _step_of(line, path) <= step]
             aside = path.with_suffix(".partial")
-            aside.write_text("".join(line + "\n" for line in kept))
+            aside.write_bytes(b"".join(line + b"\n" for line in kept))
             aside.replace(path)
 
 
@@ -66,14 +66,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the records of a run's file; a torn last line is left out."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
-    return [json.loads(line) for line in lines if _step_of(line, path) < float("inf")]
+    return [json.loads(line) for line in _lines(path) if _step_of(line, path) < float("inf")]
 
 
-def _step_of(line: str, path: Path) -> float:
+def _lines(path: Path) -> list[bytes]:
+    """Return the lines as bytes: a crash may tear a character, and in text U+2028 would end a line too."""
+    return path.read_bytes().splitlines()
+
+
+def _step_of(line: bytes, path: Path) -> float:
     try:
         return float(json.loads(line)["step"])
-    except json.JSONDecodeError:
+    except ValueError:
         return float("inf")  # torn by a crash: the step it belongs to was not checkpointed
     except (KeyError, TypeError) as error:
         raise RunFolderError(f"{path}: a line has no step; it was not written by this program") from error

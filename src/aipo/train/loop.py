@@ -24,7 +24,7 @@ from aipo.train.batch import minibatches, objective_settings
 from aipo.train.checkpoint import Checkpoints
 from aipo.train.journal import METRICS, ROLLOUTS, TIMINGS, Journal
 from aipo.train.metrics import ExpertTokens, rollout_metrics
-from aipo.train.model import pad_id
+from aipo.train.model import pad_id, save_policy
 from aipo.train.update import Updater, UpdateSettings
 
 
@@ -61,6 +61,11 @@ class Trainer:
         self._sampler = sampler
         self._batches = ProblemBatches(problems, settings)
         self._shape = group_shape(settings)
+        if self._shape.experts and sampler.expert is None:
+            raise ValueError(
+                f"rollout.experts_per_prompt = {self._shape.experts}: task {settings.task.name!r} has no "
+                "oracle to write expert trajectories; make it 0"
+            )
         self._accelerator = Accelerator(cpu=settings.run.device == "cpu")
         if self._accelerator.num_processes > 1:
             raise ValueError("several ranks are not supported yet; start one process")
@@ -107,6 +112,7 @@ class Trainer:
         self._refuse_ungraded(metrics, groups)
         batches = minibatches(groups, self._settings.algorithm, self._settings.train.minibatches_per_step)
         metrics |= self._updater.apply([rows for rows in batches if rows])
+        metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         clock.append(time.monotonic())
         self._record(step, groups, metrics, clock)
@@ -131,7 +137,6 @@ class Trainer:
             self._expert_tokens.add(group)
         metrics["expert_tokens_raw"] = self._expert_tokens.raw
         metrics["expert_tokens_distinct"] = self._expert_tokens.distinct
-        metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         if step % self._settings.train.record_rollouts_every_steps == 0 or step == 1:
             desk = self._sampler.desk
             self._journal.append(ROLLOUTS, [r for g in groups for r in rollout_records(g, step, desk)])
@@ -158,9 +163,7 @@ class Trainer:
 
     def export(self) -> None:
         """Write the policy as a plain Hugging Face folder, `policy/` in the run's folder."""
-        folder = self._settings.run.output / "policy"
-        self._model.save_pretrained(folder)
-        self._tokenizer.save_pretrained(folder)
+        save_policy(self._model, self._tokenizer, self._settings.run.output / "policy")
 
 
 class ProblemBatches:
@@ -215,8 +218,16 @@ def _permutation(size: int, seed: int) -> list[int]:
 
 
 def group_shape(settings: Settings) -> GroupShape:
-    """Return a training group's shape: without agents every rollout is solo, hence plain RLVR."""
+    """Return a training group's shape: without agents every rollout is solo, hence plain RLVR.
+
+    Raises `ValueError` for groups of nothing.
+    """
     r = settings.rollout
+    if not r.rollouts_per_prompt + r.experts_per_prompt:
+        raise ValueError(
+            "rollout.rollouts_per_prompt = 0 and rollout.experts_per_prompt = 0 leave nothing to learn from; "
+            "make one of them at least 1"
+        )
     solo = (
         round(r.rollouts_per_prompt * r.solo_fraction) if settings.agents.enabled else r.rollouts_per_prompt
     )

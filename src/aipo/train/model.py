@@ -5,9 +5,11 @@ Invariant: at the first update after sampling these log-probabilities equal the 
 float32).
 """
 
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,7 +38,7 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
         model = AutoModelForCausalLM.from_pretrained(
             settings.model, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise PolicyError(f"policy.model = {settings.model!r} cannot be loaded: {error}") from error
     if not tokenizer.chat_template:
         raise PolicyError(
@@ -49,6 +51,20 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
         )
     model.to(torch.device(device))  # type: ignore[arg-type]
     return model, tokenizer
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a plain Hugging Face folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+    It is written aside and renamed, so that a folder of that name is always whole.
+    """
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

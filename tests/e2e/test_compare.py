@@ -1,0 +1,189 @@
+"""`aipo compare`: from a recipe to a table and figures; interrupted, continued, repeated, from records alone.
+
+Proves: Ctrl-C ends its runs and the same command goes on; tuning happens on validation and the chosen rate
+is used; what is there is not run again; `--records` gives the same report byte for byte. One comparison is
+made for the whole module: runs are processes of their own, and each costs seconds of imports.
+"""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from policies_for_tests import counting_policy, counting_recipe, run_cli, start_cli, succeed
+
+pytestmark = pytest.mark.timeout(600)  # the first test makes the comparison: about 40 s on a quiet core
+REPORT = ("results.md", "results.csv", "boundary.svg", "training.svg")
+RECIPE = """
+[compare]
+name = "A tiny comparison"
+base = "counting.toml"
+output = "{output}"
+seeds = [0]
+learning_rates = [1e-4, 1e-3]
+tuning_steps = 1
+overrides = ["train.steps=2", "train.record_rollouts_every_steps=2"]
+
+[[compare.methods]]
+name = "grpo"
+title = "GRPO"
+tune = false
+overrides = {{ agents = {{ enabled = [] }}, algorithm = {{ coefficient = "masked" }} }}
+
+[[compare.methods]]
+name = "aipo"
+title = "AIPO"
+"""
+
+
+class Comparison:
+    """A finished comparison, and what was seen on the way."""
+
+    def __init__(self, folder: Path, policy: Path) -> None:
+        counting_recipe(folder)
+        self.output = folder / "out"
+        self.recipe = folder / "compare.toml"
+        self.recipe.write_text(RECIPE.format(output=self.output))
+        # The warm start is there already; `aipo warmstart` made it.
+        shutil.copytree(policy, self.output / "warmstart" / "policy")
+        self.interrupted_with = self._interrupt()
+        self.left_running = self._children()
+        self.logs_after_interrupt = sorted(path.name for path in self.output.rglob("*.log"))
+        self.result = succeed("compare", self.recipe, "--at-once", "2")
+
+    def _interrupt(self) -> int:
+        """Start the comparison and press Ctrl-C once a run has begun to train."""
+        process = start_cli("compare", self.recipe, "--at-once", "1")
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and not list(self.output.rglob("settings.toml")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        return process.wait(timeout=60)
+
+    def _children(self) -> list[str]:
+        """Command lines of processes that still work on this comparison."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if str(self.output) in command and int(entry.parent.name) != os.getpid():
+                found.append(command)
+        return found
+
+    def again(self, *arguments: str | Path) -> Result:
+        return run_cli("compare", self.recipe, *arguments)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return Comparison(tmp_path_factory.mktemp("comparison"), counting_policy(tmp_path_factory))
+
+
+def test_ctrl_c_ends_its_runs_and_the_same_command_finishes_them(comparison: Comparison) -> None:
+    assert comparison.interrupted_with == 130
+    assert comparison.left_running == []
+    assert len(comparison.logs_after_interrupt) == 1
+    assert comparison.result.exit_code == 0
+    assert "report:" in comparison.result.output
+
+
+def test_one_table_names_every_method_in_both_solo_modes(comparison: Comparison) -> None:
+    with (comparison.output / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == {"warm start", "GRPO", "AIPO"}
+    assert {row["mode"] for row in rows} == {"unanswered", "banned"}
+    report = (comparison.output / "results.md").read_text()
+    for word in ("# A tiny comparison", "GRPO", "AIPO", "warm start", "chosen on the validation split"):
+        assert word in report
+    for figure in ("boundary", "training"):
+        assert f"]({figure}.svg)" in report
+        assert {(comparison.output / f"{figure}{suffix}").exists() for suffix in (".svg", ".png")} == {True}
+
+
+def test_records_hold_every_evaluation_and_how_it_came_about(comparison: Comparison) -> None:
+    records = comparison.output / "records"
+    evaluations = [json.loads(line) for line in (records / "evaluations.jsonl").open()]
+    assert {(r["method"], r["mode"]) for r in evaluations if r["step"] in (0, 2)} == {
+        (method, mode) for method in ("warm start", "GRPO", "AIPO") for mode in ("unanswered", "banned")
+    }
+    assert {r["split"] for r in evaluations} == {"test"}
+    metrics = [json.loads(line) for line in (records / "metrics.jsonl").open()]
+    assert [(m["method"], m["step"]) for m in metrics] == [("GRPO", 1), ("GRPO", 2), ("AIPO", 1), ("AIPO", 2)]
+    facts = json.loads((records / "facts.json").read_text())
+    assert [(t["method"], t["learning_rate"]) for t in facts["tuning"]] == [("AIPO", 1e-4), ("AIPO", 1e-3)]
+    assert facts["seeds"] == [0] and facts["baseline"] == "GRPO"
+    assert {run["method"] for run in facts["runs"]} == {"warm start", "GRPO", "AIPO"}
+
+
+def test_the_rate_that_was_best_on_validation_is_the_one_that_is_used(comparison: Comparison) -> None:
+    facts = json.loads((comparison.output / "records" / "facts.json").read_text())
+    best = max(facts["tuning"], key=lambda point: point["criterion"])["criterion"]
+    chosen = facts["chosen"]["AIPO"]
+    assert chosen in [t["learning_rate"] for t in facts["tuning"] if t["criterion"] == best]
+    settings = (comparison.output / "aipo" / "seed-0" / "settings.toml").read_text()
+    assert f"learning_rate = {chosen}" in settings
+    tuning = (comparison.output / "tuning" / "aipo" / f"{chosen:g}" / "settings.toml").read_text()
+    assert 'split = "validation"' in tuning and "seed = 1000" in tuning
+
+
+def test_run_again_it_does_nothing_anew(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    def times() -> dict[Path, int]:
+        kept = comparison.output / "records", comparison.output
+        return {
+            path: path.stat().st_mtime_ns
+            for path in comparison.output.rglob("*")
+            if path.is_file() and path.parent not in kept
+        }
+
+    before, report = times(), (comparison.output / "results.csv").read_bytes()
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr("aipo.cli.compare._commit", lambda: "unknown")
+    result = comparison.again()
+    assert result.exit_code == 0, result.output
+    assert times() == before
+    assert (comparison.output / "results.csv").read_bytes() == report
+
+
+def test_records_alone_give_the_same_report(comparison: Comparison, tmp_path: Path) -> None:
+    copy = shutil.copytree(comparison.output / "records", tmp_path / "records")
+    result = comparison.again("--records", copy, f"compare.output={tmp_path / 'report'}")
+    assert result.exit_code == 0, result.output
+    for name in REPORT:
+        regenerated = (tmp_path / "report" / name).read_bytes()
+        assert regenerated == (comparison.output / name).read_bytes(), name
+
+
+def test_finished_runs_are_read_without_a_recipe(comparison: Comparison) -> None:
+    result = run_cli("compare", *(comparison.output / method / "seed-0" for method in ("grpo", "aipo")))
+    assert result.exit_code == 0, result.output
+    assert "unanswered" in result.output and "banned" in result.output
+    assert (comparison.output / "grpo" / "boundary.png").exists()
+
+
+def test_a_folder_without_evaluations_is_refused(tmp_path: Path) -> None:
+    result = run_cli("compare", tmp_path)
+    assert result.exit_code == 2
+    assert "no evaluation.jsonl; first run `aipo evaluate`" in result.output
+
+
+def test_results_of_another_recipe_are_refused_and_kept(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    runs = comparison.output / "aipo" / "seed-0" / "metrics.jsonl"
+    before = runs.read_bytes()
+    result = comparison.again("algorithm.floor=0.2")
+    assert result.exit_code == 2
+    assert "holds a run with other settings" in result.output
+    assert "algorithm.floor: 0.1 -> 0.2" in result.output
+    assert runs.read_bytes() == before
