@@ -43,6 +43,11 @@ class Job:
         """The run's folder."""
         return self.settings.run.output
 
+    @property
+    def expected_length(self) -> int:
+        """How long it takes beside others, roughly: steps that consult take about twice as long."""
+        return self.steps * (2 if self.settings.agents.enabled else 1)
+
     def steps_done(self) -> int:
         """Number of steps in the run's metrics."""
         path = self.folder / METRICS
@@ -60,7 +65,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, what: str) -> None:
     begun = reported = time.monotonic()
     running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
     total, already = len(waiting), sum(job.steps_done() for job in waiting)
-    queue = list(waiting)
+    # Long ones first, so that none is left alone at the end.
+    queue = sorted(waiting, key=lambda job: -job.expected_length)
     try:
         while queue or running:
             while queue and len(running) < at_once:

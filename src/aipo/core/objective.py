@@ -43,8 +43,7 @@ def objective_loss(log_p: Tensor, batch: TokenBatch, settings: ObjectiveSettings
 
     `log_p` is (B, T): log pi_theta(token t | tokens before t), any value at position 0 and at padding.
     """
-    # What is not trained is replaced before it is used: the gradient of where(mask, f(x), 0) is 0 * f'(x), which
-    # is not a number where f'(x) is not finite.
+    # Replaced before it is used: the gradient of where(mask, f(x), 0) is 0 * f'(x): NaN where f'(x) is inf.
     log_p = torch.where(batch.policy_mask | batch.feedback_mask, log_p, 0.0)
     policy = clipped_surrogate(log_p, batch.log_p_old, batch.policy_advantage, settings.clip)
     total = torch.where(batch.policy_mask, policy, 0.0)

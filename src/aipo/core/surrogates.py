@@ -27,7 +27,7 @@ class Clip:
 
 
 MAX_LOG_RATIO = 20.0
-"""Beyond it a ratio would overflow float32 and 0 * inf poison the gradient; every clip has acted long before."""
+"""Beyond it a ratio could overflow float32 and poison the gradient; every clip has acted long before."""
 
 
 def ratio_of(log_p: Tensor, log_p_old: Tensor) -> Tensor:
