@@ -61,7 +61,7 @@ class Comparison:
     def _interrupt(self) -> int:
         """Start the comparison and press Ctrl-C once a run has begun to train."""
         process = start_cli("compare", self.recipe, "--at-once", "1")
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and not list(self.output.rglob("settings.toml")):
             assert process.poll() is None
             time.sleep(0.05)

@@ -55,8 +55,11 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, what: str) -> None:
-    """Run jobs, `at_once` at a time, until all are finished. Raises `JobFailedError`; stops its children on
-    Ctrl-C. A job that was begun with other settings is refused, finished or not."""
+    """Run jobs, `at_once` at a time, until all are finished.
+
+    Stops its children on Ctrl-C. Raises `JobFailedError`, also for a job that was begun with other settings,
+    finished or not.
+    """
     for job in jobs:
         _refuse_other_settings(job)
     waiting = [job for job in jobs if not job.finished()]
