@@ -105,7 +105,12 @@ class Trainer:
         clock.append(time.monotonic())
         metrics = rollout_metrics(groups)
         self._refuse_ungraded(metrics, groups)
-        batches = minibatches(groups, self._settings.algorithm, self._settings.train.minibatches_per_step)
+        batches = minibatches(
+            groups,
+            self._settings.algorithm,
+            self._settings.train.minibatches_per_step,
+            self._settings.rollout.max_response_tokens,
+        )
         metrics |= self._updater.apply([rows for rows in batches if rows])
         self._scheduler.step()
         clock.append(time.monotonic())
