@@ -15,6 +15,7 @@ from aipo.core.advantages import (
     REWARD,
     STD_EPSILON,
     Advantage,
+    Estimator,
     FeedbackAdvantage,
     Member,
     group_advantages,
@@ -27,20 +28,28 @@ MEMBERS = st.builds(Member, st.sampled_from(Verdict), st.sampled_from(Condition)
 GROUPS = st.lists(MEMBERS, max_size=10)
 REWARDS = st.lists(st.integers(-40, 40).map(lambda eighths: eighths / 8), max_size=10)
 RULES = st.sampled_from(FeedbackAdvantage)
+ESTIMATORS = st.sampled_from(Estimator)
+BASELINES = st.sampled_from([each for each in Estimator if each is not Estimator.BATCH_NORMALISED])
+"""Those that compare within the group."""
+CENTRED, NORMALISED = Estimator.GROUP_CENTRED, Estimator.GROUP_NORMALISED
 quiet = settings(deadline=None)
 
 
-def normalised(rewards: Sequence[float], std: bool) -> Callable[[float], float]:
-    """The reference for one baseline: GRPO's formula in numpy, as a function of a member's reward."""
+def compared(rewards: Sequence[float], estimator: Estimator) -> Callable[[float], float]:
+    """The reference for one baseline: the papers' formulas in numpy, as a function of a member's reward."""
     values = np.array(rewards)
+    if estimator is Estimator.BATCH_NORMALISED:
+        return lambda reward: reward
     if values.size == 0 or np.ptp(values) == 0:
         return lambda _: 0.0
-    scale = np.std(values, ddof=1) + 1e-6 if std else 1.0
+    if estimator is Estimator.LEAVE_ONE_OUT:
+        return lambda reward: float(reward - (np.sum(values) - reward) / (values.size - 1))
+    scale = np.std(values, ddof=1) + 1e-6 if estimator is NORMALISED else 1.0
     return lambda reward: float((reward - np.mean(values)) / scale)
 
 
 def reference(
-    group: Sequence[Member], std: bool, split: bool, rule: FeedbackAdvantage
+    group: Sequence[Member], estimator: Estimator, split: bool, rule: FeedbackAdvantage
 ) -> list[tuple[float, float] | None]:
     """The whole of `group_advantages`, member by member."""
     graded = [m for m in group if m.verdict in GRADED]
@@ -52,7 +61,7 @@ def reference(
             continue
         reward = float(member.verdict is Verdict.CORRECT)
         siblings = [m for m in graded if not split or m.condition is member.condition]
-        policy = normalised([float(m.verdict is Verdict.CORRECT) for m in siblings], std)(reward)
+        policy = compared([float(m.verdict is Verdict.CORRECT) for m in siblings], estimator)(reward)
         helped = reward - float(np.mean([m.verdict is Verdict.CORRECT for m in solo]))
         feedback = {
             FeedbackAdvantage.SIGNED: policy,
@@ -70,16 +79,20 @@ def members(letters: str) -> list[Member]:
     return [Member(verdict[letter.lower()], condition[letter.isupper()]) for letter in letters]
 
 
-def policy(group: Sequence[Member], split: bool = True, std: bool = True) -> list[float | None]:
-    result = group_advantages(group, split_baselines=split, normalise_std=std)
+def policy(
+    group: Sequence[Member], split: bool = True, estimator: Estimator = NORMALISED
+) -> list[float | None]:
+    result = group_advantages(group, split_baselines=split, estimator=estimator)
     return [None if advantage is None else advantage.policy for advantage in result]
 
 
 @quiet
-@given(GROUPS, st.booleans(), st.booleans(), RULES)
-def test_agrees_with_numpy(group: list[Member], std: bool, split: bool, rule: FeedbackAdvantage) -> None:
-    result = group_advantages(group, normalise_std=std, split_baselines=split, feedback=rule)
-    expected = reference(group, std, split, rule)
+@given(GROUPS, ESTIMATORS, st.booleans(), RULES)
+def test_agrees_with_numpy(
+    group: list[Member], estimator: Estimator, split: bool, rule: FeedbackAdvantage
+) -> None:
+    result = group_advantages(group, estimator=estimator, split_baselines=split, feedback=rule)
+    expected = reference(group, estimator, split, rule)
     assert len(result) == len(group)
     for got, wanted in zip(result, expected, strict=True):
         if wanted is None:
@@ -90,66 +103,75 @@ def test_agrees_with_numpy(group: list[Member], std: bool, split: bool, rule: Fe
 
 
 @quiet
-@given(REWARDS, st.booleans())
-def test_any_rewards_agree_with_numpy(rewards: list[float], std: bool) -> None:
-    formula = normalised(rewards, std)
-    assert group_relative(rewards, std) == pytest.approx([formula(reward) for reward in rewards], abs=1e-12)
+@given(REWARDS, ESTIMATORS)
+def test_any_rewards_agree_with_numpy(rewards: list[float], estimator: Estimator) -> None:
+    formula = compared(rewards, estimator)
+    wanted = [formula(reward) for reward in rewards]
+    assert group_relative(rewards, estimator) == pytest.approx(wanted, abs=1e-12)
 
 
 @quiet
-@given(REWARDS, st.integers(-80, 80), st.booleans())
-def test_a_reward_added_to_all_changes_nothing(rewards: list[float], eighths: int, std: bool) -> None:
+@given(REWARDS, st.integers(-80, 80), BASELINES)
+def test_a_reward_added_to_all_changes_nothing(
+    rewards: list[float], eighths: int, estimator: Estimator
+) -> None:
     shifted = [reward + eighths / 8 for reward in rewards]
-    assert group_relative(shifted, std) == pytest.approx(group_relative(rewards, std), abs=1e-9)
+    assert group_relative(shifted, estimator) == pytest.approx(group_relative(rewards, estimator), abs=1e-9)
 
 
 @quiet
-@given(REWARDS, st.floats(0.1, 50.0), st.booleans())
+@given(REWARDS, st.floats(0.1, 50.0), st.booleans(), ESTIMATORS)
 def test_a_factor_on_all_rewards_is_a_factor_without_the_std_and_nothing_with_it(
-    rewards: list[float], factor: float, negative: bool
+    rewards: list[float], factor: float, negative: bool, estimator: Estimator
 ) -> None:
     sign = -1.0 if negative else 1.0
-    scaled = [sign * factor * reward for reward in rewards]
-    plain = [sign * factor * a for a in group_relative(rewards, False)]
-    assert group_relative(scaled, False) == pytest.approx(plain, rel=1e-9, abs=1e-9)
-    # 1e-6 is added to standard deviations of at least 0.1 * 0.125 / sqrt(10)
-    same = [sign * a for a in group_relative(rewards, True)]
-    assert group_relative(scaled, True) == pytest.approx(same, rel=1e-3, abs=1e-9)
+    scaled = group_relative([sign * factor * reward for reward in rewards], estimator)
+    if estimator is NORMALISED:  # 1e-6 is added to standard deviations of at least 0.1 * 0.125 / sqrt(10)
+        same = [sign * a for a in group_relative(rewards, estimator)]
+        assert scaled == pytest.approx(same, rel=1e-3, abs=1e-9)
+    else:
+        plain = [sign * factor * a for a in group_relative(rewards, estimator)]
+        assert scaled == pytest.approx(plain, rel=1e-9, abs=1e-9)
 
 
 @quiet
-@given(REWARDS)
-def test_advantages_sum_to_zero_and_have_unit_sample_deviation(rewards: list[float]) -> None:
+@given(REWARDS, BASELINES)
+def test_advantages_sum_to_zero_and_normalised_ones_have_unit_sample_deviation(
+    rewards: list[float], estimator: Estimator
+) -> None:
     assume(len(set(rewards)) > 1)
-    assert sum(group_relative(rewards, False)) == pytest.approx(0.0, abs=1e-9)
-    relative = group_relative(rewards, True)
+    relative = group_relative(rewards, estimator)
     assert sum(relative) == pytest.approx(0.0, abs=1e-9)
-    assert np.std(relative, ddof=1) == pytest.approx(1.0, abs=1e-4)
+    if estimator is NORMALISED:
+        assert np.std(relative, ddof=1) == pytest.approx(1.0, abs=1e-4)
 
 
 @quiet
-@given(REWARDS, st.booleans())
-def test_ties_stay_ties_and_more_reward_is_more_advantage(rewards: list[float], std: bool) -> None:
-    relative = group_relative(rewards, std)
+@given(REWARDS, ESTIMATORS)
+def test_ties_stay_ties_and_more_reward_is_more_advantage(rewards: list[float], estimator: Estimator) -> None:
+    relative = group_relative(rewards, estimator)
     for first, a in zip(rewards, relative, strict=True):
         for second, b in zip(rewards, relative, strict=True):
             assert (a == b) if first == second else (a < b) == (first < second)
 
 
 @quiet
-@given(st.floats(-1e6, 1e6), st.integers(0, 8), st.booleans())
-def test_equal_rewards_and_a_group_of_one_give_exactly_zero(reward: float, more: int, std: bool) -> None:
-    assert group_relative([reward] * more, std) == [0.0] * more
-    assert group_relative([reward], std) == [0.0]
+@given(st.floats(-1e6, 1e6), st.integers(0, 8), BASELINES)
+def test_equal_rewards_and_a_group_of_one_give_exactly_zero(
+    reward: float, more: int, estimator: Estimator
+) -> None:
+    assert group_relative([reward] * more, estimator) == [0.0] * more
+    assert group_relative([reward], estimator) == [0.0]
+    assert group_relative([reward], Estimator.BATCH_NORMALISED) == [reward]
 
 
 @quiet
-@given(GROUPS, st.booleans(), st.booleans(), RULES)
+@given(GROUPS, ESTIMATORS, st.booleans(), RULES)
 def test_an_ungraded_rollout_is_as_if_it_had_never_been_sampled(
-    group: list[Member], std: bool, split: bool, rule: FeedbackAdvantage
+    group: list[Member], estimator: Estimator, split: bool, rule: FeedbackAdvantage
 ) -> None:
     def result(of: list[Member]) -> list[Advantage | None]:
-        return group_advantages(of, normalise_std=std, split_baselines=split, feedback=rule)
+        return group_advantages(of, estimator=estimator, split_baselines=split, feedback=rule)
 
     graded = [member for member in group if member.verdict is not Verdict.UNGRADED]
     assert [a for a in result(group) if a is not None] == result(graded)
@@ -164,32 +186,34 @@ def test_an_ungraded_rollout_has_no_reward() -> None:
 
 
 @quiet
-@given(GROUPS, st.booleans())
-def test_a_condition_without_variance_gets_exactly_zero(group: list[Member], std: bool) -> None:
+@given(GROUPS, BASELINES)
+def test_a_condition_without_variance_gets_exactly_zero(group: list[Member], estimator: Estimator) -> None:
     for condition in Condition:
         own = [m.verdict for m in group if m.condition is condition and m.verdict is not Verdict.UNGRADED]
         if len(set(own)) < 2:
-            given_to = zip(group, policy(group, std=std), strict=True)
+            given_to = zip(group, policy(group, estimator=estimator), strict=True)
             assert all(a in (None, 0.0) for m, a in given_to if m.condition is condition)
     graded = {m.verdict for m in group} - {Verdict.UNGRADED}
     if len(graded) < 2:
-        assert all(a in (None, 0.0) for a in policy(group, split=False, std=std))
+        assert all(a in (None, 0.0) for a in policy(group, split=False, estimator=estimator))
 
 
 @quiet
-@given(GROUPS, GROUPS, st.booleans())
+@given(GROUPS, GROUPS, ESTIMATORS)
 def test_with_split_baselines_the_other_condition_does_not_matter(
-    group: list[Member], others: list[Member], std: bool
+    group: list[Member], others: list[Member], estimator: Estimator
 ) -> None:
     for condition in Condition:
         own = [m for m in group if m.condition is condition]
         other = [m for m in others if m.condition is not condition]
-        assert policy(own + other, std=std)[: len(own)] == policy(own, split=False, std=std)
+        assert policy(own + other, estimator=estimator)[: len(own)] == policy(
+            own, split=False, estimator=estimator
+        )
 
 
 def test_without_the_split_solo_failures_count_and_with_it_they_do_not() -> None:
-    assert policy(members("CIii"), split=False, std=False) == [0.75, -0.25, -0.25, -0.25]
-    assert policy(members("CIii"), split=True, std=False) == [0.5, -0.5, 0.0, 0.0]
+    assert policy(members("CIii"), split=False, estimator=CENTRED) == [0.75, -0.25, -0.25, -0.25]
+    assert policy(members("CIii"), split=True, estimator=CENTRED) == [0.5, -0.5, 0.0, 0.0]
 
 
 def test_the_defaults_split_normalise_and_credit_what_help_added() -> None:
@@ -204,20 +228,22 @@ def test_the_defaults_split_normalise_and_credit_what_help_added() -> None:
 
 
 @quiet
-@given(GROUPS, st.booleans(), st.booleans())
+@given(GROUPS, ESTIMATORS, st.booleans())
 def test_signed_is_the_advantage_and_positive_is_its_positive_part(
-    group: list[Member], std: bool, split: bool
+    group: list[Member], estimator: Estimator, split: bool
 ) -> None:
     for rule in (FeedbackAdvantage.SIGNED, FeedbackAdvantage.POSITIVE):
-        for a in group_advantages(group, normalise_std=std, split_baselines=split, feedback=rule):
+        for a in group_advantages(group, estimator=estimator, split_baselines=split, feedback=rule):
             if a is not None:
                 assert a.feedback == (a.policy if rule is FeedbackAdvantage.SIGNED else max(0.0, a.policy))
 
 
 @quiet
-@given(GROUPS, st.booleans(), st.booleans())
-def test_over_solo_is_what_help_added_and_never_negative(group: list[Member], std: bool, split: bool) -> None:
-    result = group_advantages(group, normalise_std=std, split_baselines=split)
+@given(GROUPS, ESTIMATORS, st.booleans())
+def test_over_solo_is_what_help_added_and_never_negative(
+    group: list[Member], estimator: Estimator, split: bool
+) -> None:
+    result = group_advantages(group, estimator=estimator, split_baselines=split)
     solo = [m.verdict for m in group if m.condition is Condition.SOLO and m.verdict is not Verdict.UNGRADED]
     for member, a in zip(group, result, strict=True):
         if a is None:

@@ -19,12 +19,13 @@ from aipo.core.advantages import Advantage
 from aipo.core.batch import Aggregation, Row, TokenBatch, collate, trained_tokens, weighted_rows
 from aipo.core.coefficients import Coefficient, CoefficientSettings
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
-from aipo.core.surrogates import Clip
+from aipo.core.surrogates import Clip, Surrogate, SurrogateSettings
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
 from aipo.train.batch import microbatches
+from surrogates_for_tests import clipped, is_outside, policy_terms, sequence_value
 
-PAD = 99
+PAD, HORIZON = 99, 40
 quiet = settings(deadline=None)
 
 
@@ -39,8 +40,15 @@ class Case:
 
     def rows(self, objective: ObjectiveSettings, aggregation: Aggregation) -> list[Row]:
         trained = objective.feedback_trained
-        rows = weighted_rows(self.streams, self.advantages, aggregation, feedback_trained=trained)
+        rows = weighted_rows(
+            self.streams, self.advantages, aggregation, feedback_trained=trained, horizon_tokens=HORIZON
+        )
         return [replace(row, recomputed=tuple(old)) for row, old in zip(rows, self.recomputed, strict=True)]
+
+    def policy_log_p(self, number: int) -> tuple[list[float], list[float]]:
+        """log p of one stream's POLICY tokens, now and when they were sampled."""
+        where = [t for t, source in enumerate(self.streams[number].sources) if source is Source.POLICY]
+        return [self.log_p[number][t] for t in where], [self.recomputed[number][t] for t in where]
 
 
 def log_probs(rng: random.Random, source: Source, clips: tuple[Clip, Clip]) -> tuple[float, float]:
@@ -66,9 +74,8 @@ def cases(draw: st.DrawFn, objective: ObjectiveSettings, feedback: bool = True) 
     for prompt, runs in shapes:
         segments, news, olds = [], [], []
         for source, length in [(Source.PROMPT, prompt), *runs]:
-            pairs = [
-                log_probs(rng, source, (objective.clip, objective.coefficient.clip)) for _ in range(length)
-            ]
+            clips = (objective.surrogate.clip, objective.coefficient.clip)
+            pairs = [log_probs(rng, source, clips) for _ in range(length)]
             news += [new for new, _ in pairs]
             olds += [old for _, old in pairs]
             sampled = tuple(old for _, old in pairs) if source is Source.POLICY else ()
@@ -89,18 +96,12 @@ def objectives(draw: st.DrawFn) -> ObjectiveSettings:
         draw(st.floats(0.01, 1.0)),
     )
     coefficient = CoefficientSettings(kind, floor, shape, clips[1])
-    return ObjectiveSettings(clips[0], coefficient, draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])))
+    surrogate = SurrogateSettings(draw(st.sampled_from(Surrogate)), clips[0])
+    return ObjectiveSettings(surrogate, coefficient, draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])))
 
 
 AGGREGATIONS = st.sampled_from(Aggregation)
 SETTINGS_AND_CASES = objectives().flatmap(lambda objective: st.tuples(st.just(objective), cases(objective)))
-
-
-def surrogate(p: float, old: float, a: float, clip: Clip) -> tuple[float, float]:
-    """min(r A, clip(r) A) and its derivative with respect to log p."""
-    r = p / old
-    held = min(max(r, 1 - clip.low), 1 + clip.high)
-    return (r * a, r * a) if r * a <= held * a else (held * a, 0.0)
 
 
 def feedback(p: float, old: float, a: float, s: CoefficientSettings) -> tuple[float, float]:
@@ -108,7 +109,7 @@ def feedback(p: float, old: float, a: float, s: CoefficientSettings) -> tuple[fl
     lifted = max(p, s.floor) if a > 0 else p
     table: dict[Coefficient, Callable[[], tuple[float, float]]] = {
         Coefficient.MASKED: lambda: (0.0, 0.0),
-        Coefficient.RATIO: lambda: surrogate(p, old, a, s.clip),
+        Coefficient.RATIO: lambda: clipped(p / old, a, s.clip),
         Coefficient.UNIT: lambda: (p * a, p * a),
         Coefficient.SHAPED: lambda: (p / (p + s.shape) * a, s.shape * p / (p + s.shape) ** 2 * a),
         Coefficient.ATTENUATED: lambda: (p / max(p, s.floor) * a, min(1.0, p / s.floor) * a),
@@ -128,16 +129,21 @@ def reference(case: Case, s: ObjectiveSettings, aggregation: Aggregation) -> tup
     loss, gradients = 0.0, []
     for number, stream in enumerate(case.streams):
         gradient = [0.0] * len(stream)
+        own, clip = case.advantages[number], s.surrogate.clip
+        terms = iter(policy_terms(s.surrogate.kind, *case.policy_log_p(number), own.policy, clip))
         for t, source in enumerate(stream.sources):
             if source not in trained:
                 continue
-            if aggregation is Aggregation.TOKEN_MEAN:
-                n = sum(counts)
-            else:
-                n = len([count for count in counts if count]) * counts[number]
-            p, old, own = exp(case.log_p[number][t]), exp(case.recomputed[number][t]), case.advantages[number]
+            sequences = len([count for count in counts if count])
+            n = {
+                Aggregation.TOKEN_MEAN: sum(counts),
+                Aggregation.SEQUENCE_MEAN: sequences * counts[number],
+                Aggregation.SEQUENCE_SUM: sequences,
+                Aggregation.HORIZON: sequences * HORIZON,
+            }[aggregation]
+            p, old = exp(case.log_p[number][t]), exp(case.recomputed[number][t])
             if source is Source.POLICY:
-                value, slope = surrogate(p, old, own.policy, s.clip)
+                value, slope = next(terms)
             else:
                 value, slope = feedback(p, old, own.feedback, s.coefficient)
                 value, slope = s.feedback_weight * value, s.feedback_weight * slope
@@ -278,18 +284,24 @@ def test_a_feedback_weight_of_zero_is_the_coefficient_masked(drawn: tuple[Object
 
 @quiet
 @given(SETTINGS_AND_CASES, AGGREGATIONS, st.booleans())
-def test_the_weights_of_all_trained_tokens_sum_to_one(
+def test_the_weights_are_those_of_the_mean_that_the_aggregation_is_named_after(
     drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation, trained: bool
 ) -> None:
     _, case = drawn
-    rows = weighted_rows(case.streams, case.advantages, aggregation, feedback_trained=trained)
+    rows = weighted_rows(
+        case.streams, case.advantages, aggregation, feedback_trained=trained, horizon_tokens=HORIZON
+    )
     counts = [trained_tokens(stream, trained) for stream in case.streams]
     shares = [row.weight * count for row, count in zip(rows, counts, strict=True)]
-    assert sum(shares) == pytest.approx(1.0 if any(counts) else 0.0, abs=1e-12)
-    if aggregation is Aggregation.TOKEN_MEAN:
-        assert len({row.weight for row in rows}) == 1
-    else:
+    if aggregation in (Aggregation.TOKEN_MEAN, Aggregation.SEQUENCE_MEAN):  # means over tokens
+        assert sum(shares) == pytest.approx(1.0 if any(counts) else 0.0, abs=1e-12)
+    if aggregation is Aggregation.SEQUENCE_MEAN:
         assert max(shares) == pytest.approx(min([share for share in shares if share], default=0.0))
+    else:  # every trained token weighs the same
+        assert len({row.weight for row, count in zip(rows, counts, strict=True) if count}) <= 1
+    if aggregation in (Aggregation.SEQUENCE_SUM, Aggregation.HORIZON):
+        factor = HORIZON if aggregation is Aggregation.HORIZON else 1
+        assert sum(row.weight * factor for row in rows) == pytest.approx(1.0 if any(counts) else 0.0)
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -357,14 +369,15 @@ def test_the_sums_for_the_records_count_what_they_are_named_after(
     width = batch.ids.shape[1]
     log_p = torch.tensor([own + [-1.0] * (width - len(own)) for own in case.log_p], dtype=torch.float64)
     expected = dict.fromkeys(objective_sums(log_p, batch, s), 0.0)
-    for stream, own, news, olds in zip(
-        case.streams, case.advantages, case.log_p, case.recomputed, strict=True
-    ):
+    for number, (stream, own) in enumerate(zip(case.streams, case.advantages, strict=True)):
+        news, olds = case.log_p[number], case.recomputed[number]
         for source, new, old in zip(stream.sources, news, olds, strict=True):
             if source is Source.POLICY:
                 expected["policy_tokens"] += 1
-                value, slope = surrogate(exp(new), exp(old), own.policy, s.clip)
-                expected["clipped"] += value != 0 and slope == 0
+                ratio = exp(new - old)
+                if s.surrogate.kind is Surrogate.SEQUENCE:
+                    ratio = sequence_value(*case.policy_log_p(number))
+                expected["clipped"] += is_outside(ratio, own.policy, s.surrogate.clip)
                 expected["ratio"] += exp(new - old)
                 expected["kl"] += exp(new - old) - 1 - (new - old)
                 expected["policy_nll"] -= new

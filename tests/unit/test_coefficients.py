@@ -14,7 +14,7 @@ from aipo.core.advantages import Advantage
 from aipo.core.batch import Aggregation, collate, weighted_rows
 from aipo.core.coefficients import Coefficient, CoefficientSettings, feedback_term
 from aipo.core.objective import ObjectiveSettings, objective_loss
-from aipo.core.surrogates import Clip, clipped, clipped_surrogate
+from aipo.core.surrogates import Clip
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
 
@@ -58,8 +58,8 @@ WEIGHTS: dict[Coefficient, Callable[[float, float], float]] = {
 }
 """W = dC / dlog p, from the same table."""
 
-CANCELLATION = {Coefficient.SHAPED: 4.0}
-"""Autograd of p/(p+g) subtracts nearly equal numbers where p is near 1; how much error that may add."""
+ROUNDING = {Coefficient.SHAPED: 4.0}
+"""sigmoid(log p - log g) rounds its argument, and so its value by a factor."""
 
 
 def term(
@@ -85,7 +85,7 @@ def test_value_and_gradient_are_those_of_the_closed_form(
     p = exp(torch.tensor(log_p, dtype=dtype).item())
     value, gradient = term(kind, log_p, a, dtype)
     # Relative: at p = e^-80 an absolute error of 1e-6 would prove nothing.
-    rel = (1e-9 if dtype is torch.float64 else 1e-6) * CANCELLATION.get(kind, 1.0)
+    rel = (1e-9 if dtype is torch.float64 else 1e-6) * ROUNDING.get(kind, 1.0)
     assert value == pytest.approx(VALUES[kind](p, a) * a, rel=rel, abs=1e-45)
     assert gradient == pytest.approx(WEIGHTS[kind](p, a) * a, rel=rel, abs=1e-45)
 
@@ -96,7 +96,9 @@ def test_value_and_gradient_are_those_of_the_closed_form(
 def test_half_precision_stays_finite_and_close(kind: Coefficient, log_p: float, a: float) -> None:
     p = exp(torch.tensor(log_p, dtype=torch.bfloat16).item())
     value, gradient = term(kind, log_p, a, torch.bfloat16)
-    rel = 0.02 * CANCELLATION.get(kind, 1.0)
+    rel = 0.02
+    if kind is Coefficient.SHAPED:  # log p - log g is itself rounded to 8 bits: a factor of e^0.3 at -80
+        rel += exp(2**-8 * abs(log_p)) - 1
     assert value == pytest.approx(VALUES[kind](p, a) * a, rel=rel, abs=1e-35)
     assert gradient == pytest.approx(WEIGHTS[kind](p, a) * a, rel=rel, abs=1e-35)
 
@@ -154,19 +156,6 @@ def test_ratio_is_clipped_on_both_sides_where_the_step_would_go_further_out(
     value, gradient = term(Coefficient.RATIO, -3.0 + log(ratio), a, log_p_old=-3.0)
     assert value == pytest.approx(a * (ratio if survives else edge), rel=1e-6)
     assert gradient == pytest.approx(a * ratio if survives else 0.0, rel=1e-6)
-    arguments = (torch.tensor(log(ratio)), torch.tensor(0.0), torch.tensor(a), Clip(0.2, 0.28))
-    assert bool(clipped(*arguments)) is not survives
-
-
-@pytest.mark.parametrize("a", [1.0, -1.0, 0.0])
-@pytest.mark.parametrize("low", [0.0, 0.2])
-def test_at_the_first_update_the_surrogates_gradient_is_the_advantage(a: float, low: float) -> None:
-    log_p = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
-    value = clipped_surrogate(log_p, log_p.detach(), torch.tensor([a]), Clip(low, low))
-    value.sum().backward()
-    assert log_p.grad is not None
-    assert (value.item(), log_p.grad.item()) == (a, a)
-    assert not clipped(log_p, log_p, torch.tensor([a]), Clip(low, low)).any()
 
 
 def feedback_gradient(kind: Coefficient, advantage: Advantage) -> list[float]:

@@ -66,7 +66,7 @@ class TestLayers:
             ("task.answer_after=####", "####"),
             ("train.learning_rate=1e-6", 1e-6),
             ("train.learning_rate=1", 1.0),
-            ("algorithm.normalise_std=false", False),
+            ("algorithm.split_baselines=false", False),
             ("evaluate.pass_at=[1, 2]", (1, 2)),
             ("consult.solo_prompt=", ""),
         ],
@@ -107,7 +107,7 @@ class TestMessages:
             ("trian.steps=1", "`train.steps`"),
             ("algorithm.temperature=1", "`rollout.temperature` or `evaluate.temperature`"),
             ("train.steps.x=1", "`train.steps`"),
-            ("seed=1", "`run.seed`"),
+            ("seed=1", "`run.seed` or `evaluate.seed`"),
         ],
     )
     def test_the_nearest_key_is_looked_for_everywhere(self, override: str, meant: str) -> None:
@@ -124,8 +124,8 @@ class TestMessages:
             ("train.steps=0", "should be greater than or equal to 1"),
             ("train.max_grad_norm=nan", "finite"),
             (
-                "algorithm.normalise_std=1",
-                "should be true or false; the default is `algorithm.normalise_std = true`",
+                "algorithm.split_baselines=1",
+                "should be true or false; the default is `algorithm.split_baselines = true`",
             ),
             ("algorithm.coefficient=flored", "'floored'"),
             ("agents.enabled=verify", "should be a list"),

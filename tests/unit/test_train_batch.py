@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import Advantage, FeedbackAdvantage, Member, group_advantages, group_relative
+from aipo.core.advantages import (
+    Advantage,
+    Estimator,
+    FeedbackAdvantage,
+    Member,
+    group_advantages,
+    group_relative,
+)
 from aipo.core.coefficients import Coefficient, CoefficientSettings
 from aipo.core.objective import ObjectiveSettings
-from aipo.core.surrogates import Clip
+from aipo.core.surrogates import Clip, Surrogate, SurrogateSettings
 from aipo.core.tokens import Segment, TokenStream, expert_stream
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.grading.grade import Grade
@@ -25,10 +32,11 @@ SOLO_PROMPT = (90, 91)
 WON, LOST, UNGRADED = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNGRADED
 CONSULTING, SOLO = Condition.CONSULTING, Condition.SOLO
 ANSWERED = ConsultOutcome.ANSWERED
+LONGEST = 64
 
 
 def algorithm(**changes: Any) -> AlgorithmSettings:
-    return AlgorithmSettings(**{"normalise_std": False, **changes})
+    return AlgorithmSettings(**{"estimator": "group_centred", **changes})
 
 
 def member(
@@ -69,7 +77,7 @@ def copies(credits: Sequence[Credit], members: Sequence[MemberRollout]) -> list[
 
 def test_a_copy_of_what_helped_stands_right_behind_its_rollout() -> None:
     members = [member(WON, CONSULTING, [ANSWERED]), member(LOST, CONSULTING, [ANSWERED]), member(LOST, SOLO)]
-    credits = credits_of(group(*members), algorithm())
+    credits = credits_of(group(*members), algorithm(), LONGEST)
     assert len(credits) == 4
     assert [credit.advantage for credit in credits] == [
         Advantage(0.5, 1.0),
@@ -92,7 +100,7 @@ def test_only_correct_rollouts_are_copied(verdict: Verdict, rule: str) -> None:
         member(LOST, CONSULTING),
         member(LOST, SOLO),
     ]
-    credits = credits_of(group(*members), algorithm(feedback_advantage=rule))
+    credits = credits_of(group(*members), algorithm(feedback_advantage=rule), LONGEST)
     assert len(copies(credits, members)) == (verdict is WON)
 
 
@@ -107,39 +115,39 @@ def test_a_rollout_that_is_better_than_its_siblings_and_yet_wrong_is_not_copied(
         return [Advantage(1.0, 1.0)] * len(group)
 
     monkeypatch.setattr("aipo.train.batch.group_advantages", generous)
-    assert not copies(credits_of(group(*members), algorithm(feedback_advantage=baseline)), members)
+    assert not copies(credits_of(group(*members), algorithm(feedback_advantage=baseline), LONGEST), members)
 
 
 @pytest.mark.parametrize("outcome", ConsultOutcome)
 def test_only_an_answered_consultation_earns_a_copy(outcome: ConsultOutcome) -> None:
     members = [member(WON, CONSULTING, [outcome]), member(LOST, SOLO)]
-    assert len(copies(credits_of(group(*members), algorithm()), members)) == (outcome is ANSWERED)
+    assert len(copies(credits_of(group(*members), algorithm(), LONGEST), members)) == (outcome is ANSWERED)
 
 
 def test_one_answer_among_refusals_is_enough_and_none_is_too_few() -> None:
     mixed = [ConsultOutcome.TIMEOUT, ANSWERED, ConsultOutcome.REFUSED_LIMIT]
     for outcomes, number in [(mixed, 1), ([], 0)]:
         members = [member(WON, CONSULTING, outcomes), member(LOST, SOLO)]
-        assert len(copies(credits_of(group(*members), algorithm()), members)) == number
+        assert len(copies(credits_of(group(*members), algorithm(), LONGEST), members)) == number
 
 
 def test_a_solo_success_is_not_copied() -> None:
     members = [member(WON, SOLO), member(LOST, SOLO)]
-    assert len(credits_of(group(*members), algorithm())) == 2
+    assert len(credits_of(group(*members), algorithm(), LONGEST)) == 2
 
 
 def test_feedback_that_added_nothing_is_not_copied() -> None:
     members = [member(WON, CONSULTING, [ANSWERED]), member(WON, SOLO)]
-    assert not copies(credits_of(group(*members), algorithm()), members)
+    assert not copies(credits_of(group(*members), algorithm(), LONGEST), members)
     alone = [member(WON, CONSULTING, [ANSWERED])]
-    assert not copies(credits_of(group(*alone), algorithm(feedback_advantage="signed")), alone)
+    assert not copies(credits_of(group(*alone), algorithm(feedback_advantage="signed"), LONGEST), alone)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("estimator", Estimator)
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("rule", FeedbackAdvantage)
 def test_the_algorithms_settings_reach_the_advantages(
-    rule: FeedbackAdvantage, split: bool, normalise: bool
+    rule: FeedbackAdvantage, split: bool, estimator: Estimator
 ) -> None:
     members = [
         member(WON, CONSULTING),
@@ -147,19 +155,19 @@ def test_the_algorithms_settings_reach_the_advantages(
         *[member(LOST, SOLO)] * 2,
         member(WON, SOLO),
     ]
-    settings = algorithm(split_baselines=split, normalise_std=normalise, feedback_advantage=rule.value)
+    settings = algorithm(split_baselines=split, estimator=estimator, feedback_advantage=rule.value)
     expected = group_advantages(
         [Member(m.grade.verdict, m.condition) for m in members],
         split_baselines=split,
-        normalise_std=normalise,
+        estimator=estimator,
         feedback=rule,
     )
-    assert [credit.advantage for credit in credits_of(group(*members), settings)] == expected
+    assert [credit.advantage for credit in credits_of(group(*members), settings, LONGEST)] == expected
 
 
 def test_copies_can_be_switched_off() -> None:
     members = [member(WON, CONSULTING, [ANSWERED]), member(LOST, SOLO)]
-    assert len(credits_of(group(*members), algorithm(stripped_copies=False))) == 2
+    assert len(credits_of(group(*members), algorithm(stripped_copies=False), LONGEST)) == 2
 
 
 @pytest.mark.parametrize("condition", Condition)
@@ -172,30 +180,30 @@ def test_an_ungraded_rollout_leaves_no_row_and_changes_no_other(
     members = [member(WON, CONSULTING, [ANSWERED]), member(LOST, CONSULTING), member(LOST, SOLO)]
     with_it = [*members[:at], lost, *members[at:]]
     for changes in ({}, {"split_baselines": False}, {"feedback_advantage": "signed"}):
-        expected = credits_of(group(*members, experts=1), algorithm(**changes))
-        assert credits_of(group(*with_it, experts=1), algorithm(**changes)) == expected
+        expected = credits_of(group(*members, experts=1), algorithm(**changes), LONGEST)
+        assert credits_of(group(*with_it, experts=1), algorithm(**changes), LONGEST) == expected
 
 
 def test_a_group_of_ungraded_rollouts_leaves_no_rows() -> None:
-    assert credits_of(group(failed(SOLO), member(UNGRADED, CONSULTING)), algorithm()) == []
+    assert credits_of(group(failed(SOLO), member(UNGRADED, CONSULTING)), algorithm(), LONGEST) == []
 
 
 @pytest.mark.parametrize("experts", [1, 3])
-@pytest.mark.parametrize("normalise", [True, False])
-def test_a_group_of_experts_only_is_supervised_fine_tuning(experts: int, normalise: bool) -> None:
+@pytest.mark.parametrize("estimator", Estimator)
+def test_a_group_of_experts_only_is_supervised_fine_tuning(experts: int, estimator: Estimator) -> None:
     plain = group(experts=experts)
-    credits = credits_of(plain, algorithm(coefficient="likelihood", normalise_std=normalise))
+    credits = credits_of(plain, algorithm(coefficient="likelihood", estimator=estimator), LONGEST)
     assert [credit.stream for credit in credits] == list(plain.experts)
     assert [credit.advantage for credit in credits] == [Advantage(0.0, 1.0)] * experts
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("estimator", Estimator)
 @pytest.mark.parametrize("split", [True, False])
-def test_in_a_group_an_expert_is_one_more_correct_solo_member(split: bool, normalise: bool) -> None:
+def test_in_a_group_an_expert_is_one_more_correct_solo_member(split: bool, estimator: Estimator) -> None:
     members = [member(WON, SOLO), *[member(LOST, SOLO) for _ in range(6)]]
-    changes = {"coefficient": "shaped", "split_baselines": split, "normalise_std": normalise}
-    credits = credits_of(group(*members, experts=1), algorithm(**changes))
-    relative = group_relative([1.0, *[0.0] * 6, 1.0], normalise)
+    changes = {"coefficient": "shaped", "split_baselines": split, "estimator": estimator}
+    credits = credits_of(group(*members, experts=1), algorithm(**changes), LONGEST)
+    relative = group_relative([1.0, *[0.0] * 6, 1.0], estimator)
     assert [credit.advantage.policy for credit in credits[:7]] == relative[:7]
     assert credits[7] == Credit(expert_stream(SOLO_PROMPT, (70, 71, 72)), Advantage(0.0, relative[7]))
 
@@ -203,9 +211,9 @@ def test_in_a_group_an_expert_is_one_more_correct_solo_member(split: bool, norma
 def test_an_expert_is_credited_with_its_advantage_whatever_feedback_is_credited_with() -> None:
     members = [member(WON, SOLO), member(WON, SOLO)]
     for rule in ("signed", "positive", "over_solo"):
-        credits = credits_of(group(*members, experts=1), algorithm(feedback_advantage=rule))
+        credits = credits_of(group(*members, experts=1), algorithm(feedback_advantage=rule), LONGEST)
         assert [credit.advantage.feedback for credit in credits] == [0.0, 0.0, 0.0]  # nothing left to learn
-    lost = credits_of(group(member(LOST, SOLO), experts=1), algorithm())
+    lost = credits_of(group(member(LOST, SOLO), experts=1), algorithm(), LONGEST)
     assert lost[1].advantage == Advantage(0.0, 0.5)
 
 
@@ -214,7 +222,11 @@ def test_the_algorithms_settings_reach_the_objective() -> None:
         clip_low=0.1, clip_high=0.3, coefficient="shaped", floor=0.2, shape=0.4, feedback_weight=0.7
     )
     clip = Clip(0.1, 0.3)
-    expected = ObjectiveSettings(clip, CoefficientSettings(Coefficient.SHAPED, 0.2, 0.4, clip), 0.7)
+    expected = ObjectiveSettings(
+        SurrogateSettings(Surrogate.CLIPPED, clip),
+        CoefficientSettings(Coefficient.SHAPED, 0.2, 0.4, clip),
+        0.7,
+    )
     assert objective_settings(settings) == expected
 
 
@@ -229,7 +241,7 @@ def test_mini_batches_share_out_whole_groups_in_order_each_with_its_own_denomina
         group(member(WON, CONSULTING, [ANSWERED], prompt=10 + i), member(LOST, SOLO, prompt=10 + i))
         for i in range(5)
     ]
-    steps = minibatches(groups, settings, number)
+    steps = minibatches(groups, settings, number, LONGEST)
     assert len(steps) == number
     prompts = [[row.stream.ids[0] for row in rows] for rows in steps]
     assert [prompt for step in prompts for prompt in step] == [10 + i // 2 for i in range(10)]
@@ -244,8 +256,8 @@ def test_mini_batches_share_out_whole_groups_in_order_each_with_its_own_denomina
 
 def test_the_rows_of_a_mini_batch_are_the_credits_of_its_groups() -> None:
     groups = [group(member(WON, CONSULTING, [ANSWERED]), member(LOST, SOLO), experts=1) for _ in range(2)]
-    (rows,) = minibatches(groups, algorithm(), 1)
-    credits = [credit for each in groups for credit in credits_of(each, algorithm())]
+    (rows,) = minibatches(groups, algorithm(), 1, LONGEST)
+    credits = [credit for each in groups for credit in credits_of(each, algorithm(), LONGEST)]
     assert [(row.stream, row.advantage) for row in rows] == [(c.stream, c.advantage) for c in credits]
     assert len({row.weight for row in rows}) == 1  # one N, experts and copies included
     assert rows[0].weight == pytest.approx(1 / sum(6 + 3 + 2 + 3 for _ in groups))
@@ -253,7 +265,7 @@ def test_the_rows_of_a_mini_batch_are_the_credits_of_its_groups() -> None:
 
 def test_micro_batches_fill_up_to_the_limit_and_not_beyond() -> None:
     groups = [group(member(LOST, SOLO), member(WON, SOLO)) for _ in range(3)]  # streams of 3 tokens
-    (rows,) = minibatches(groups, algorithm(), 1)
+    (rows,) = minibatches(groups, algorithm(), 1, LONGEST)
     assert [len(part) for part in microbatches(rows, 12)] == [4, 2]
     assert [len(part) for part in microbatches(rows, 11)] == [3, 3]
     assert [len(part) for part in microbatches(rows, 1)] == [1] * 6

@@ -11,6 +11,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aipo.core.types import AgentName
 
+AlgorithmName = Literal[
+    "grpo",
+    "dapo",
+    "dr_grpo",
+    "rloo",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "gspo",
+    "cispo",
+    "gppo",
+]
+EstimatorName = Literal[
+    "group_normalised",
+    "group_centred",
+    "leave_one_out",
+    "batch_normalised",
+    "group_centred_batch_normalised",
+]
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values are immutable."""
@@ -120,13 +139,17 @@ class RolloutSettings(Section):
 class AlgorithmSettings(Section):
     """The objective (method.md section 4)."""
 
-    clip_low: float = Field(0.2, ge=0, lt=1)
-    clip_high: float = Field(0.28, ge=0, description="DAPO's clip-higher; equal to clip_low for GRPO.")
-    aggregation: Literal["token_mean", "sequence_mean"] = Field(
-        "token_mean", description="DAPO's token mean, or GRPO's mean of sequence means."
+    name: AlgorithmName = Field("dapo", description="The base RLVR algorithm; see `core/algorithms.py`.")
+    clip_low: float | None = Field(None, ge=0, le=1, description="None: the algorithm's own.")
+    clip_high: float | None = Field(None, ge=0, description="None: the algorithm's own.")
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "horizon"] | None = Field(
+        None, description="How token terms become one number. None: the algorithm's own."
     )
-    normalise_std: bool = Field(
-        True, description="GRPO: divide advantages by the group's standard deviation."
+    estimator: EstimatorName | None = Field(
+        None, description="What a reward is compared with. None: the algorithm's own."
+    )
+    overlong_buffer_tokens: int = Field(
+        0, ge=0, description="DAPO's soft overlong punishment over the last so many tokens; 0: none."
     )
     split_baselines: bool = Field(
         True, description="POLICY tokens take the advantage within their own condition."

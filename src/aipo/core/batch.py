@@ -24,6 +24,10 @@ class Aggregation(StrEnum):
     """Every trained token of the global batch weighs 1/N: DAPO, arXiv 2503.14476 eq. 10."""
     SEQUENCE_MEAN = "sequence_mean"
     """Mean over sequences of the mean over their trained tokens: GRPO, arXiv 2402.03300 eq. 3."""
+    SEQUENCE_SUM = "sequence_sum"
+    """Mean over sequences of the sum over their trained tokens: RLOO, arXiv 2402.14740."""
+    HORIZON = "horizon"
+    """The same, divided by the largest response length, a constant: Dr. GRPO, arXiv 2503.20783."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +91,11 @@ def weighted_rows(
     aggregation: Aggregation,
     *,
     feedback_trained: bool,
+    horizon_tokens: int = 1,
 ) -> list[Row]:
-    """Return rows whose weights are those of the *whole* batch given here, all ranks and micro-batches
-    included.
+    """Return rows whose weights are those of the *whole* batch given here, all ranks and micro-batches too.
+
+    `horizon_tokens`, the largest response length, is read by HORIZON alone.
 
     Degenerate case: a stream without trained tokens has weight 0; so has every row of a batch without any.
 
@@ -107,7 +113,15 @@ def weighted_rows(
         weights = [1.0 / max(1, sum(counts))] * len(counts)
     else:
         sequences = sum(count > 0 for count in counts)
-        weights = [1.0 / (sequences * count) if count else 0.0 for count in counts]
+        per_sequence = {
+            Aggregation.SEQUENCE_MEAN: counts,
+            Aggregation.SEQUENCE_SUM: [1] * len(counts),
+            Aggregation.HORIZON: [horizon_tokens] * len(counts),
+        }[aggregation]
+        weights = [
+            1.0 / (sequences * divisor) if count else 0.0
+            for count, divisor in zip(counts, per_sequence, strict=True)
+        ]
     return [Row(*row) for row in zip(streams, advantages, weights, strict=True)]
 
 

@@ -1,9 +1,8 @@
 """The objective J of method.md section 4, from per-token log-probabilities to one loss.
 
-    J = sum_t w_t [ POLICY: min(r A, clip(r) A)  +  FEEDBACK: lambda C(p) A_F ],   w_t = 1/N for the token
-    mean
+    J = sum_t w_t [ POLICY: surrogate(r, A)  +  FEEDBACK: lambda C(p) A_F ]
 
-Owns the sum over sources. Must not know models, optimisers or how the batch was cut.
+w_t is 1/N for the token mean. Owns the sum over sources. Must not know models, optimisers, micro-batches.
 Invariant: without a FEEDBACK token the loss equals the base algorithm's to the last bit; a token that is not
 trained has exactly zero gradient.
 """
@@ -15,14 +14,14 @@ from torch import Tensor
 
 from aipo.core.batch import TokenBatch
 from aipo.core.coefficients import Coefficient, CoefficientSettings, feedback_term
-from aipo.core.surrogates import Clip, clipped, clipped_surrogate
+from aipo.core.surrogates import SurrogateSettings, outside, surrogate_term
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveSettings:
-    """The base algorithm's clip, and what is done with FEEDBACK tokens."""
+    """The base algorithm's surrogate, and what is done with FEEDBACK tokens."""
 
-    clip: Clip = field(default_factory=Clip)
+    surrogate: SurrogateSettings = field(default_factory=SurrogateSettings)
     coefficient: CoefficientSettings = field(default_factory=CoefficientSettings)
     feedback_weight: float = 1.0
     """lambda; 0 is the same as the coefficient `masked`."""
@@ -43,10 +42,11 @@ def objective_loss(log_p: Tensor, batch: TokenBatch, settings: ObjectiveSettings
 
     `log_p` is (B, T): log pi_theta(token t | tokens before t), any value at position 0 and at padding.
     """
+    mask = batch.policy_mask
     # Replaced before it is used: the gradient of where(mask, f(x), 0) is 0 * f'(x): NaN where f'(x) is inf.
-    log_p = torch.where(batch.policy_mask | batch.feedback_mask, log_p, 0.0)
-    policy = clipped_surrogate(log_p, batch.log_p_old, batch.policy_advantage, settings.clip)
-    total = torch.where(batch.policy_mask, policy, 0.0)
+    log_p = torch.where(mask | batch.feedback_mask, log_p, 0.0)
+    policy = surrogate_term(log_p, batch.log_p_old, batch.policy_advantage, mask, settings.surrogate)
+    total = torch.where(mask, policy, 0.0)
     if settings.feedback_trained:
         # Where no FEEDBACK token is, this adds +0.0 to each term: the loss keeps every bit.
         feedback = feedback_term(log_p, batch.log_p_old, batch.feedback_advantage, settings.coefficient)
@@ -63,7 +63,7 @@ def objective_sums(log_p: Tensor, batch: TokenBatch, settings: ObjectiveSettings
     policy, feedback = batch.policy_mask, batch.feedback_mask
     credited = feedback & (batch.feedback_advantage > 0)
     delta = torch.where(policy, log_p - batch.log_p_old, 0.0)
-    taken = clipped(log_p, batch.log_p_old, batch.policy_advantage, settings.clip) & policy
+    taken = outside(log_p, batch.log_p_old, batch.policy_advantage, policy, settings.surrogate) & policy
     p = log_p.exp()
     sums = {
         "policy_tokens": policy.sum(),

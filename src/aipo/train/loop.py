@@ -110,7 +110,12 @@ class Trainer:
         clock.append(time.monotonic())
         metrics = rollout_metrics(groups)
         self._refuse_ungraded(metrics, groups)
-        batches = minibatches(groups, self._settings.algorithm, self._settings.train.minibatches_per_step)
+        batches = minibatches(
+            groups,
+            self._settings.algorithm,
+            self._settings.train.minibatches_per_step,
+            self._settings.rollout.max_response_tokens,
+        )
         metrics |= self._updater.apply([rows for rows in batches if rows])
         metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
