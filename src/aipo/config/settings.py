@@ -54,8 +54,10 @@ class PolicySettings(Section):
     model: str = Field(
         "", description="Folder or hub id of a causal LM with a tokenizer and a chat template."
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of weights and forward passes; log-probabilities are always float32."
+    )
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="transformers' attention.")
 
 
 class TaskSettings(Section):
@@ -111,7 +113,7 @@ class ConsultSettings(Section):
         {AgentName.VERIFY: "verify", AgentName.KNOWLEDGE: "knowledge", AgentName.REASONING: "reasoning"},
         description="Tag names, without angle brackets.",
     )
-    feedback_tag: str = "feedback"
+    feedback_tag: str = Field("feedback", description="Tag name around an agent's words and notices.")
     consulting_prompt: str | None = Field(
         None, description="System prompt that offers the agents; none: the packaged text."
     )
@@ -123,16 +125,16 @@ class ConsultSettings(Section):
 class RolloutSettings(Section):
     """Groups, lengths and sampling."""
 
-    rollouts_per_prompt: int = Field(8, ge=0)
+    rollouts_per_prompt: int = Field(8, ge=0, description="Size of a group, experts not counted.")
     solo_fraction: float = Field(0.5, ge=0, le=1, description="Share of each group that may not consult.")
     experts_per_prompt: int = Field(
         0,
         ge=0,
         description="Expert trajectories added to each group (LUFFY: 1 in 8; SFT: 1 and no rollouts).",
     )
-    max_prompt_tokens: int = Field(4096, ge=1)
+    max_prompt_tokens: int = Field(4096, ge=1, description="A longer prompt is an error, never cut.")
     max_response_tokens: int = Field(16384, ge=1, description="Policy, feedback and notices together.")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, description="Of training rollouts; the update uses it too.")
     slots: int = Field(256, ge=1, description="Rollouts that decode at the same time.")
 
 
@@ -160,7 +162,9 @@ class AlgorithmSettings(Section):
     floor: float = Field(0.1, gt=0, le=1, description="d of `floored` and `attenuated`, c_min of `stopgrad`.")
     shape: float = Field(0.1, gt=0, description="g of `shaped`.")
     feedback_weight: float = Field(1.0, ge=0, description="lambda.")
-    feedback_advantage: Literal["signed", "positive", "over_solo"] = "over_solo"
+    feedback_advantage: Literal["signed", "positive", "over_solo"] = Field(
+        "over_solo", description="What FEEDBACK tokens are credited with; see `core/advantages.py`."
+    )
     stripped_copies: bool = Field(
         True, description="Learn from consult-stripped copies of successful consulting rollouts."
     )
@@ -172,18 +176,18 @@ class TrainSettings(Section):
     steps: int = Field(
         200, ge=1, description="Policy updates in the sense of method.md: one batch of groups each."
     )
-    prompts_per_step: int = Field(24, ge=1)
+    prompts_per_step: int = Field(24, ge=1, description="Problems, hence groups, of a step.")
     minibatches_per_step: int = Field(4, ge=1, description="Optimiser steps per batch of groups.")
     microbatch_tokens: int = Field(16384, ge=1, description="Padded tokens per forward pass.")
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float = Field(1e-6, gt=0, description="Of AdamW, after the warm-up.")
     warmup_steps: int = Field(20, ge=0, description="Linear warm-up, in steps.")
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Longer gradients are scaled down to it.")
     stratum_mix: dict[str, float] = Field(
         {}, description="Share of each stratum in a batch; {}: as in the data."
     )
-    checkpoint_every_steps: int = Field(50, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    checkpoint_every_steps: int = Field(50, ge=1, description="What a crash can lose.")
+    keep_checkpoints: int = Field(2, ge=1, description="The newest so many; older ones are removed.")
     max_ungraded_share: float = Field(
         0.05, ge=0, le=1, description="Above this share of UNGRADED rollouts in a step the run stops."
     )
@@ -193,12 +197,14 @@ class TrainSettings(Section):
 class EvaluateSettings(Section):
     """Solo evaluation."""
 
-    split: Literal["validation", "test"] = "test"
+    split: Literal["validation", "test"] = Field("test", description="Choose settings on `validation` only.")
     problems: int = Field(64, ge=1, description="Per stratum; fewer if the split has fewer.")
-    samples_per_problem: int = Field(64, ge=1)
-    modes: tuple[Literal["unanswered", "banned", "agents"], ...] = ("unanswered", "banned")
-    pass_at: tuple[int, ...] = (1, 8, 64)
-    temperature: float = Field(1.0, gt=0)
+    samples_per_problem: int = Field(64, ge=1, description="n of pass@k.")
+    modes: tuple[Literal["unanswered", "banned", "agents"], ...] = Field(
+        ("unanswered", "banned"), description="Two solo modes, and `agents` to see what those are worth."
+    )
+    pass_at: tuple[int, ...] = Field((1, 8, 64), description="Values of k; one above n is shown as missing.")
+    temperature: float = Field(1.0, gt=0, description="Of evaluation samples.")
     seed: int = Field(0, ge=0, description="Seed of the samples; the same for all methods that are compared.")
     at_steps: tuple[int, ...] = Field((), description="`aipo train` evaluates after these steps.")
     curve_samples_per_problem: int = Field(16, ge=1, description="Samples at those steps but the last.")
@@ -207,15 +213,15 @@ class EvaluateSettings(Section):
 class WarmstartSettings(Section):
     """Supervised warm start of the tiny policy for the CPU task; not needed with a real model."""
 
-    architecture: Literal["qwen3", "llama"] = "qwen3"
-    hidden_size: int = Field(96, ge=16)
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    kv_heads: int = Field(2, ge=1)
-    intermediate_size: int = Field(256, ge=16)
-    steps: int = Field(3000, ge=1)
-    sequences_per_step: int = Field(128, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
+    architecture: Literal["qwen3", "llama"] = Field("qwen3", description="Of the tiny policy.")
+    hidden_size: int = Field(96, ge=16, description="Width.")
+    layers: int = Field(2, ge=1, description="Depth.")
+    heads: int = Field(4, ge=1, description="Attention heads.")
+    kv_heads: int = Field(2, ge=1, description="Key-value heads; fewer than heads: grouped queries.")
+    intermediate_size: int = Field(256, ge=16, description="Width of the feed-forward layers.")
+    steps: int = Field(900, ge=1, description="Supervised updates.")
+    sequences_per_step: int = Field(128, ge=1, description="Traces of an update.")
+    learning_rate: float = Field(3e-3, gt=0, description="Of AdamW, warmed up and decayed.")
 
 
 class Settings(Section):
