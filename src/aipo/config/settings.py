@@ -31,6 +31,11 @@ EstimatorName = Literal[
 ]
 
 
+CoefficientName = Literal[
+    "masked", "ratio", "unit", "shaped", "attenuated", "stopgrad", "floored", "likelihood"
+]
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values are immutable."""
 
@@ -156,9 +161,9 @@ class AlgorithmSettings(Section):
     split_baselines: bool = Field(
         True, description="POLICY tokens take the advantage within their own condition."
     )
-    coefficient: Literal[
-        "masked", "ratio", "unit", "shaped", "attenuated", "stopgrad", "floored", "likelihood"
-    ] = "floored"
+    coefficient: CoefficientName = Field(
+        "floored", description="C on FEEDBACK tokens; see `core/coefficients.py`."
+    )
     floor: float = Field(0.1, gt=0, le=1, description="d of `floored` and `attenuated`, c_min of `stopgrad`.")
     shape: float = Field(0.1, gt=0, description="g of `shaped`.")
     feedback_weight: float = Field(1.0, ge=0, description="lambda.")
