@@ -199,6 +199,12 @@ def test_whitening_is_numpys_over_all_tokens(rollouts: list[tuple[float, int]]) 
         assert found == pytest.approx(wanted, rel=1e-9, abs=1e-7)
 
 
+def test_one_token_has_no_variance_and_gives_exactly_zero() -> None:
+    assert whitened([1.0, 0.0], [1, 0]) == [0.0, 0.0]
+    assert whitened([1.0, 0.0], [0, 0]) == [0.0, 0.0]
+    assert whitened([], []) == []
+
+
 @pytest.mark.parametrize("name", ["reinforce_plus_plus", "reinforce_plus_plus_baseline"])
 @pytest.mark.parametrize("number", [1, 2])
 def test_reinforce_plus_plus_is_whitened_over_the_policy_tokens_of_the_whole_step(
