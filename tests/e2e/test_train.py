@@ -24,6 +24,7 @@ from aipo.grading.grade import Grade
 from aipo.tasks.leg_counting.task import LegCountingTask
 from policies_for_tests import counting_policy, counting_recipe, run_cli, start_cli, succeed
 
+pytestmark = pytest.mark.timeout(600)  # the first test makes the policy; others may use the cores
 REPEATABLE = ("metrics.jsonl", "rollouts.jsonl", "policy/model.safetensors")
 Train = Callable[..., Path]
 
@@ -119,7 +120,6 @@ def test_how_many_rollouts_decode_at_once_changes_neither_ids_nor_verdicts(train
     assert read[0] == read[1]
 
 
-@pytest.mark.timeout(400)  # a process of its own takes long to start where others work
 def test_a_killed_run_that_goes_on_ends_like_one_that_was_never_killed(
     train: Train, policy: Path, tmp_path: Path
 ) -> None:
