@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from aipo.train.loop import Progress, StopRunError
-from aipo.train.update import NonFiniteError
+from aipo.train.events import Progress, StopRunError
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -30,7 +29,7 @@ def plain_errors() -> Iterator[None]:
     except ValueError as error:
         errors.print(f"error: {error}", style="bold red", markup=False)
         raise typer.Exit(EXIT_BAD_INPUT) from None
-    except (StopRunError, NonFiniteError) as error:
+    except StopRunError as error:
         errors.print(f"stopped: {error}", style="bold red", markup=False)
         raise typer.Exit(EXIT_STOPPED) from None
     except KeyboardInterrupt:

@@ -6,6 +6,8 @@ with an exit code that says what happened.
 """
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 # Two threads that wait actively for each other are slower than one (reference/lab.md, section 5).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -44,6 +46,7 @@ def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
     of the hard problems never occur. The policy is written to `policy/` in run.output, as a plain Hugging
     Face folder.
     """
+    _refuse_bad_recipe(recipe, overrides or [])
     from aipo.cli.warmstart import warmstart as run
 
     run(recipe, overrides or [])
@@ -56,6 +59,7 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
     Writes to run.output: settings.toml, metrics.jsonl (one line a step), rollouts.jsonl, checkpoints/ and, at
     the end, policy/, a plain Hugging Face folder.
     """
+    _refuse_bad_recipe(recipe, overrides or [])
     from aipo.cli.train import train as run
 
     run(recipe, overrides or [])
@@ -71,6 +75,7 @@ def evaluate(
     mode, agents, may be added to evaluate.modes to see what the agents are worth. Appends to evaluation.jsonl
     in run.output; modes that are there already are not sampled again.
     """
+    _refuse_bad_recipe(recipe, overrides or [])
     from aipo.cli.evaluate import evaluate as run
 
     run(recipe, overrides or [], checkpoint, method)
@@ -87,6 +92,7 @@ def compare(
     Interrupted, the same command goes on. Given folders of finished runs instead of a recipe, it reads their
     evaluations and prints one table and one plot.
     """
+    _refuse_bad_comparison(recipe, overrides or [])
     from aipo.cli.compare import compare as run
 
     run(recipe, overrides or [], at_once, records)
@@ -100,6 +106,7 @@ def rollout(
 
     dim: prompt. plain: policy. green: feedback of an agent. yellow: notice of the system.
     """
+    _refuse_bad_recipe(recipe, overrides or [])
     from aipo.cli.rollout import rollout as run
 
     run(recipe, overrides or [], problems, stratum)
@@ -109,6 +116,24 @@ def rollout(
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+def _refuse_bad_recipe(recipe: Path, overrides: Sequence[str]) -> None:
+    """Report what is wrong with a recipe before the seconds that importing torch takes."""
+    from aipo.cli.console import plain_errors
+    from aipo.config.loader import load_settings
+
+    with plain_errors():
+        load_settings(recipe, overrides)
+
+
+def _refuse_bad_comparison(recipe: Path, overrides: Sequence[str]) -> None:
+    from aipo.cli.console import plain_errors
+    from aipo.config.comparison import load_comparison
+
+    with plain_errors():
+        if not recipe.is_dir():
+            load_comparison(recipe, overrides)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.core.types import AgentName
 from aipo.tasks.base import Split
-from aipo.train.loop import Progress, Trainer
+from aipo.train.events import Progress
+from aipo.train.loop import Trainer
 
 
 def train(recipe: Path, overrides: Sequence[str]) -> None:
@@ -34,6 +35,10 @@ def train_run(settings: Settings, agents: Mapping[AgentName, Agent] | None = Non
         )
     parts = assemble(settings, agents)
     problems = parts.task.problems(Split.TRAIN)
+    if late := [step for step in settings.evaluate.at_steps if step > settings.train.steps]:
+        raise ValueError(
+            f"evaluate.at_steps = {late} is beyond train.steps = {settings.train.steps}; lower it"
+        )
     if settings.evaluate.at_steps:
         parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
     self_test(parts, problems)

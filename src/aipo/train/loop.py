@@ -6,7 +6,6 @@ Invariant: what a step does depends on the settings, the weights and the step's 
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -22,26 +21,11 @@ from aipo.rollout.records import rollout_records
 from aipo.tasks.base import Problem
 from aipo.train.batch import minibatches, objective_settings
 from aipo.train.checkpoint import Checkpoints
+from aipo.train.events import Progress, StopRunError
 from aipo.train.journal import METRICS, ROLLOUTS, TIMINGS, Journal
 from aipo.train.metrics import ExpertTokens, rollout_metrics
 from aipo.train.model import pad_id, save_policy
 from aipo.train.update import Updater, UpdateSettings
-
-
-class StopRunError(RuntimeError):
-    """The run stops on purpose; its last checkpoint is valid. The message says what happened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a display is told after each step."""
-
-    step: int
-    steps: int
-    metrics: dict[str, float]
-    elapsed_s: float
-    steps_done_now: int
-    """Steps since this process began, for an honest remaining time after a resume."""
 
 
 class Trainer:

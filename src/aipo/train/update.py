@@ -15,6 +15,7 @@ from torch import Tensor
 from aipo.core.batch import Row, TokenBatch, collate
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
 from aipo.train.batch import microbatches
+from aipo.train.events import NonFiniteError
 from aipo.train.model import token_log_probs
 
 
@@ -27,10 +28,6 @@ class UpdateSettings:
     microbatch_tokens: int
     max_grad_norm: float
     pad_id: int
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is not a finite number; the weights have not been touched by it."""
 
 
 class Updater:
