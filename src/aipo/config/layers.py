@@ -42,6 +42,8 @@ class Layers:
     source: str
     assignments: list[Assignment] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unread: bool = False
+    """Whether a recipe could not be read at all."""
 
     def add_table(self, model: type[BaseModel], table: Mapping[str, Any], layer: str) -> None:
         """Add one layer; unknown keys become problems."""
@@ -75,6 +77,7 @@ class Layers:
             table = read_recipe(path)
         except ValueError as error:
             self.problems.append(str(error))
+            self.unread = True
             return
         base = table.pop("base", None)
         if isinstance(base, str):
@@ -89,7 +92,11 @@ class Layers:
         try:
             loaded = model.model_validate_json(text, strict=True)  # strict: "10" is no number, 1 no boolean
         except ValidationError as error:
-            found = describe_errors(model, error.errors(include_url=False))
+            # What a file that could not be read leaves out is no further problem.
+            errors = [
+                e for e in error.errors(include_url=False) if not (self.unread and e["type"] == "missing")
+            ]
+            found = describe_errors(model, errors)
             self.problems += [f"{self._origin(key)}: {problem}" for key, problem in found]
         if self.problems:
             raise SettingsError(self.source, self.problems)
