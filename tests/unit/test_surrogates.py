@@ -179,3 +179,10 @@ def test_absurd_ratios_stay_finite(kind: Surrogate, a: float, dtype: torch.dtype
 )
 def test_the_closed_form_of_these_tests_is_ppos(ratio: float, a: float, value: float, slope: float) -> None:
     assert clipped(ratio, a, CLIP) == pytest.approx((value, slope))
+
+
+@pytest.mark.parametrize(
+    ("a", "narrow", "acts"), [(1.0, 0.03, True), (1.0, 0.06, False), (-1.0, 0.03, False)]
+)
+def test_gspo_counts_all_tokens_of_a_sequence_as_clipped_or_none(a: float, narrow: float, acts: bool) -> None:
+    assert terms(Surrogate.SEQUENCE, NEWS, OLDS, a, Clip(narrow, narrow))[2] == [acts] * 4
