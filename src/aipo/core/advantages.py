@@ -2,7 +2,7 @@
 
 Owns baselines. Must not know tokens, models or tasks.
 Invariant: an UNGRADED rollout changes nothing, as if it had never been sampled; a (sub)group without
-variance gives exactly 0.
+variance gives exactly 0, but for the estimators that normalise over the batch, which move it by its mean.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ class FeedbackAdvantage(StrEnum):
     """What a FEEDBACK token is credited with [ours, method.md section 4]."""
 
     SIGNED = "signed"
-    """The rollout's own advantage A, of either sign."""
+    """The rollout's own advantage A within its group, of either sign, before any batch normalisation."""
     POSITIVE = "positive"
     """max(0, A)."""
     OVER_SOLO = "over_solo"
@@ -57,7 +57,7 @@ class Member:
     verdict: Verdict
     condition: Condition
     penalty: float = 0.0
-    """Added to the reward, at most 0: see `overlong_penalty`. FEEDBACK advantages do not see it."""
+    """Added to the reward, at most 0: see `overlong_penalty`. OVER_SOLO does not see it."""
 
 
 @dataclass(frozen=True, slots=True)

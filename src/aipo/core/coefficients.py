@@ -51,6 +51,7 @@ class CoefficientSettings:
     floor: float = 0.1
     shape: float = 0.1
     clip: Clip = field(default_factory=Clip)
+    """Of `ratio`, whatever the base algorithm clips: GSPO's region, say, is meant for whole sequences."""
 
 
 def feedback_term(

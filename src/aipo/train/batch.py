@@ -38,9 +38,7 @@ class Credit:
 def objective_settings(algorithm: AlgorithmSettings) -> ObjectiveSettings:
     """Return the settings of `core`'s objective."""
     base = base_algorithm(algorithm)
-    coefficient = CoefficientSettings(
-        Coefficient(algorithm.coefficient), algorithm.floor, algorithm.shape, base.clip
-    )
+    coefficient = CoefficientSettings(Coefficient(algorithm.coefficient), algorithm.floor, algorithm.shape)
     surrogate = SurrogateSettings(base.surrogate, base.clip)
     return ObjectiveSettings(surrogate, coefficient, algorithm.feedback_weight)
 
