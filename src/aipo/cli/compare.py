@@ -16,7 +16,14 @@ from aipo.config.comparison import ComparisonSettings, Method, load_comparison, 
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.core.passk import pass_at_k
-from aipo.evaluate.comparison import Facts, FinishedRun, TuningPoint, write_records, write_report
+from aipo.evaluate.comparison import (
+    Facts,
+    FinishedRun,
+    Report,
+    TuningPoint,
+    write_records,
+    write_report,
+)
 from aipo.evaluate.plots import boundary_plot
 from aipo.evaluate.records import EvaluationRecord, at_last_step, read_records
 from aipo.evaluate.table import results_table
@@ -36,8 +43,7 @@ def compare(recipe: Path, overrides: Sequence[str], at_once: int, records: Path 
         if records is None:
             records = _run(comparison, at_once or max(1, os.cpu_count() or 1))
         report = write_report(records, comparison.output, pass_at)
-        final = at_last_step(read_records(records / "evaluations.jsonl"))
-        console.print(str(results_table(final, pass_at[:1] + pass_at[-1:])), markup=False)
+        console.print(str(Report(records, pass_at[:1] + pass_at[-1:]).table()), markup=False)
         console.print(
             f"report: {report}\nfigures: {comparison.output}/*.svg\nrecords: {records}", markup=False
         )
