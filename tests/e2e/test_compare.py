@@ -167,6 +167,8 @@ def test_finished_runs_are_read_without_a_recipe(comparison: Comparison) -> None
     result = run_cli("compare", *(comparison.output / method / "seed-0" for method in ("grpo", "aipo")))
     assert result.exit_code == 0, result.output
     assert "unanswered" in result.output and "banned" in result.output
+    rows = [line.split()[0] for line in result.output.splitlines() if "seed-0" in line.split("  ")[0]]
+    assert [Path(row).parent.name for row in rows] == ["grpo", "aipo"]  # both are called seed-0
     assert (comparison.output / "grpo" / "boundary.png").exists()
 
 

@@ -163,7 +163,7 @@ def test_knowledge_tells_the_legs_of_a_label_and_nothing_else() -> None:
     assert [asked(K, "", request) for request in ("d", "dog", "", "a b", "total")] == [""] * 5
 
 
-@pytest.mark.parametrize("outcome", set(ConsultOutcome) - {ConsultOutcome.ANSWERED})
+@pytest.mark.parametrize("outcome", [o for o in ConsultOutcome if o is not ConsultOutcome.ANSWERED])
 @pytest.mark.parametrize("agent", AgentName)
 def test_notices_and_requests_do_not_count_as_work(agent: AgentName, outcome: ConsultOutcome) -> None:
     notice = f"<verify> 9 ; </verify> <feedback> {NOTICES[outcome]} </feedback>"

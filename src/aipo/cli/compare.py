@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,7 +57,12 @@ def _read_runs(folders: list[Path]) -> None:
         raise ValueError(
             f"{', '.join(missing)}: no {EVALUATION}; first run `aipo evaluate` with this run.output"
         )
-    records = at_last_step(read_records(evaluated))
+    # Runs of one comparison share names such as seed-0: what tells them apart is the folder.
+    records = [
+        replace(record, method=str(folder), run=str(folder))
+        for folder, path in zip(folders, evaluated, strict=True)
+        for record in at_last_step(read_records(path))
+    ]
     smallest = min(result.samples for record in records for result in record.results)
     console.print(str(results_table(records, sorted({1, smallest}))), markup=False)
     strata = {stratum for record in records for stratum in record.strata}
