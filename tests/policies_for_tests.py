@@ -12,6 +12,7 @@ Policies are built once a test session; workers of pytest-xdist share them.
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def succeed(*arguments: str | Path) -> Result:
 
 
 def start_cli(*arguments: str | Path) -> "subprocess.Popen[bytes]":
-    """Start `aipo` in a process group of its own."""
+    """Start `aipo` in a session of its own, listening to Ctrl-C also where a background shell ignores it."""
     command = [sys.executable, "-m", "aipo", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -98,6 +99,7 @@ def start_cli(*arguments: str | Path) -> "subprocess.Popen[bytes]":
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

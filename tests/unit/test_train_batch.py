@@ -221,10 +221,9 @@ def test_the_algorithms_settings_reach_the_objective() -> None:
     settings = algorithm(
         clip_low=0.1, clip_high=0.3, coefficient="shaped", floor=0.2, shape=0.4, feedback_weight=0.7
     )
-    clip = Clip(0.1, 0.3)
     expected = ObjectiveSettings(
-        SurrogateSettings(Surrogate.CLIPPED, clip),
-        CoefficientSettings(Coefficient.SHAPED, 0.2, 0.4, clip),
+        SurrogateSettings(Surrogate.CLIPPED, Clip(0.1, 0.3)),
+        CoefficientSettings(Coefficient.SHAPED, 0.2, 0.4, Clip()),  # `ratio` has a clip of its own
         0.7,
     )
     assert objective_settings(settings) == expected
