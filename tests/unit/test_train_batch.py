@@ -269,3 +269,15 @@ def test_micro_batches_fill_up_to_the_limit_and_not_beyond() -> None:
     assert [len(part) for part in microbatches(rows, 11)] == [3, 3]
     assert [len(part) for part in microbatches(rows, 1)] == [1] * 6
     assert microbatches([], 12) == []
+
+
+def test_the_overlong_penalty_counts_the_response_alone() -> None:
+    members = [member(WON, SOLO), member(WON, CONSULTING, [ANSWERED])]  # responses of 2 and 6 tokens
+    settings = algorithm(overlong_buffer_tokens=4, split_baselines=False, stripped_copies=False)
+    credits = credits_of(group(*members), settings, 8)
+    assert [credit.advantage.policy for credit in credits] == [0.25, -0.25]  # rewards 1 and 1 - 2/4
+
+
+def test_dr_grpo_divides_by_the_longest_response_allowed() -> None:
+    (rows,) = minibatches([group(member(WON, SOLO), member(LOST, SOLO))], algorithm(name="dr_grpo"), 1, 50)
+    assert [row.weight for row in rows] == [1 / (2 * 50)] * 2
