@@ -249,3 +249,12 @@ def test_few_ungraded_rollouts_leave_the_batch_and_are_counted(
     monkeypatch.setattr(LegCountingTask, "grade", fails_once)
     rows = metrics(train("run", "train.steps=1"))
     assert rows[0]["ungraded_share"] == 1 / 32
+
+
+def test_a_policy_is_evaluated_with_agents_and_alone(policy: Path, tmp_path: Path) -> None:
+    sizes = ["evaluate.problems=2", "evaluate.samples_per_problem=2", "evaluate.pass_at=[1, 2]"]
+    modes = ["agents", "unanswered", "banned"]
+    own = [f"run.output={tmp_path / 'evaluation'}", f"evaluate.modes={json.dumps(modes)}", *sizes]
+    succeed("evaluate", counting_recipe(tmp_path), *own, "--checkpoint", policy)
+    lines = (tmp_path / "evaluation" / "evaluation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["mode"] for line in lines] == modes
