@@ -7,8 +7,9 @@ flipping signs problem by problem would give it less than once in a thousand tim
 import sys
 from pathlib import Path
 
-from aipo.evaluate.comparison import EVALUATIONS
-from aipo.evaluate.records import at_last_step, read_records
+from aipo.evaluate.comparison import RUNS
+from aipo.evaluate.records import at_last_step
+from aipo.evaluate.runs import read_run
 from aipo.evaluate.statistics import paired_difference
 
 MARGIN, P_VALUE, K = 0.2, 1e-3, 8
@@ -16,7 +17,8 @@ MARGIN, P_VALUE, K = 0.2, 1e-3, 8
 
 def main() -> int:
     """Print one line for each solo mode; return 1 if one of them fails."""
-    records = at_last_step(read_records(Path(sys.argv[1]) / EVALUATIONS))
+    runs = [read_run(path) for path in (Path(sys.argv[1]) / RUNS).glob("*.json")]
+    records = at_last_step(record for run in runs for record in run.evaluations)
     modes = sorted({record.mode for record in records})
     failed = 0
     for mode in modes:

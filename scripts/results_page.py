@@ -30,9 +30,10 @@ def render(figures: Path) -> str:
         figures=shown,
         differences=report.differences(),
         token_table=report.token_table(),
+        internals=report.internals(),
         how=report.how(),
         cell=report.cell,
-        facts=report.facts,
+        seeds=report.seeds,
     )
 
 

@@ -22,7 +22,15 @@ VERBS = {
         "recipes/tiny.toml",
         "from nothing in minutes",
     ],
-    "train": ["recipe", "overrides", "train.steps=50", "docs/settings.md", "metrics.jsonl", "goes on"],
+    "train": [
+        "recipe",
+        "overrides",
+        "train.steps=50",
+        "docs/settings.md",
+        "metrics.jsonl",
+        "goes on",
+        "--no-cache",
+    ],
     "evaluate": [
         "recipe",
         "--checkpoint",
@@ -77,6 +85,7 @@ def test_the_help_of_aipo_lists_every_verb_with_a_sentence() -> None:
         "evaluate": "Evaluate a policy without agents",
         "compare": "Compare methods fairly",
         "rollout": "Print a few rollouts",
+        "agents": "Look after the agents",
         "version": "Print the version",
     }.items():
         assert f"{verb} {sentence}" in text
@@ -99,7 +108,16 @@ def test_the_version_is_printed() -> None:
     assert run_cli("version").output.strip() == __version__
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in ("train", "compare"))])
+def test_the_help_of_agents_check_says_what_a_newcomer_needs() -> None:
+    text = folded(run_cli("agents", "check", "--help").output).lower()
+    for words in ("recipe", "overrides", "--tries", "latency", "could be parsed", "exit code is 1"):
+        assert words in text, text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], *([verb, "--help"] for verb in ("train", "compare")), ["agents", "check", "--help"]],
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = QUICK.format(arguments=arguments)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

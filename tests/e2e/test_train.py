@@ -189,7 +189,7 @@ def test_with_agents_what_is_learnt_from_feedback_changes_the_weights(train: Tra
 def test_agents_that_never_answer_are_outcomes_and_do_not_stop_a_run(
     train: Train, overrides: list[str], outcome: str
 ) -> None:
-    rows = metrics(train("run", "train.steps=2", *overrides))
+    rows = metrics(train("run", "train.steps=2", "train.max_failed_consultations_share=1", *overrides))
     assert all(row[f"outcomes/{outcome}"] > 0 for row in rows)
     assert all(row["outcomes/answered"] == 0 and row["feedback_tokens"] == 0 for row in rows)
     assert all(row["ungraded_share"] == 0 for row in rows)

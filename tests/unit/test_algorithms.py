@@ -27,7 +27,9 @@ from aipo.grading.grade import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
 from aipo.tasks.base import Problem
-from aipo.train.batch import base_algorithm, credits_of, minibatches, objective_settings
+from aipo.train.algorithm import base_algorithm, objective_settings
+from aipo.train.batch import minibatches
+from aipo.train.credit import credits_of
 
 LONGEST = 20
 PAIRS = list(product(ALGORITHMS, Coefficient))
@@ -48,6 +50,13 @@ def member(letter: str, feedback: bool, length: int) -> MemberRollout:
     consultations = (ANSWER,) if told else ()
     rollout = Rollout(TokenStream(tuple(segments)), "", "", StopReason.END, consultations, dropped)
     return MemberRollout("p#0", condition, rollout, Grade(verdict, ""))
+
+
+def batched(
+    groups: Sequence[Group], settings: AlgorithmSettings, number: int, longest: int
+) -> list[list[Row]]:
+    """Return the rows of each optimiser step."""
+    return minibatches([credits_of(g, settings, longest) for g in groups], settings, number, longest)
 
 
 def group(letters: str, feedback: bool = True) -> Group:
@@ -78,7 +87,7 @@ def loss_and_gradient(
 @pytest.mark.parametrize(("name", "coefficient"), PAIRS)
 def test_every_pair_is_finite_and_teaches_policy_and_feedback_tokens(name: str, coefficient: str) -> None:
     of = algorithm(name, coefficient)
-    (rows,) = minibatches([group("CIci"), group("CCii")], of, 1, LONGEST)
+    (rows,) = batched([group("CIci"), group("CCii")], of, 1, LONGEST)
     for at in (0.0, 0.3, 15.0):
         loss, gradient = loss_and_gradient(rows, of, at)
         assert loss.isfinite() and gradient.isfinite().all()
@@ -95,7 +104,7 @@ def test_without_feedback_tokens_every_pair_is_its_algorithm_bit_for_bit(name: s
     results = []
     for each in (coefficient, "masked"):
         of = algorithm(name, each)
-        (rows,) = minibatches([group("CIci", feedback=False), group("CIii", feedback=False)], of, 1, LONGEST)
+        (rows,) = batched([group("CIci", feedback=False), group("CIii", feedback=False)], of, 1, LONGEST)
         results.append(loss_and_gradient(rows, of))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert results[0][1].any()
@@ -106,11 +115,11 @@ def test_without_feedback_tokens_every_pair_is_its_algorithm_bit_for_bit(name: s
 def test_a_group_without_variance_contributes_exactly_zero(name: str, coefficient: str, letters: str) -> None:
     """But for REINFORCE++, whose baseline is the batch's: there it is zero alone, not among others."""
     of = algorithm(name, coefficient)
-    (alone,) = minibatches([group(letters)], of, 1, LONGEST)
+    (alone,) = batched([group(letters)], of, 1, LONGEST)
     if name != "reinforce_plus_plus":
         loss, gradient = loss_and_gradient(alone, of)
         assert loss == 0.0 and not gradient.any()
-    (among,) = minibatches([group(letters), group("CIci")], of, 1, LONGEST)
+    (among,) = batched([group(letters), group("CIci")], of, 1, LONGEST)
     own = {id(m.rollout.stream) for m in group(letters).members if m.rollout}
     assert own  # streams are built anew; the first rows are the group's
     gradient = loss_and_gradient(among, of)[1][: len(letters)]
@@ -126,7 +135,7 @@ def test_an_ungraded_rollout_is_the_same_as_an_absent_one(name: str, coefficient
     graded = tuple(m for m in whole.members if m.grade.verdict is not Verdict.UNGRADED)
     absent = Group(whole.problem, graded, (), whole.solo_prompt_ids)
     other = group("Ci")
-    with_it, without = (minibatches([each, other], of, 1, LONGEST)[0] for each in (whole, absent))
+    with_it, without = (batched([each, other], of, 1, LONGEST)[0] for each in (whole, absent))
     assert [(r.stream, r.advantage, r.weight) for r in with_it] == [
         (r.stream, r.advantage, r.weight) for r in without
     ]
@@ -213,7 +222,7 @@ def test_reinforce_plus_plus_is_whitened_over_the_policy_tokens_of_the_whole_ste
     """Before the step is cut into mini-batches; copies, which hold no POLICY token, do not count."""
     of = algorithm(name, "floored")
     groups = [group("CIci"), group("CCiiU")]
-    rows = [row for part in minibatches(groups, of, number, LONGEST) for row in part]
+    rows = [row for part in batched(groups, of, number, LONGEST) for row in part]
     before = [credit for each in groups for credit in credits_of(each, of, LONGEST)]
     counts = [c.stream.count(Source.POLICY) for c in before]
     assert 0 in counts  # a copy

@@ -1,6 +1,7 @@
 """Tags, feedback, notices and prompts as ids, under three kinds of tokenizers."""
 
 import math
+import time
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -208,3 +209,45 @@ def test_overrides_are_taken_word_for_word_but_a_solo_prompt_holds_no_tag() -> N
 
 def test_the_prompt_hash_tells_texts_apart() -> None:
     assert prompt_hash("a") == "ca978112ca1b" != prompt_hash("b")
+
+
+@pytest.mark.parametrize(
+    ("reply", "kept"),
+    [
+        ("It is 8. So go on with the spider and then the dogs.", "It is 8."),
+        ("One. Two! Three? and then a lot more of the same text", "One. Two! Three?"),
+        ("1. Count the legs, 2. add them up and so on, on and on", "1. Count the legs, 2. add them"),
+        ("pi is 3.14159 and so on and on and on and on and on", "pi is 3.14159 and so on and on"),
+        ("a-word-that-has-no-end-at-all-and-goes-on-and-on-for-ever", "a-word-that-has-no-end-at-all-"),
+        ("\u4f60\u597d\u3002" + "\u4f60" * 30, "\u4f60\u597d\u3002"),
+        ('He said "so." Then he went on and on and on and on', 'He said "so."'),
+    ],
+)
+def test_a_cut_ends_behind_a_sentence_else_behind_a_word_else_at_the_limit(reply: str, kept: str) -> None:
+    codec = TagCodec(byte_fallback_bpe(), PROTOCOL)  # a token is a character, but for those it lacks
+    start, end = (block := codec.feedback(reply, 30)).content
+    assert codec.text(block.ids[start:end]) == kept and end - start <= 30
+
+
+@pytest.mark.parametrize("build", [byte_level_bpe, byte_fallback_bpe])
+def test_a_reply_that_fits_is_not_cut(build) -> None:
+    codec = TagCodec(build(), PROTOCOL)
+    block = codec.feedback("One. Two", 99)
+    assert codec.text(block.ids[slice(*block.content)]) == "One. Two"
+
+
+@TOKENIZERS
+def test_control_characters_and_halves_of_characters_are_left_out(build) -> None:
+    codec = TagCodec(build(), PROTOCOL)
+    start, end = (block := codec.feedback("8\x00\x1b[2J\x85 \ud800legs\x7f", 99)).content
+    text = codec.text(block.ids[start:end])
+    assert all(char.isprintable() for char in text) and text.startswith("8") and text.endswith("legs")
+
+
+def test_a_reply_of_a_million_characters_costs_no_more_than_what_can_fit_of_it() -> None:
+    codec = TagCodec(byte_level_bpe(), PROTOCOL)
+    begun = time.monotonic()
+    for reply in ("9" * 10**6, "</feedback>" * 10**5, "\u2026" * 10**6):
+        start, end = codec.feedback(reply, 16).content
+        assert end - start <= 16
+    assert time.monotonic() - begun < 1.0

@@ -37,6 +37,7 @@ def inside(p: float, a: float) -> bool:
 VALUES: dict[Coefficient, Callable[[float, float], float]] = {
     Coefficient.MASKED: lambda p, a: 0.0,
     Coefficient.RATIO: lambda p, a: p if inside(p, a) else 0.8,
+    Coefficient.AGENT: lambda p, a: p,
     Coefficient.UNIT: lambda p, a: p,
     Coefficient.SHAPED: lambda p, a: p / (p + SHAPE),
     Coefficient.ATTENUATED: lambda p, a: p / max(p, FLOOR),
@@ -44,11 +45,12 @@ VALUES: dict[Coefficient, Callable[[float, float], float]] = {
     Coefficient.FLOORED: lambda p, a: floored(p, a),
     Coefficient.LIKELIHOOD: lambda p, a: log(p),
 }
-"""C, from the table of method.md; p_old = 1 for `ratio`."""
+"""C, from the table of method.md; p_old = 1 for `ratio`, q = 1 for `agent`."""
 
 WEIGHTS: dict[Coefficient, Callable[[float, float], float]] = {
     Coefficient.MASKED: lambda p, a: 0.0,
     Coefficient.RATIO: lambda p, a: p if inside(p, a) else 0.0,
+    Coefficient.AGENT: lambda p, a: p,
     Coefficient.UNIT: lambda p, a: p,
     Coefficient.SHAPED: lambda p, a: SHAPE * p / (p + SHAPE) ** 2,
     Coefficient.ATTENUATED: lambda p, a: min(1.0, p / FLOOR),
@@ -123,8 +125,11 @@ def test_a_probability_that_underflows_leaves_everything_finite(kind: Coefficien
     assert gradient == pytest.approx(weight * a, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in Coefficient if kind is not Coefficient.RATIO])
-def test_only_ratio_reads_the_old_probability(kind: Coefficient) -> None:
+READ_OLD = (Coefficient.RATIO, Coefficient.AGENT)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Coefficient if kind not in READ_OLD])
+def test_only_ratio_and_agent_read_the_other_probability(kind: Coefficient) -> None:
     assert term(kind, -1.0, 1.0, log_p_old=-7.0) == term(kind, -1.0, 1.0)
     assert not ObjectiveSettings(coefficient=CoefficientSettings(kind)).needs_old_feedback_log_p
 
@@ -133,6 +138,36 @@ def test_ratio_needs_the_old_probability() -> None:
     assert term(Coefficient.RATIO, -1.0, 1.0, log_p_old=-0.9) != term(Coefficient.RATIO, -1.0, 1.0)
     settings = ObjectiveSettings(coefficient=CoefficientSettings(Coefficient.RATIO))
     assert settings.needs_old_feedback_log_p
+
+
+@pytest.mark.parametrize("a", [1.0, -1.0])
+@pytest.mark.parametrize(
+    ("log_p", "log_q", "weight"),
+    [(-3.0, -3.0, 1.0), (-3.0, -2.0, exp(-1.0)), (-3.0, -3.5, exp(0.5)), (-3.0, -4.0, 2.0), (-80.0, 0.0, exp(-80.0))],
+)
+def test_agent_weighs_with_p_over_q_truncated_and_never_stops_the_gradient(
+    log_p: float, log_q: float, weight: float, a: float
+) -> None:
+    value, gradient = term(Coefficient.AGENT, log_p, a, log_p_old=log_q)
+    assert value == pytest.approx(weight * a, rel=1e-9)
+    assert gradient == pytest.approx(weight * a, rel=1e-9)
+    settings = ObjectiveSettings(coefficient=CoefficientSettings(Coefficient.AGENT))
+    assert not settings.needs_old_feedback_log_p  # the agent reports q, no forward pass can
+
+
+@pytest.mark.parametrize("kind", Coefficient)
+def test_signed_unit_weighs_what_did_not_help_with_p_and_leaves_the_rest_alone(kind: Coefficient) -> None:
+    settings = CoefficientSettings(kind, FLOOR, SHAPE, unit_below_zero=True)
+    log_p = torch.tensor([-1.0, -6.0, -1.0], dtype=torch.float64, requires_grad=True)
+    advantage = torch.tensor([2.0, -2.0, 0.0], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(
+        feedback_term(log_p, torch.zeros(3, dtype=torch.float64), advantage, settings).sum(),
+        log_p,
+        allow_unused=True,
+        materialize_grads=True,
+    ) if kind is not Coefficient.MASKED else (torch.zeros(3),)
+    below = 0.0 if kind is Coefficient.MASKED else -2.0 * exp(-6.0)
+    assert gradient.tolist() == pytest.approx([2.0 * WEIGHTS[kind](exp(-1.0), 1.0), below, 0.0], rel=1e-6)
 
 
 CLIP_SIDES = [

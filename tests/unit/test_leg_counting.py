@@ -10,6 +10,7 @@ import pytest
 from aipo.consult.protocol import NOTICES
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Verdict
 from aipo.tasks.base import Problem, Split
+from aipo.tasks.curriculum import Trace
 from aipo.tasks.leg_counting.notation import (
     FICTIONAL,
     KNOWN,
@@ -27,7 +28,7 @@ from aipo.tasks.leg_counting.notation import (
 )
 from aipo.tasks.leg_counting.oracle import LegCountingOracle
 from aipo.tasks.leg_counting.task import EASY, HARD, LegCountingTask, held_out_questions, stratum_of
-from aipo.tasks.leg_counting.traces import MAX_LEGS, Trace, TraceSettings, trace
+from aipo.tasks.leg_counting.traces import MAX_LEGS, TraceSettings, trace
 
 TASK, ORACLE = LegCountingTask(), LegCountingOracle()
 V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING

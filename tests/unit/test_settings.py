@@ -105,7 +105,10 @@ class TestMessages:
         ("override", "meant"),
         [
             ("trian.steps=1", "`train.steps`"),
-            ("algorithm.temperature=1", "`rollout.temperature` or `evaluate.temperature`"),
+            (
+                "algorithm.temperature=1",
+                "`agents.temperature` or `rollout.temperature` or `evaluate.temperature`",
+            ),
             ("train.steps.x=1", "`train.steps`"),
             ("seed=1", "`run.seed` or `evaluate.seed`"),
         ],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aipo.config.settings import AlgorithmSettings
+from aipo.core.batch import Row
 from aipo.core.advantages import (
     Advantage,
     Estimator,
@@ -26,7 +27,9 @@ from aipo.grading.grade import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
 from aipo.tasks.base import Problem
-from aipo.train.batch import Credit, credits_of, microbatches, minibatches, objective_settings
+from aipo.train.algorithm import objective_settings
+from aipo.train.batch import microbatches, minibatches
+from aipo.train.credit import Credit, credits_of
 
 SOLO_PROMPT = (90, 91)
 WON, LOST, UNGRADED = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNGRADED
@@ -63,6 +66,13 @@ def member(
 
 def failed(condition: Condition) -> MemberRollout:
     return MemberRollout("p#1", condition, None, Grade(UNGRADED, "engine: gone"))
+
+
+def batched(
+    groups: Sequence[Group], settings: AlgorithmSettings, number: int, longest: int
+) -> list[list[Row]]:
+    """Return the rows of each optimiser step."""
+    return minibatches([credits_of(g, settings, longest) for g in groups], settings, number, longest)
 
 
 def group(*members: MemberRollout, experts: int = 0) -> Group:
@@ -114,7 +124,7 @@ def test_a_rollout_that_is_better_than_its_siblings_and_yet_wrong_is_not_copied(
     def generous(group: Sequence[Member], **_: Any) -> list[Advantage]:
         return [Advantage(1.0, 1.0)] * len(group)
 
-    monkeypatch.setattr("aipo.train.batch.group_advantages", generous)
+    monkeypatch.setattr("aipo.train.credit.group_advantages", generous)
     assert not copies(credits_of(group(*members), algorithm(feedback_advantage=baseline), LONGEST), members)
 
 
@@ -240,7 +250,7 @@ def test_mini_batches_share_out_whole_groups_in_order_each_with_its_own_denomina
         group(member(WON, CONSULTING, [ANSWERED], prompt=10 + i), member(LOST, SOLO, prompt=10 + i))
         for i in range(5)
     ]
-    steps = minibatches(groups, settings, number, LONGEST)
+    steps = batched(groups, settings, number, LONGEST)
     assert len(steps) == number
     prompts = [[row.stream.ids[0] for row in rows] for rows in steps]
     assert [prompt for step in prompts for prompt in step] == [10 + i // 2 for i in range(10)]
@@ -255,7 +265,7 @@ def test_mini_batches_share_out_whole_groups_in_order_each_with_its_own_denomina
 
 def test_the_rows_of_a_mini_batch_are_the_credits_of_its_groups() -> None:
     groups = [group(member(WON, CONSULTING, [ANSWERED]), member(LOST, SOLO), experts=1) for _ in range(2)]
-    (rows,) = minibatches(groups, algorithm(), 1, LONGEST)
+    (rows,) = batched(groups, algorithm(), 1, LONGEST)
     credits = [credit for each in groups for credit in credits_of(each, algorithm(), LONGEST)]
     assert [(row.stream, row.advantage) for row in rows] == [(c.stream, c.advantage) for c in credits]
     assert len({row.weight for row in rows}) == 1  # one N, experts and copies included
@@ -264,7 +274,7 @@ def test_the_rows_of_a_mini_batch_are_the_credits_of_its_groups() -> None:
 
 def test_micro_batches_fill_up_to_the_limit_and_not_beyond() -> None:
     groups = [group(member(LOST, SOLO), member(WON, SOLO)) for _ in range(3)]  # streams of 3 tokens
-    (rows,) = minibatches(groups, algorithm(), 1, LONGEST)
+    (rows,) = batched(groups, algorithm(), 1, LONGEST)
     assert [len(part) for part in microbatches(rows, 12)] == [4, 2]
     assert [len(part) for part in microbatches(rows, 11)] == [3, 3]
     assert [len(part) for part in microbatches(rows, 1)] == [1] * 6
@@ -279,5 +289,5 @@ def test_the_overlong_penalty_counts_the_response_alone() -> None:
 
 
 def test_dr_grpo_divides_by_the_longest_response_allowed() -> None:
-    (rows,) = minibatches([group(member(WON, SOLO), member(LOST, SOLO))], algorithm(name="dr_grpo"), 1, 50)
+    (rows,) = batched([group(member(WON, SOLO), member(LOST, SOLO))], algorithm(name="dr_grpo"), 1, 50)
     assert [row.weight for row in rows] == [1 / (2 * 50)] * 2

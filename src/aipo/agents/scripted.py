@@ -49,7 +49,12 @@ class ScriptedAgent:
         text = self.oracle(self.name, query.problem, query.rollout, query.request)
         if rng.random() < self.unreliability.error_rate:
             text = _with_wrong_number(text, rng)
-        return AgentReply(text)
+        return AgentReply(text, approves=_approves(text) if self.name is AgentName.VERIFY else None)
+
+
+def _approves(verdict: str) -> bool:
+    """An oracle's Verify says `ok` and nothing else where it finds nothing wrong."""
+    return verdict.strip() == "ok"
 
 
 def _with_wrong_number(text: str, rng: Random) -> str:

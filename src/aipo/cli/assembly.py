@@ -8,25 +8,26 @@ fix.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from aipo.agents.base import Agent
-from aipo.agents.scripted import ScriptedAgent, Unreliability
+from aipo.cli.agent_backends import Crew, build_agents
+from aipo.cli.policy_engines import PolicyEngine, build_engine
 from aipo.config.settings import ConsultSettings, Settings, TaskSettings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
 from aipo.core.types import AgentName
-from aipo.engines.transformers import TransformersEngine
 from aipo.rollout.episode import Desk
 from aipo.rollout.group import Prompts, Sampler
+from aipo.rollout.leaks import LeakPolicy
 from aipo.tasks.base import Oracle, Split, Task
+from aipo.tasks.cpu_tasks import CPU_TASKS
 from aipo.tasks.jsonl import JsonlSource, JsonlTask
-from aipo.tasks.leg_counting.oracle import LegCountingOracle
-from aipo.tasks.leg_counting.task import LegCountingTask
 from aipo.train.model import load_policy
 
 
@@ -42,6 +43,12 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     sampler: Sampler
+    crew: Crew
+    policy_engine: PolicyEngine
+
+    def close(self) -> None:
+        """End what was started for these parts: a policy server."""
+        self.policy_engine.close()
 
 
 def prepare_process(settings: Settings) -> None:
@@ -56,10 +63,15 @@ def prepare_process(settings: Settings) -> None:
         )
 
 
-def assemble(settings: Settings, agents: Mapping[AgentName, Agent] | None = None) -> Parts:
-    """Build all parts; `agents` of your own take the place of scripted ones.
+def assemble(
+    settings: Settings,
+    agents: Mapping[AgentName, Agent] | None = None,
+    use_cache: bool = True,
+    log_folder: Path | None = None,
+) -> Parts:
+    """Build all parts; `agents` of your own take the place of those in the settings.
 
-    Raises `ValueError` subclasses, each one sentence with the fix.
+    A policy server that is started (engine.start) logs to `log_folder`; `Parts.close` ends it. Raises `ValueError` subclasses, each one sentence with the fix.
     """
     prepare_process(settings)
     task = build_task(settings.task)
@@ -70,12 +82,13 @@ def assemble(settings: Settings, agents: Mapping[AgentName, Agent] | None = None
         settings.consult.max_feedback_tokens,
         settings.rollout.max_response_tokens,
     )
+    crew = build_agents(settings, oracle, agents, use_cache)
     model, tokenizer = load_policy(settings.policy, settings.run.device)
     codec = TagCodec(tokenizer, protocol)
     _check_room(settings, codec)
-    desk = Desk(protocol, codec, limits, _agents(settings, oracle, agents), settings.agents.timeout_s)
-    capacity = settings.rollout.max_prompt_tokens + settings.rollout.max_response_tokens
-    engine = TransformersEngine(model, tokenizer, slots=settings.rollout.slots, capacity=capacity)
+    leaks = LeakPolicy(settings.consult.leak_policy)
+    desk = Desk(protocol, codec, limits, crew.agents, settings.agents.timeout_s, leaks)
+    engine = build_engine(settings, model, tokenizer, log_folder)
     prompts = Prompts(
         tokenizer,
         desk,
@@ -84,13 +97,13 @@ def assemble(settings: Settings, agents: Mapping[AgentName, Agent] | None = None
         settings.rollout.max_prompt_tokens,
     )
     expert = oracle.solution if oracle else None
-    return Parts(model, tokenizer, task, Sampler(engine, desk, task, prompts, expert))
+    return Parts(model, tokenizer, task, Sampler(engine.engine, desk, task, prompts, expert), crew, engine)
 
 
 def build_task(settings: TaskSettings) -> Task:
     """Return the named task."""
-    if settings.name == "leg_counting":
-        return LegCountingTask()
+    if settings.name in CPU_TASKS:
+        return CPU_TASKS[settings.name].task()
     files = {
         Split.TRAIN: settings.train_file,
         Split.VALIDATION: settings.validation_file,
@@ -108,34 +121,15 @@ def build_protocol(consult: ConsultSettings, enabled: tuple[AgentName, ...]) -> 
 
 def oracle_of(settings: Settings) -> Oracle | None:
     """Return the task's own oracle, if it has one."""
-    if settings.task.name != "leg_counting":
+    if settings.task.name not in CPU_TASKS:
         return None
     default = ConsultSettings()
     if settings.consult.tags != default.tags or settings.consult.feedback_tag != default.feedback_tag:
         raise AssemblyError(
-            "consult.tags: the oracle of leg_counting reads the default tags only; leave them as they are"
+            f"consult.tags: the oracle of {settings.task.name} reads the default tags only; leave them as "
+            "they are"
         )
-    return LegCountingOracle()
-
-
-def _agents(
-    settings: Settings, oracle: Oracle | None, own: Mapping[AgentName, Agent] | None
-) -> dict[AgentName, Agent]:
-    a = settings.agents
-    if not a.enabled:
-        return {}
-    if own is not None:
-        if missing := set(a.enabled) - set(own):
-            raise AssemblyError(f"agents.enabled names {sorted(missing)}, but no such agent was given")
-        return {name: own[name] for name in a.enabled}
-    if oracle is None:
-        raise AssemblyError(
-            f"agents.backend = {a.backend!r}: task {settings.task.name!r} has no oracle to script "
-            "agents with; give agents of your own (README, 'Your own agents'), or set agents.enabled = [] "
-            "for plain RLVR"
-        )
-    unreliability = Unreliability(a.error_rate, a.failure_rate, a.latency_s)
-    return {name: ScriptedAgent(name, oracle.feedback, unreliability) for name in a.enabled}
+    return CPU_TASKS[settings.task.name].oracle()
 
 
 def _check_room(settings: Settings, codec: TagCodec) -> None:

@@ -5,49 +5,52 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
+from typing import Any
 
 from aipo.cli.console import console, duration, plain_errors
-from aipo.cli.jobs import Job, run_jobs
+from aipo.cli.jobs import Job, Pace, run_jobs
+from aipo.cli.plan import Plan, PlannedRun
 from aipo.cli.warmstart import make_warm_start
-from aipo.config.comparison import ComparisonSettings, Method, load_comparison, method_settings
-from aipo.config.loader import load_settings
-from aipo.config.settings import Settings
+from aipo.config.comparison import ComparisonSettings, comparison_recipes, load_comparison
+from aipo.config.loader import dump_settings, load_settings
 from aipo.core.passk import pass_at_k
-from aipo.evaluate.comparison import (
-    Facts,
-    FinishedRun,
-    Report,
-    TuningPoint,
-    write_records,
-    write_report,
-)
+from aipo.evaluate.comparison import Facts, Report, TuningPoint, write_facts, write_report
 from aipo.evaluate.plots import boundary_plot
 from aipo.evaluate.records import EvaluationRecord, at_last_step, read_records
+from aipo.evaluate.runs import RunRecord, read_run, thinned, write_run
 from aipo.evaluate.table import results_table
 from aipo.train.journal import EVALUATION, METRICS, TIMINGS, read_lines
 
-WARM_START = "warm start"
 
-
-def compare(recipe: Path, overrides: Sequence[str], at_once: int, records: Path | None) -> None:
+def compare(
+    recipe: Path, overrides: Sequence[str], at_once: int, minutes: float, records: Path | None
+) -> None:
     """Run what is missing of a comparison and report it; see `aipo compare --help`."""
+    pace = Pace(at_once or max(1, os.cpu_count() or 1), time.monotonic() + (60 * minutes or inf))
     with plain_errors():
-        if recipe.is_dir():
+        if recipes := comparison_recipes(recipe):
+            for each in recipes:
+                _compare(each, overrides, pace, records)
+        else:
             _read_runs([recipe, *map(Path, overrides)])
-            return
-        comparison = load_comparison(recipe, overrides)
-        pass_at = load_settings(comparison.base, comparison.overrides).evaluate.pass_at
-        if records is None:
-            records = _run(comparison, at_once or max(1, os.cpu_count() or 1))
-        report = write_report(records, comparison.output, pass_at)
-        console.print(str(Report(records, pass_at[:1] + pass_at[-1:]).table()), markup=False)
-        console.print(
-            f"report: {report}\nfigures: {comparison.output}/*.svg\nrecords: {records}", markup=False
-        )
+
+
+def _compare(recipe: Path, overrides: Sequence[str], pace: Pace, records: Path | None) -> None:
+    comparison = load_comparison(recipe, overrides)
+    pass_at = load_settings(comparison.base, comparison.overrides).evaluate.pass_at
+    if records is None:
+        records = _run(comparison, pace)
+    if records is None:
+        return
+    report = write_report(records, comparison.output, pass_at)
+    console.print(str(Report(records, pass_at[:1] + pass_at[-1:]).table()), markup=False)
+    console.print(f"report: {report}\nfigures: {comparison.output}/*.svg\nrecords: {records}", markup=False)
 
 
 def _read_runs(folders: list[Path]) -> None:
@@ -71,127 +74,152 @@ def _read_runs(folders: list[Path]) -> None:
     console.print(f"plot: {png}", markup=False)
 
 
-def _run(comparison: ComparisonSettings, at_once: int) -> Path:
-    """Run everything that is missing; return the folder of the compact records."""
+def _run(comparison: ComparisonSettings, pace: Pace) -> Path | None:
+    """Run what is missing, as long as there is time; return the folder of the records, if there are any."""
     begun = time.monotonic()
-    plan = _Plan(comparison)
+    plan = Plan(comparison)
     if comparison.warmstart:
         make_warm_start(plan.warm_start_settings())
-    tuning = plan.tuning_jobs()
-    run_jobs([job for _, _, job in tuning], at_once, "choosing learning rates")
-    points = [TuningPoint(method.label, rate, _criterion(job)) for method, rate, job in tuning]
-    chosen = {p.method: p.learning_rate for p in sorted(points, key=lambda point: point.criterion)}
-    labels = {method.name: method.label for method in comparison.methods}
-    for method in comparison.methods:
-        if (source := labels.get(method.learning_rate_of)) in chosen:
-            chosen[method.label] = chosen[source]
-    jobs = plan.jobs(chosen)
-    run_jobs([job for _, _, job in jobs], at_once, "comparison")
-    runs = [_finished(label, seed, job) for label, seed, job in jobs]
+    points = _tuned(plan, pace)
+    if points is None:
+        console.print("time is up; the same command goes on", markup=False)
+        return None
+    runs = plan.runs(_chosen(comparison, points))
+    planned = {run.job.title: run for run in runs}
+    missing = plan.missing(runs)
+    digest = _digest(comparison.output / "warmstart" / "policy") if comparison.warmstart else ""
+    run_jobs(
+        [run.job for run in missing],
+        pace,
+        "comparison",
+        lambda job: _record(planned[job.title], planned, digest),
+    )
+    left = sum(not run.record.exists() for run in runs)
+    baseline = {m.name: m.label for m in comparison.methods}.get(
+        comparison.baseline, comparison.methods[0].label
+    )
     facts = Facts(
         name=comparison.name,
         command=" ".join(["aipo", *sys.argv[1:]]),
-        commit=_commit(),
-        machine=f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
-        versions={name: version(name) for name in ("torch", "transformers", "reasoning-gym", "aipo")},
-        seeds=comparison.seeds,
-        baseline=comparison.methods[0].label,
-        chosen=chosen,
+        baseline=baseline,
+        methods=tuple(dict.fromkeys(run.label for run in runs)),
         tuning=tuple(points),
-        wall_s=sum(run.wall_s for run in runs),
+        missing=left,
     )
-    write_records(comparison.output / "records", runs, facts)
-    console.print(f"this call took {duration(time.monotonic() - begun)}", markup=False)
-    return comparison.output / "records"
+    write_facts(plan.records, facts)
+    took = duration(time.monotonic() - begun)
+    rest = f"; {left} runs are left: the same command goes on" if left else ""
+    console.print(f"this call took {took}{rest}", markup=False)
+    return plan.records if left < len(runs) else None
 
 
-class _Plan:
-    """Which runs a comparison consists of, and where they live."""
+def _tuned(plan: Plan, pace: Pace) -> list[TuningPoint] | None:
+    """Return what each learning rate reached; None if there was no time to find out."""
+    points, jobs = {}, plan.tuning_jobs()
+    recorded = {(m.name, rate): plan.records / "tuning" / f"{m.name}-{rate:g}.json" for m, rate, _ in jobs}
+    for method, rate, _ in jobs:
+        if (path := recorded[method.name, rate]).exists():
+            points[method.name, rate] = _criterion(read_run(path).evaluations)
+    left = {job.title: (m, rate, job) for m, rate, job in jobs if (m.name, rate) not in points}
 
-    def __init__(self, comparison: ComparisonSettings) -> None:
-        self._comparison = comparison
-        self._output = comparison.output
+    def done(job: Job) -> None:
+        method, rate, _ = left[job.title]
+        _write(recorded[method.name, rate], method.label, job, "")
+        points[method.name, rate] = _criterion(read_run(recorded[method.name, rate]).evaluations)
 
-    def warm_start_settings(self) -> Settings:
-        folder = self._output / "warmstart"
-        return load_settings(self._comparison.base, [*self._comparison.overrides, f"run.output={folder}"])
+    if not run_jobs([job for _, _, job in left.values()], pace, "choosing learning rates", done):
+        return None
+    return [TuningPoint(m.label, rate, points[m.name, rate]) for m, rate, _ in jobs]
 
-    def tuning_jobs(self) -> list[tuple[Method, float, Job]]:
-        c = self._comparison
-        result = []
-        for method in c.methods:
-            if not method.tune or method.learning_rate_of or len(c.learning_rates) < 2:
-                continue
-            for rate in c.learning_rates:
-                own = [f"train.learning_rate={rate}", "evaluate.split=validation", *c.tuning_overrides]
-                own += [f"train.steps={c.tuning_steps}"] if c.tuning_steps else []
-                folder = self._output / "tuning" / method.name / f"{rate:g}"
-                result.append(
-                    (method, rate, self._train(method, c.tuning_seed, folder, own, final_only=True))
-                )
-        return result
 
-    def jobs(self, chosen: dict[str, float]) -> list[tuple[str, int, Job]]:
-        """Return (label, seed, job) for the warm start's evaluation and for every method and seed."""
-        c = self._comparison
-        result = []
-        if c.warmstart:
-            own = [*c.overrides, *self._policy(), f"run.output={self._output / 'warmstart-evaluation'}"]
-            settings = load_settings(c.base, own)
-            job = Job(WARM_START, "evaluate", settings, _evaluated(settings, 0))
-            result.append((WARM_START, 0, job))
-        for seed in c.seeds:
-            for method in c.methods:
-                own = [f"train.learning_rate={chosen[method.label]}"] if method.label in chosen else []
-                folder = self._output / method.name / f"seed-{seed}"
-                result.append((method.label, seed, self._train(method, seed, folder, own)))
-        return result
+def _chosen(comparison: ComparisonSettings, points: Sequence[TuningPoint]) -> dict[str, float]:
+    """Return each method's learning rate by its title: its best, or that of the method it names."""
+    best = {p.method: p.learning_rate for p in sorted(points, key=lambda point: point.criterion)}
+    labels = {method.name: method.label for method in comparison.methods}
+    for method in comparison.methods:
+        if (source := labels.get(method.learning_rate_of)) in best:
+            best[method.label] = best[source]
+    return best
 
-    def _policy(self) -> list[str]:
-        return [f"policy.model={self._output / 'warmstart' / 'policy'}"] if self._comparison.warmstart else []
 
-    def _train(
-        self, method: Method, seed: int, folder: Path, own: list[str], final_only: bool = False
-    ) -> Job:
-        changes = [*self._policy(), *own, f"run.seed={seed}", f"run.output={folder}"]
-        settings = method_settings(self._comparison, method, changes)
-        steps = settings.train.steps
-        if final_only or steps not in settings.evaluate.at_steps:
-            at = [] if final_only else [s for s in settings.evaluate.at_steps if s < steps]
-            settings = method_settings(
-                self._comparison, method, [*changes, f"evaluate.at_steps={[*at, steps]}"]
+def _criterion(evaluations: Sequence[EvaluationRecord]) -> float:
+    """Return the mean of pass@1 over strata and solo modes; strata that are no `hard` one share its weight.
+
+    So a task with four easy strata is not chosen for on those.
+    """
+    means = []
+    for record in at_last_step(evaluations):
+        shares = {
+            stratum: _mean(
+                [pass_at_k(r.graded, r.correct, 1) for r in record.results if r.stratum == stratum]
             )
-        return Job(f"{method.name} {folder.name}", "train", settings, _evaluated(settings, steps), steps)
+            for stratum in record.strata
+        }
+        easy = [share for stratum, share in shares.items() if stratum != "hard"]
+        means += [_mean(easy)] if easy else []
+        means += [shares["hard"]] if "hard" in shares else []
+    return _mean(means)
 
 
-def _evaluated(settings: Settings, step: int) -> Callable[[], bool]:
-    """Return a check that a run has all its evaluations, and its policy if it trains one."""
-    path = settings.run.output / EVALUATION
-
-    def finished() -> bool:
-        if not path.exists() or (step and not (settings.run.output / "policy" / "config.json").exists()):
-            return False
-        modes = {r.mode for r in read_records(path) if r.step == step}
-        return modes >= set(settings.evaluate.modes)
-
-    return finished
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
-def _criterion(job: Job) -> float:
-    """Return the mean of pass@1 over strata and solo modes."""
-    shares = []
-    for record in at_last_step(read_records(job.folder / EVALUATION)):
-        for stratum in record.strata:
-            own = [r for r in record.results if r.stratum == stratum]
-            shares.append(sum(pass_at_k(r.graded, r.correct, 1) for r in own) / len(own))
-    return sum(shares) / len(shares)
+def _record(run: PlannedRun, planned: dict[str, PlannedRun], warmstart: str) -> None:
+    """Write a finished run's compact record, the run before it added where it went on from one."""
+    before = None
+    if run.method and run.method.starts_from:
+        before = read_run(planned[f"{run.method.starts_from} seed-{run.seed}"].record)
+    _write(run.record, run.label, run.job, warmstart, before)
 
 
-def _finished(label: str, seed: int, job: Job) -> FinishedRun:
-    evaluations: tuple[EvaluationRecord, ...] = tuple(read_records(job.folder / EVALUATION))
+def _write(path: Path, label: str, job: Job, warmstart: str, before: RunRecord | None = None) -> None:
+    evaluations = tuple(read_records(job.folder / EVALUATION))
+    metrics = thinned(read_lines(job.folder / METRICS))
     times = read_lines(job.folder / TIMINGS)
-    wall = sum(t.get(part, 0.0) for t in times for part in ("rollout_s", "update_s", "evaluate_s"))
-    return FinishedRun(label, seed, evaluations, tuple(read_lines(job.folder / METRICS)), wall)
+    wall_s = sum(t.get(part, 0.0) for t in times for part in ("rollout_s", "update_s", "evaluate_s"))
+    if before is not None:
+        evaluations, metrics = _after(before, evaluations, metrics)
+        wall_s += before.wall_s
+    write_run(
+        path,
+        RunRecord(
+            method=label,
+            seed=job.settings.run.seed,
+            settings=dump_settings(job.settings),
+            learning_rate=job.settings.train.learning_rate,
+            warmstart=warmstart,
+            commit=_commit(),
+            machine=f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
+            versions={name: version(name) for name in ("torch", "transformers", "reasoning-gym", "aipo")},
+            wall_s=round(wall_s, 1),
+            evaluations=evaluations,
+            metrics=metrics,
+        ),
+    )
+
+
+Evaluations = tuple[EvaluationRecord, ...]
+Metrics = tuple[dict[str, Any], ...]
+
+
+def _after(before: RunRecord, evaluations: Evaluations, metrics: Metrics) -> tuple[Evaluations, Metrics]:
+    """Return the evaluations and metrics of a run that went on from another: steps and tokens add up."""
+    last = before.metrics[-1]
+    step = last["step"]
+    spent = {name: last.get(name, 0.0) for name in ("expert_tokens_raw", "expert_tokens_distinct")}
+    later = tuple(
+        {**row, "step": row["step"] + step, **{name: row.get(name, 0.0) + n for name, n in spent.items()}}
+        for row in metrics
+    )
+    moved = tuple(replace(record, step=record.step + step) for record in evaluations)
+    return (*before.evaluations, *moved), (*before.metrics, *later)
+
+
+def _digest(policy: Path) -> str:
+    """Return a fingerprint of a policy's weights."""
+    weights = policy / "model.safetensors"
+    return sha256(weights.read_bytes()).hexdigest()[:12] if weights.exists() else ""
 
 
 def _commit() -> str:

@@ -5,6 +5,7 @@ Invariant: an error that the user can mend is one message without a traceback, a
 stops on purpose exits with 3.
 """
 
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(EXIT_STOPPED) from None
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on from the last checkpoint", style="yellow")
+        gc.freeze()  # or the interpreter looks through every object of torch once more: seconds, not worth it
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

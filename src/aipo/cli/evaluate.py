@@ -5,17 +5,19 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from aipo.cli.assembly import Parts, assemble
 from aipo.cli.console import console, plain_errors
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
-from aipo.evaluate.records import SCHEMA, EvaluationRecord, append_record, read_records
+from aipo.evaluate.records import SCHEMA, EvaluationRecord, ProblemResult, append_record, read_records
 from aipo.evaluate.solo import EvaluationPlan, first_of_each_stratum
 from aipo.evaluate.solo import evaluate as run_evaluation
 from aipo.evaluate.table import results_table
 from aipo.tasks.base import Split
+from aipo.train.events import StopRunError
 from aipo.train.journal import EVALUATION, TIMINGS
 
 
@@ -24,8 +26,9 @@ def evaluate(recipe: Path, overrides: Sequence[str], checkpoint: Path | None, me
     with plain_errors():
         changes = [*overrides, *([f"policy.model={checkpoint}"] if checkpoint else [])]
         settings = load_settings(recipe, changes)
-        parts = assemble(settings)
-        records = asyncio.run(evaluate_run(settings, parts, 0, settings.evaluate.samples_per_problem, method))
+        with closing(assemble(settings, log_folder=settings.run.output)) as parts:
+            n = settings.evaluate.samples_per_problem
+            records = asyncio.run(evaluate_run(settings, parts, 0, n, method))
         console.print(str(results_table(records, settings.evaluate.pass_at)), markup=False)
 
 
@@ -44,6 +47,7 @@ async def evaluate_run(
         results = await run_evaluation(
             parts.sampler, problems, EvaluationPlan(mode, samples, plan.temperature, plan.seed), _report
         )
+        _refuse_ungraded(settings, mode, results)
         run = settings.run.output.name
         done[mode] = EvaluationRecord(
             SCHEMA, run, method or run, settings.run.seed, step, plan.split, mode, results
@@ -52,6 +56,17 @@ async def evaluate_run(
         with path.with_name(TIMINGS).open("a") as timings:
             timings.write(json.dumps({"step": step, "evaluate_s": time.monotonic() - begun}) + "\n")
     return [done[mode] for mode in plan.modes]
+
+
+def _refuse_ungraded(settings: Settings, mode: str, results: Sequence[ProblemResult]) -> None:
+    """Record nothing of an evaluation that a broken engine or grader has spoilt; it is repeated instead."""
+    share = sum(r.ungraded for r in results) / max(1, sum(r.samples for r in results))
+    if share > settings.train.max_ungraded_share:
+        raise StopRunError(
+            f"evaluation in mode {mode!r}: {share:.0%} of the samples could not be graded, more than "
+            f"train.max_ungraded_share = {settings.train.max_ungraded_share}; nothing of it was recorded. "
+            "`aipo doctor` says whether engine and grader work"
+        )
 
 
 def _report(done: int, total: int) -> None:

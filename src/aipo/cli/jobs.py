@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from aipo.cli.console import console, duration
@@ -37,6 +38,8 @@ class Job:
     steps: int = 0
     """Training steps; 0 for a job that reports none."""
     options: tuple[str, ...] = ()
+    needs: Path | None = None
+    """A file that another job writes; it is not started before that is there."""
 
     @property
     def folder(self) -> Path:
@@ -54,32 +57,52 @@ class Job:
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, what: str) -> None:
-    """Run jobs, `at_once` at a time, until all are finished.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How jobs are run."""
 
-    Stops its children on Ctrl-C. Raises `JobFailedError`, also for a job that was begun with other settings,
+    at_once: int
+    start_until_s: float = inf
+    """On the clock of `time.monotonic`; no job is started after it, those that run are waited for."""
+
+
+def run_jobs(
+    jobs: Sequence[Job], pace: Pace, what: str, when_done: Callable[[Job], None] = lambda _: None
+) -> bool:
+    """Run jobs, so many at a time, until all are finished; return whether they are.
+
+    `when_done` is called with each job as it is finished, also with those that were when this began. Stops
+    its children on Ctrl-C. Raises `JobFailedError`, also for a job that was begun with other settings,
     finished or not.
     """
     for job in jobs:
         _refuse_other_settings(job)
-    waiting = [job for job in jobs if not job.finished()]
+    waiting = []
+    for job in jobs:
+        if job.finished():
+            when_done(job)
+        else:
+            waiting.append(job)
     if not waiting:
-        return
+        return True
     begun = reported = time.monotonic()
     running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
     total, already = len(waiting), sum(job.steps_done() for job in waiting)
-    # Long ones first, so that none is left alone at the end.
-    queue = sorted(waiting, key=lambda job: -job.expected_length)
+    # Seed by seed, so that what is there early is balanced; long ones first, so that none is left alone.
+    queue = sorted(waiting, key=lambda job: (job.settings.run.seed, -job.expected_length))
     try:
-        while queue or running:
-            while queue and len(running) < at_once:
-                job = queue.pop(0)
-                running[job.title] = (job, _start(job))
+        while running or (queue and time.monotonic() < pace.start_until_s):
+            while len(running) < pace.at_once and time.monotonic() < pace.start_until_s:
+                following = _next(queue, running)
+                if following is None:
+                    break
+                running[following.title] = (following, _start(following))
             time.sleep(POLL_S)
             for title, (job, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[title]
                     _check(job, process.returncode)
+                    when_done(job)
             if time.monotonic() - reported > REPORT_EVERY_S:
                 reported = time.monotonic()
                 done = total - len(queue) - len(running)
@@ -92,7 +115,19 @@ def run_jobs(jobs: Sequence[Job], at_once: int, what: str) -> None:
             process.terminate()
         for _, process in running.values():
             process.wait(timeout=30)
-    console.print(f"{what}: {total}/{total} runs done in {duration(time.monotonic() - begun)}", markup=False)
+    took = duration(time.monotonic() - begun)
+    console.print(f"{what}: {total - len(queue)}/{total} runs done in {took}", markup=False)
+    return not queue
+
+
+def _next(queue: "list[Job]", running: Mapping[str, object]) -> Job | None:
+    """Take the first job that has what it needs; None if all wait for one that runs."""
+    for i, job in enumerate(queue):
+        if job.needs is None or job.needs.exists():
+            return queue.pop(i)
+    if queue and not running:
+        raise JobFailedError(f"{queue[0].title}: {queue[0].needs} is not there and no run will write it")
+    return None
 
 
 def _refuse_other_settings(job: Job) -> None:

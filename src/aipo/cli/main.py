@@ -17,11 +17,14 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import typer
 
 from aipo import __version__
+from aipo.cli import agents
 from aipo.cli.options import (
     AtOnce,
     Checkpoint,
     ComparisonRecipe,
     Method,
+    Minutes,
+    NoCache,
     Overrides,
     Problems,
     Recipe,
@@ -36,15 +39,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(agents.app)
 
 
 @app.command()
 def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Make the tiny policy of the CPU task: a real transformers model, trained from nothing in minutes.
+    """Make the tiny policy of a CPU task: a real transformers model, trained from nothing in minutes.
 
-    It learns to work through easy problems, and how to consult, on animals that do not exist. The 18 animals
-    of the hard problems never occur. The policy is written to `policy/` in run.output, as a plain Hugging
-    Face folder.
+    It learns to work through easy problems, and how to consult, on animals or operators that do not exist.
+    What the hard problems take, 18 animals or the plan of a long product, never occurs. The policy is
+    written to `policy/` in run.output, as a plain Hugging Face folder.
     """
     _refuse_bad_recipe(recipe, overrides or [])
     from aipo.cli.warmstart import warmstart as run
@@ -53,16 +57,17 @@ def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: Recipe, overrides: Overrides = None) -> None:
+def train(recipe: Recipe, overrides: Overrides = None, no_cache: NoCache = False) -> None:
     """Train a policy. The same command goes on where an interrupted run was.
 
     Writes to run.output: settings.toml, metrics.jsonl (one line a step), rollouts.jsonl, checkpoints/ and, at
-    the end, policy/, a plain Hugging Face folder.
+    the end, policy/, a plain Hugging Face folder. What remote and local agents said is kept in a cache, so
+    that a step that is run again after a crash asks nobody twice.
     """
     _refuse_bad_recipe(recipe, overrides or [])
     from aipo.cli.train import train as run
 
-    run(recipe, overrides or [])
+    run(recipe, overrides or [], use_cache=not no_cache)
 
 
 @app.command()
@@ -83,19 +88,23 @@ def evaluate(
 
 @app.command()
 def compare(
-    recipe: ComparisonRecipe, overrides: Overrides = None, at_once: AtOnce = 0, records: Records = None
+    recipe: ComparisonRecipe,
+    overrides: Overrides = None,
+    at_once: AtOnce = 0,
+    minutes: Minutes = 0.0,
+    records: Records = None,
 ) -> None:
     """Compare methods fairly: same warm start, updates, rollouts and problems.
 
-    Learning rates are chosen on the validation split. Runs what is not there yet, reads what is, and writes
-    results.md, results.csv and figures to the comparison's folder, with compact records to keep in records/.
-    Interrupted, the same command goes on. Given folders of finished runs instead of a recipe, it reads their
-    evaluations and prints one table and one plot.
+    Learning rates are chosen on the validation split. Runs what is not recorded yet, and writes results.md,
+    results.csv and figures to the comparison's folder, with a compact record of each run to keep. Interrupted,
+    the same command goes on, run by run. A folder of recipes is compared recipe by recipe. Given folders of
+    finished runs instead, it reads their evaluations and prints one table and one plot.
     """
     _refuse_bad_comparison(recipe, overrides or [])
     from aipo.cli.compare import compare as run
 
-    run(recipe, overrides or [], at_once, records)
+    run(recipe, overrides or [], at_once, minutes, records)
 
 
 @app.command()
@@ -129,11 +138,11 @@ def _refuse_bad_recipe(recipe: Path, overrides: Sequence[str]) -> None:
 
 def _refuse_bad_comparison(recipe: Path, overrides: Sequence[str]) -> None:
     from aipo.cli.console import plain_errors
-    from aipo.config.comparison import load_comparison
+    from aipo.config.comparison import comparison_recipes, load_comparison
 
     with plain_errors():
-        if not recipe.is_dir():
-            load_comparison(recipe, overrides)
+        for each in comparison_recipes(recipe):
+            load_comparison(each, overrides)
 
 
 if __name__ == "__main__":

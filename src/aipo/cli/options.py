@@ -22,12 +22,19 @@ ComparisonRecipe = Annotated[
 AtOnce = Annotated[
     int, typer.Option("--at-once", min=0, help="Runs at the same time; 0: as many as there are cores.")
 ]
+Minutes = Annotated[
+    float,
+    typer.Option(min=0, help="Start no run after so many minutes; the same command goes on. 0: no end."),
+]
 Records = Annotated[
     Path | None, typer.Option(help="Only write the report, from the compact records in this folder.")
 ]
 Method = Annotated[str, typer.Option(help="What tables call this policy.")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="The policy to evaluate; without it, policy.model of the recipe.")
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Ask agents again what they were asked before; keep no reply.")
 ]
 Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
 Stratum = Annotated[str, typer.Option(help="Only problems of this stratum, for example hard.")]

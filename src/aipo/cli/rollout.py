@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rich.text import Text
@@ -25,14 +26,14 @@ def rollout(recipe: Path, overrides: Sequence[str], problems: int, stratum: str)
     """Print a few rollouts; see `aipo rollout --help`."""
     with plain_errors():
         settings = load_settings(recipe, overrides)
-        parts = assemble(settings)
-        pool = [p for p in parts.task.problems(Split.TRAIN) if not stratum or p.stratum == stratum]
-        if not pool:
-            raise ValueError(f"--stratum {stratum}: the task has no such problems")
-        shape = GroupShape(consulting=1 if settings.agents.enabled else 0, solo=1)
-        groups = asyncio.run(parts.sampler.groups(pool[:problems], shape, (settings.run.seed, "look")))
-        for group in groups:
-            _print_group(parts, group)
+        with closing(assemble(settings)) as parts:
+            pool = [p for p in parts.task.problems(Split.TRAIN) if not stratum or p.stratum == stratum]
+            if not pool:
+                raise ValueError(f"--stratum {stratum}: the task has no such problems")
+            shape = GroupShape(consulting=1 if settings.agents.enabled else 0, solo=1)
+            groups = asyncio.run(parts.sampler.groups(pool[:problems], shape, (settings.run.seed, "look")))
+            for group in groups:
+                _print_group(parts, group)
 
 
 def _print_group(parts: Parts, group: Group) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from aipo.agents.base import Agent
 from aipo.cli.assembly import Parts, assemble
+from aipo.cli.canary import refuse_silent_agents
 from aipo.cli.console import StepLines, console, plain_errors
 from aipo.cli.evaluate import evaluate_run
 from aipo.cli.selftest import self_test
@@ -14,26 +16,37 @@ from aipo.config.settings import Settings
 from aipo.core.types import AgentName
 from aipo.tasks.base import Split
 from aipo.train.events import Progress
+from aipo.train.journal import AGENTS, record_agents, refuse_other_run
 from aipo.train.loop import Trainer
 
 
-def train(recipe: Path, overrides: Sequence[str]) -> None:
+def train(recipe: Path, overrides: Sequence[str], use_cache: bool = True) -> None:
     """Train a policy; see `aipo train --help`."""
     with plain_errors():
-        train_run(load_settings(recipe, overrides))
+        train_run(load_settings(recipe, overrides), use_cache=use_cache)
 
 
-def train_run(settings: Settings, agents: Mapping[AgentName, Agent] | None = None) -> Path:
+def train_run(
+    settings: Settings, agents: Mapping[AgentName, Agent] | None = None, use_cache: bool = True
+) -> Path:
     """Train, evaluate where the settings ask for it, and return the exported policy's folder.
 
-    `agents` of your own take the place of scripted ones. All is checked before the run's folder is claimed.
+    `agents` of your own take the place of those in the settings. All is checked before the run's folder is
+    claimed.
     """
     policy = settings.run.output / "policy"
     if not settings.policy.model:
         raise ValueError(
             "policy.model is empty; name a model folder or hub id, or first run `aipo warmstart`"
         )
-    parts = assemble(settings, agents)
+    refuse_other_run(settings)
+    with closing(assemble(settings, agents, use_cache, log_folder=settings.run.output)) as parts:
+        _train(settings, parts)
+    console.print(f"policy written to {policy}", markup=False)
+    return policy
+
+
+def _train(settings: Settings, parts: Parts) -> None:
     problems = parts.task.problems(Split.TRAIN)
     if late := [step for step in settings.evaluate.at_steps if step > settings.train.steps]:
         raise ValueError(
@@ -41,8 +54,11 @@ def train_run(settings: Settings, agents: Mapping[AgentName, Agent] | None = Non
         )
     if settings.evaluate.at_steps:
         parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
-    self_test(parts, problems)
+    refuse_silent_agents(settings, parts.crew)
+    self_test(parts, problems, settings.rollout.temperature)
     trainer = Trainer(settings, parts.model, parts.tokenizer, parts.sampler, problems)
+    if record_agents(settings.run.output, trainer.step, parts.crew.record):
+        console.print(f"the agents have changed: see {AGENTS}", markup=False)
     lines = StepLines()
     if 0 < trainer.step < settings.train.steps:
         console.print(f"going on from step {trainer.step}", markup=False)
@@ -52,8 +68,6 @@ def train_run(settings: Settings, agents: Mapping[AgentName, Agent] | None = Non
         await _evaluate_if_due(settings, parts, progress.step)
 
     asyncio.run(trainer.run(after_step))
-    console.print(f"policy written to {policy}", markup=False)
-    return policy
 
 
 async def _evaluate_if_due(settings: Settings, parts: Parts, step: int) -> None:

@@ -1,4 +1,4 @@
-"""`aipo warmstart`: make the tiny policy of the CPU task."""
+"""`aipo warmstart`: make the tiny policy of a CPU task."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import NOTICES
 from aipo.core.types import AgentName
-from aipo.tasks.leg_counting.notation import vocabulary
-from aipo.tasks.leg_counting.traces import Trace
+from aipo.tasks.cpu_tasks import CPU_TASKS
+from aipo.tasks.curriculum import Trace
 from aipo.train.model import save_policy
 from aipo.train.tiny import build_model, build_tokenizer
 from aipo.train.warmstart import WarmstartProgress, warm_start
@@ -31,15 +31,17 @@ def make_warm_start(settings: Settings) -> Path:
         _refuse_other_settings(settings)
         console.print(f"the warm start is there already: {folder}", markup=False)
         return folder
-    if settings.task.name != "leg_counting":
+    if settings.task.name not in CPU_TASKS:
         raise ValueError(
-            f"task.name = {settings.task.name!r}: only leg_counting has a warm start; use a real model"
+            f"task.name = {settings.task.name!r}: only {' and '.join(CPU_TASKS)} have a warm start; use a "
+            "real model"
         )
     prepare_process(settings)
+    curriculum = CPU_TASKS[settings.task.name].curriculum(settings.consult.max_consultations)
     protocol = build_protocol(settings.consult, tuple(AgentName))
     consult = settings.consult
     prompts = [consult.consulting_prompt or "", consult.solo_prompt or ""]
-    words = [*vocabulary(), *" ".join([*NOTICES.values(), *prompts]).split()]
+    words = [*curriculum.vocabulary(), *" ".join([*NOTICES.values(), *prompts]).split()]
     tokenizer = build_tokenizer(words, protocol.control_strings)
     codec = TagCodec(tokenizer, protocol)
     model = build_model(tokenizer, settings.warmstart)
@@ -52,7 +54,7 @@ def make_warm_start(settings: Settings) -> Path:
 
     parameters = sum(p.numel() for p in model.parameters())
     console.print(f"warm start: {settings.warmstart.architecture}, {parameters:,} parameters", markup=False)
-    warm_start(model, tokenizer, prompt_ids, settings, _print)
+    warm_start(model, tokenizer, curriculum, prompt_ids, settings, _print)
     save_policy(model, tokenizer, folder)
     (settings.run.output / "settings.toml").write_text(dump_settings(settings))
     console.print(f"written to {folder}", markup=False)

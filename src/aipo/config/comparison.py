@@ -36,6 +36,10 @@ class Method(Section):
     learning_rate_of: str = Field(
         "", description="Take the rate chosen for the method of this name instead of tuning again."
     )
+    starts_from: str = Field(
+        "", description="Begin with the policy that the method of this name ended with, seed by seed."
+    )
+    seeds: tuple[Seed, ...] = Field((), description="Its own seeds; []: those of the comparison.")
 
     @field_validator("overrides", mode="before")
     @classmethod
@@ -44,6 +48,10 @@ class Method(Section):
         if isinstance(value, Mapping):
             return tuple(f"{dotted(key)}={toml_value(item)}" for key, item, _ in flatten(Settings, value))
         return tuple(value) if isinstance(value, list) else value
+
+    def seeds_of(self, comparison: "ComparisonSettings") -> tuple[int, ...]:
+        """Return the seeds that it is run with."""
+        return self.seeds or comparison.seeds
 
     @property
     def label(self) -> str:
@@ -57,6 +65,14 @@ class ComparisonSettings(Section):
     name: str = Field(min_length=1, description="What the comparison is called in its report.")
     base: Path = Field(description="Recipe of the common settings, relative to this file.")
     output: Path = Field(description="Folder of the comparison; one folder inside for each method and seed.")
+    records: Path | None = Field(
+        None,
+        description="Folder of the compact records, to be committed; a run that is recorded there is not run "
+        "again. None: `records` in the output folder.",
+    )
+    baseline: str = Field(
+        "", description="The method that others are compared with, pair by pair; '': the first."
+    )
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="Seeds that are reported on.")
     tuning_seed: Seed = Field(1000, description="Seed of the tuning runs; none of `seeds`.")
     learning_rates: tuple[Rate, ...] = Field(
@@ -88,9 +104,15 @@ class ComparisonSettings(Section):
                     f"method {method.name}: learning_rate_of = {method.learning_rate_of!r} is no method; "
                     f"choose one of {', '.join(names)}"
                 )
+            if method.starts_from and method.starts_from not in names[: names.index(method.name)]:
+                raise ValueError(
+                    f"method {method.name}: starts_from = {method.starts_from!r} is no method before it"
+                )
+        if self.baseline and self.baseline not in names:
+            raise ValueError(f"baseline = {self.baseline!r} is no method; choose one of {', '.join(names)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)} holds a seed twice; name each once")
-        if self.tuning_seed in self.seeds:
+        if any(self.tuning_seed in seeds for seeds in (self.seeds, *(m.seeds for m in self.methods))):
             raise ValueError(
                 f"tuning_seed = {self.tuning_seed} is one of seeds = {list(self.seeds)}: results may not be "
                 "reported on the seed that settings were chosen on; choose another tuning_seed"
@@ -102,6 +124,14 @@ class ComparisonRecipe(Section):
     """The file of a comparison: one table, `[compare]`."""
 
     compare: ComparisonSettings
+
+
+def comparison_recipes(path: Path) -> list[Path]:
+    """Return the recipe, or those of a folder of recipes in the order of their names; a folder of a run has
+    none."""
+    if not path.is_dir():
+        return [path]
+    return sorted(p for p in path.glob("*.toml") if "[compare]" in p.read_text(encoding="utf-8"))
 
 
 def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonSettings:

@@ -4,6 +4,7 @@ Owns what a caller needs of settings: load, dump, hash, compare. Must not know w
 Invariant: `load_settings` of what `dump_settings` wrote gives equal settings.
 """
 
+import tomllib
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,14 @@ from aipo.config.problems import SettingsError, dotted
 from aipo.config.settings import Section, Settings
 from aipo.config.toml import toml_text, toml_value
 
-__all__ = ["SettingsError", "diff_settings", "dump_settings", "load_settings", "settings_hash"]
+__all__ = [
+    "SettingsError",
+    "diff_settings",
+    "dump_settings",
+    "load_settings",
+    "parse_settings",
+    "settings_hash",
+]
 
 
 def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> Settings:
@@ -34,6 +42,16 @@ def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> Setting
 def dump_settings(settings: Section) -> str:
     """Return settings as TOML, every field resolved; what is none is left out, as TOML has no word for it."""
     return toml_text(settings.model_dump(mode="json", exclude_none=True))
+
+
+def parse_settings(text: str) -> Settings:
+    """Return what `dump_settings` wrote; fields that are newer than the text have their defaults.
+
+    Raises `SettingsError` for fields that are gone.
+    """
+    layers = Layers("stored settings")
+    layers.add_table(Settings, tomllib.loads(text), "stored settings")
+    return layers.validate(Settings)
 
 
 def settings_hash(settings: Section) -> str:

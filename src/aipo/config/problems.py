@@ -103,7 +103,7 @@ def nearest_keys(model: type[BaseModel], key: Key) -> list[str]:
     beside = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
     if near := get_close_matches(name, beside, 1):
         return [f"{section}.{near[0]}".lstrip(".")]
-    same_name = [k for k in known if k.rpartition(".")[2] == name]
+    same_name = sorted((k for k in known if k.rpartition(".")[2] == name), key=lambda k: k.count("."))
     typo_in_section = get_close_matches(wanted, same_name, 1, 0.8)
     return typo_in_section or same_name[:3] or get_close_matches(wanted, known, 1)
 

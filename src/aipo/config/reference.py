@@ -42,12 +42,17 @@ def describe() -> str:
 
 
 def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    described: dict[type[BaseModel], str] = {}
     for name in model.model_fields:
         section = section_of(model, name)
         if section is None:
             continue
         many = get_origin(model.model_fields[name].annotation) is tuple
         yield f"## [[{prefix}{name}]]\n" if many else f"## [{prefix}{name}]\n"
+        if section in described:  # three agents have the same table
+            yield f"The fields of `[{described[section]}]`.\n"
+            continue
+        described[section] = prefix + name
         yield f"{_first_line(section)}\n"
         yield "| field | type | default | description |\n|---|---|---|---|"
         yield from (
@@ -98,7 +103,7 @@ def _type_name(annotation: Any) -> str:
 def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
-    value = to_jsonable_python(info.get_default(call_default_factory=True))
+    value = to_jsonable_python(info.get_default(call_default_factory=True), exclude_none=True)
     return "none" if value is None else _cell(toml_value(value))
 
 

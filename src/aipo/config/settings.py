@@ -7,8 +7,11 @@ Invariant: an unknown key is an error; a resolved `Settings` is complete and imm
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from aipo.config.agents import AgentSettings
+from aipo.config.engines import EngineSettings
+from aipo.config.section import Section as Section
 from aipo.core.types import AgentName
 
 AlgorithmName = Literal[
@@ -31,15 +34,10 @@ EstimatorName = Literal[
 ]
 
 
+LeakPolicyName = Literal["allow", "mask", "drop"]
 CoefficientName = Literal[
-    "masked", "ratio", "unit", "shaped", "attenuated", "stopgrad", "floored", "likelihood"
+    "masked", "ratio", "agent", "unit", "shaped", "attenuated", "stopgrad", "floored", "likelihood"
 ]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunSettings(Section):
@@ -68,7 +66,7 @@ class PolicySettings(Section):
 class TaskSettings(Section):
     """Which problems, and how answers are matched."""
 
-    name: Literal["leg_counting", "jsonl"] = Field(
+    name: Literal["leg_counting", "two_digit_products", "jsonl"] = Field(
         "leg_counting", description="`jsonl`: problems of your own, one JSON object a line."
     )
     train_file: Path | None = Field(None, description="jsonl: problems to train on, one JSON object a line.")
@@ -92,21 +90,6 @@ class TaskSettings(Section):
         return self
 
 
-class AgentSettings(Section):
-    """The agents: who they are and how they may fail."""
-
-    enabled: tuple[AgentName, ...] = Field(
-        tuple(AgentName), description="Agents offered to the policy; [] is plain RLVR."
-    )
-    backend: Literal["oracle"] = Field("oracle", description="`oracle`: scripted by the task itself.")
-    error_rate: float = Field(0.0, ge=0, le=1, description="oracle: share of replies that are wrong.")
-    failure_rate: float = Field(
-        0.0, ge=0, le=1, description="oracle: share of consultations that raise an error."
-    )
-    latency_s: float = Field(0.0, ge=0, description="oracle: seconds before a reply.")
-    timeout_s: float = Field(30.0, gt=0, description="Deadline of one consultation; passing it is TIMEOUT.")
-
-
 class ConsultSettings(Section):
     """The protocol: tags, limits and the two prompts."""
 
@@ -119,6 +102,11 @@ class ConsultSettings(Section):
         description="Tag names, without angle brackets.",
     )
     feedback_tag: str = Field("feedback", description="Tag name around an agent's words and notices.")
+    leak_policy: LeakPolicyName = Field(
+        "allow",
+        description="Feedback that states the final answer: let it pass, hide the answer in it (`mask`), or "
+        "drop it. Counted in every case.",
+    )
     consulting_prompt: str | None = Field(
         None, description="System prompt that offers the agents; none: the packaged text."
     )
@@ -132,6 +120,9 @@ class RolloutSettings(Section):
 
     rollouts_per_prompt: int = Field(8, ge=0, description="Size of a group, experts not counted.")
     solo_fraction: float = Field(0.5, ge=0, le=1, description="Share of each group that may not consult.")
+    solo_fraction_end: float | None = Field(
+        None, ge=0, le=1, description="That share at the last update, reached linearly; none: it stays."
+    )
     experts_per_prompt: int = Field(
         0,
         ge=0,
@@ -165,13 +156,29 @@ class AlgorithmSettings(Section):
         "floored", description="C on FEEDBACK tokens; see `core/coefficients.py`."
     )
     floor: float = Field(0.1, gt=0, le=1, description="d of `floored` and `attenuated`, c_min of `stopgrad`.")
+    floor_end: float | None = Field(
+        None, gt=0, le=1, description="The floor at the last update, reached linearly; none: it stays."
+    )
     shape: float = Field(0.1, gt=0, description="g of `shaped`.")
+    truncation: float = Field(2.0, ge=1, description="Largest p/q of `agent`.")
     feedback_weight: float = Field(1.0, ge=0, description="lambda.")
-    feedback_advantage: Literal["signed", "positive", "over_solo"] = Field(
+    feedback_weight_end: float | None = Field(
+        None, ge=0, description="lambda at the last update, reached linearly; none: it stays."
+    )
+    feedback_advantage: Literal["signed", "signed_unit", "positive", "over_solo"] = Field(
         "over_solo", description="What FEEDBACK tokens are credited with; see `core/advantages.py`."
     )
     stripped_copies: bool = Field(
         True, description="Learn from consult-stripped copies of successful consulting rollouts."
+    )
+    verified_copies: bool = Field(
+        False, description="Only from copies to which the Verify Agent, asked once more, has no objection."
+    )
+    agent_token_price: float = Field(
+        0.0,
+        ge=0,
+        description="Taken off a consulting rollout's reward for each token that agents wrote for it, where "
+        "its consulting siblings' verdicts differ.",
     )
 
 
@@ -191,10 +198,28 @@ class TrainSettings(Section):
     stratum_mix: dict[str, float] = Field(
         {}, description="Share of each stratum in a batch; {}: as in the data."
     )
+    dynamic_sampling_rounds: int = Field(
+        0,
+        ge=0,
+        description="DAPO's dynamic sampling: groups that teach nothing are replaced by groups of other "
+        "problems in up to so many further rounds of a step; 0: off.",
+    )
+    reward: Literal["verdict", "random"] = Field(
+        "verdict", description="`random`: a control; a coin decides what counts as correct in the update."
+    )
+    source_gradients_every_steps: int = Field(
+        0, ge=0, description="Measure the gradient norms of POLICY and FEEDBACK apart so often; 0: never."
+    )
     checkpoint_every_steps: int = Field(50, ge=1, description="What a crash can lose.")
     keep_checkpoints: int = Field(2, ge=1, description="The newest so many; older ones are removed.")
     max_ungraded_share: float = Field(
         0.05, ge=0, le=1, description="Above this share of UNGRADED rollouts in a step the run stops."
+    )
+    max_failed_consultations_share: float = Field(
+        0.5, ge=0, le=1, description="Above this share of TIMEOUT and AGENT_ERROR in a step the run stops."
+    )
+    min_consultations_to_stop: int = Field(
+        20, ge=1, description="A step in which agents were asked less often does not stop the run."
     )
     record_rollouts_every_steps: int = Field(1, ge=1, description="Write whole rollouts of every n-th step.")
 
@@ -234,6 +259,7 @@ class Settings(Section):
 
     run: RunSettings = RunSettings()
     policy: PolicySettings = PolicySettings()
+    engine: EngineSettings = EngineSettings()
     task: TaskSettings = TaskSettings()
     agents: AgentSettings = AgentSettings()
     consult: ConsultSettings = ConsultSettings()

@@ -4,6 +4,7 @@ Owns the ids of the protocol under one tokenizer. Must not know rollouts, engine
 Invariant: between the feedback tags of a block stand no special token's id and no control string's text.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,18 @@ from aipo.core.types import ConsultOutcome
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_LONGEST_TOKEN_CHARS = 64
+"""Longer tokens exist (rows of dashes); a reply made of them is cut a little shorter than it could be."""
+_NOT_TEXT = dict.fromkeys(
+    code for code in (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)) if chr(code) not in "\n\t"
+)
+"""Control characters, which no words need, and halves of characters, which no tokenizer takes."""
+_SENTENCE_END = re.compile(
+    r"(?<!^[0-9])(?<!^[0-9]{2})(?<![.!?:;,]\s[0-9])[.!?\u2026]+[\"')\]\u201d]*(?=\s)|[\u3002\uff01\uff1f]+",
+    re.MULTILINE,
+)
+"""`3.5` ends no sentence, nor does the `1.` of a list."""
+_WORD_END = re.compile(r"\S(?=\s)")
 _ENCODING_PASSES = 3
 """A normaliser may make a tag of harmless text (`<VERIFY>` where case is folded), but only once."""
 
@@ -54,15 +67,15 @@ class TagCodec:
         """Return the block for an agent's reply, its content cut to `max_tokens`.
 
         Forged tags and special tokens are made inert; what the vocabulary lacks is left out, so the content
-        may be empty. A cut never ends inside a character. Raises `ValueError` for max_tokens < 0.
+        may be empty. A cut ends behind a sentence; where none fits, behind a word; where none fits, at the
+        limit, but never inside a character. Raises `ValueError` for max_tokens < 0.
         """
         if max_tokens < 0:
             raise ValueError(f"max_tokens = {max_tokens} is negative; make it at least 0")
-        content = self._content(reply)
+        # A reply of a million characters is not worth encoding: what cannot fit is not looked at.
+        content = self._content(reply[: (max_tokens + 1) * _LONGEST_TOKEN_CHARS])
         if len(content) > max_tokens:
-            content = content[:max_tokens]
-            while content and self.text(content).endswith("\ufffd"):
-                content = content[:-1]
+            content = self._cut(content, max_tokens)
         opening = self._tag_ids[self._protocol.feedback_open]
         return FeedbackBlock(self._enclosed(content), (len(opening), len(opening) + len(content)))
 
@@ -109,6 +122,25 @@ class TagCodec:
         """Return the most tokens that one consultation inserts: a full block or the longest notice."""
         return max(len(self._enclosed([])) + max_feedback_tokens, *map(len, self._notices.values()))
 
+    def _cut(self, content: list[int], max_tokens: int) -> list[int]:
+        """Return the longest beginning of at most `max_tokens` ids that ends well."""
+        kept = content[:max_tokens]
+        while kept and self.text(kept).endswith("\ufffd"):
+            kept = kept[:-1]
+        whole, within = self.text(content), len(self.text(kept))
+        end = _last_end(_SENTENCE_END, whole, within) or _last_end(_WORD_END, whole, within)
+        if not end:
+            return kept
+        count = self.token_at(content, end - 1)
+        # The id that ends the sentence may hold a little more: ids are never encoded again.
+        while count < len(kept) and not self._reaches(content[:count], whole, end):
+            count += 1
+        return content[:count]
+
+    def _reaches(self, ids: list[int], whole: str, end: int) -> bool:
+        text = self.text(ids)
+        return len(text) >= end and whole.startswith(text)
+
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
@@ -117,6 +149,7 @@ class TagCodec:
         return (*tags[self._protocol.feedback_open], *content, *tags[self._protocol.feedback_close])
 
     def _content(self, reply: str) -> list[int]:
+        reply = reply.translate(_NOT_TEXT)
         for _ in range(_ENCODING_PASSES):
             encoded = self._encode(neutralise(reply, self.forbidden))
             ids = [token for token in encoded if token not in self._never_content]
@@ -143,3 +176,8 @@ class TagCodec:
                 f"vocabulary with tokenizer.add_tokens({words.split()})"
             )
         return self._enclosed(ids)
+
+
+def _last_end(pattern: "re.Pattern[str]", text: str, within: int) -> int:
+    """Return where the last match that ends within so many characters ends; 0 if there is none."""
+    return max((match.end() for match in pattern.finditer(text) if match.end() <= within), default=0)

@@ -44,6 +44,8 @@ class FeedbackAdvantage(StrEnum):
 
     SIGNED = "signed"
     """The rollout's own advantage A within its group, of either sign, before any batch normalisation."""
+    SIGNED_UNIT = "signed_unit"
+    """The same A; tokens with A < 0 take the weight p of `unit` (see `CoefficientSettings`)."""
     POSITIVE = "positive"
     """max(0, A)."""
     OVER_SOLO = "over_solo"
@@ -58,6 +60,8 @@ class Member:
     condition: Condition
     penalty: float = 0.0
     """Added to the reward, at most 0: see `overlong_penalty`. OVER_SOLO does not see it."""
+    expert: bool = False
+    """An expert trajectory: a sibling like any other (LUFFY), but nothing that the policy can do alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +170,10 @@ def _baseline_sets(group: Sequence[Member], graded: list[int], split: bool) -> l
 def _feedback_rule(
     group: Sequence[Member], reward: dict[int, float], rule: FeedbackAdvantage
 ) -> Callable[[int, float], float]:
-    if rule is FeedbackAdvantage.SIGNED:
+    if rule in (FeedbackAdvantage.SIGNED, FeedbackAdvantage.SIGNED_UNIT):
         return lambda _, advantage: advantage
     if rule is FeedbackAdvantage.POSITIVE:
         return lambda _, advantage: max(0.0, advantage)
-    solo = [r for i, r in reward.items() if group[i].condition is Condition.SOLO]
+    solo = [r for i, r in reward.items() if group[i].condition is Condition.SOLO and not group[i].expert]
     baseline = fmean(solo or reward.values()) if reward else 0.0
     return lambda i, _: max(0.0, reward[i] - baseline)

@@ -29,6 +29,8 @@ class Coefficient(StrEnum):
     """C = 0. Exact gradient of the interactive policy; learns nothing of the content (Search-R1)."""
     RATIO = "ratio"
     """C = p/p_old with PPO's clip: treats the agent's words as the policy's own."""
+    AGENT = "agent"
+    """C = min(sg p/q, c) p/sg p, W = min(p/q, c), c = truncation: ideal where the agent reports q."""
     UNIT = "unit"
     """C = p, W = p: unbiased for a deterministic agent; vanishes on new tokens."""
     SHAPED = "shaped"
@@ -52,6 +54,10 @@ class CoefficientSettings:
     shape: float = 0.1
     clip: Clip = field(default_factory=Clip)
     """Of `ratio`, whatever the base algorithm clips: GSPO's region, say, is meant for whole sequences."""
+    truncation: float = 2.0
+    """c of `agent`, at least 1; q := 1 where the agent reports none, which makes it `unit`."""
+    unit_below_zero: bool = False
+    """Weigh tokens with A < 0 as `unit` does, whatever the coefficient: method.md's `signed-unit`."""
 
 
 def feedback_term(
@@ -61,9 +67,13 @@ def feedback_term(
 
     The floor lifts the weight of tokens with A > 0 only. Where A < 0 it would push rare tokens down without
     bound, so `floored` and `stopgrad` weigh those with p itself; the prototype floors the wrong sign.
-    `log_p_old` is read by `ratio` alone. Degenerate case: A = 0 gives 0 and no gradient.
+    `log_p_old` is read by `ratio`, and by `agent`, for which it holds log q. Degenerate case: A = 0 gives 0
+    and no gradient.
     """
-    return _TERMS[settings.kind](log_p, log_p_old, advantage, settings)
+    term = _TERMS[settings.kind](log_p, log_p_old, advantage, settings)
+    if settings.unit_below_zero and settings.kind is not Coefficient.MASKED:
+        term = torch.where(advantage < 0, _unit(log_p, log_p_old, advantage, settings), term)
+    return term
 
 
 def _masked(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
@@ -72,6 +82,11 @@ def _masked(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: Coeff
 
 def _ratio(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
     return clipped_surrogate(log_p, log_p_old, advantage, settings.clip)
+
+
+def _agent(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
+    weight = torch.exp(log_p.detach() - log_p_old).clamp(max=settings.truncation)
+    return weight * torch.exp(log_p - log_p.detach()) * advantage
 
 
 def _unit(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
@@ -109,6 +124,7 @@ def _floored_weight(log_p: Tensor, advantage: Tensor, floor: float) -> Tensor:
 _TERMS: dict[Coefficient, Callable[[Tensor, Tensor, Tensor, CoefficientSettings], Tensor]] = {
     Coefficient.MASKED: _masked,
     Coefficient.RATIO: _ratio,
+    Coefficient.AGENT: _agent,
     Coefficient.UNIT: _unit,
     Coefficient.SHAPED: _shaped,
     Coefficient.ATTENUATED: _attenuated,

@@ -21,14 +21,15 @@ from aipo.core.types import Source
 class Segment:
     """A run of tokens with one source.
 
-    Raises `ValueError` unless POLICY tokens, and only they, carry one finite log-probability (<= 0) each.
+    Raises `ValueError` unless POLICY tokens carry one finite log-probability (<= 0) each; FEEDBACK may carry
+    the agent's own, log q, where it reported them; nothing else carries any.
 
     >>> Segment(Source.POLICY, (5, 6), (-0.1, -2.0)).source.name
     'POLICY'
-    >>> Segment(Source.FEEDBACK, (7,), (-0.1,))
+    >>> Segment(Source.SCAFFOLD, (7,), (-0.1,))
     Traceback (most recent call last):
     ...
-    ValueError: FEEDBACK tokens were not sampled by the policy and carry no log-probabilities
+    ValueError: SCAFFOLD tokens were not sampled and carry no log-probabilities
     """
 
     source: Source
@@ -36,17 +37,17 @@ class Segment:
     log_probs: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.source is not Source.POLICY:
-            if self.log_probs:
-                raise ValueError(
-                    f"{self.source.name} tokens were not sampled by the policy and carry no log-probabilities"
-                )
+        if self.source is not Source.POLICY and not self.log_probs:
             return
+        if self.source not in (Source.POLICY, Source.FEEDBACK):
+            raise ValueError(f"{self.source.name} tokens were not sampled and carry no log-probabilities")
         if len(self.log_probs) != len(self.ids):
-            raise ValueError(f"{len(self.ids)} POLICY ids but {len(self.log_probs)} log-probabilities")
+            raise ValueError(
+                f"{len(self.ids)} {self.source.name} ids but {len(self.log_probs)} log-probabilities"
+            )
         # A sampler may round the log-probability of a certain token to a hair above 0.
         if not all(-float("inf") < log_prob <= 1e-4 for log_prob in self.log_probs):
-            raise ValueError("a POLICY log-probability is not a finite number <= 0")
+            raise ValueError(f"a {self.source.name} log-probability is not a finite number <= 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class TokenStream:
 
     @property
     def log_probs(self) -> tuple[float, ...]:
-        """The sampler's log-probability of each id; 0.0 where `sources` is not POLICY, never read there."""
+        """The log-probability of each POLICY id by its sampler, of each FEEDBACK id by its agent; else 0.0."""
         return tuple(chain.from_iterable(s.log_probs or (0.0,) * len(s.ids) for s in self.segments))
 
     @property
@@ -105,7 +106,8 @@ def stripped_copy(
 
     `dropped` are half-open spans of token positions in `stream` (requests, tags, notices). What stands
     outside them and after the prompt is kept, in order, behind the solo prompt; all of it is FEEDBACK, that
-    is, off-policy: the policy sampled none of it in this context.
+    is, off-policy: the policy sampled none of it in this context. Log-probabilities go along as log q:
+    whoever wrote a token, policy or agent, wrote it with that probability.
 
     Degenerate case: a copy with nothing kept has an empty FEEDBACK segment and trains nothing.
     Does not re-tokenise: a token that holds both text and part of a tag goes with the tag.
@@ -116,8 +118,10 @@ def stripped_copy(
     (9, 2, 5, 7)
     """
     gone = set(chain.from_iterable(range(start, end) for start, end in dropped))
-    kept = tuple(token for i, token in enumerate(stream.ids) if i >= stream.prompt_length and i not in gone)
-    return TokenStream((Segment(Source.PROMPT, tuple(solo_prompt_ids)), Segment(Source.FEEDBACK, kept)))
+    kept = [i for i in range(stream.prompt_length, len(stream)) if i not in gone]
+    ids, log_q = stream.ids, stream.log_probs
+    content = Segment(Source.FEEDBACK, tuple(ids[i] for i in kept), tuple(log_q[i] for i in kept))
+    return TokenStream((Segment(Source.PROMPT, tuple(solo_prompt_ids)), content))
 
 
 def expert_stream(prompt_ids: Sequence[int], solution_ids: Sequence[int]) -> TokenStream:

@@ -1,1 +1,4 @@
-"""Engines: what samples from the policy. `base` is the interface; `transformers` runs in this process."""
+"""Engines: what samples from the policy.
+
+`base` is the interface; `transformers` runs in this process, `vllm` asks a server.
+"""

@@ -4,9 +4,10 @@ Owns the interface between rollouts and whatever samples from the policy. Must n
 Invariant: token ids in, token ids out; an engine never re-tokenises.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from aipo.core.types import StopReason
 
@@ -24,6 +25,9 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     """0 means no limit."""
+    exact_log_probs: bool = True
+    """Log-probabilities will be trained on: they must be those of the tempered distribution before truncation
+    and bans. An evaluation, which reads none, says False; an engine may then report any finite ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,12 @@ class Completion:
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     stop: StopReason
+    weights_version: int | None = None
+    """The updates behind the weights that sampled; None where the engine shares the trainer's weights."""
 
 
 class Engine(Protocol):
-    """Samples from the policy. Implementations: `engines.transformers`."""
+    """Samples from the policy. Implementations: `engines.transformers`, `engines.vllm`."""
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Sample a continuation. Raises `EngineError`."""
@@ -62,4 +68,20 @@ class Engine(Protocol):
 
     async def release(self, session: str) -> None:
         """Forget a session's cache; unknown sessions are ignored."""
+        ...
+
+
+@runtime_checkable
+class WeightSink(Protocol):
+    """An engine with weights of its own, to be given the trainer's after each update.
+
+    Nothing is in flight meanwhile: the loop updates between steps.
+    """
+
+    async def load_weights(self, write: Callable[[Path], object], version: int) -> None:
+        """Take the weights that `write` puts into a folder, as `save_pretrained` does; `version` names them.
+
+        Every later completion is made with them and says so. Raises `EngineError`; the engine then refuses to
+        sample until weights were loaded.
+        """
         ...

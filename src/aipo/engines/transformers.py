@@ -10,7 +10,7 @@ own.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,7 @@ from aipo.core.types import StopReason
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
 from aipo.engines.sampling import Uniforms, draw
 from aipo.engines.slots import SlotCache
+from aipo.engines.stops import StopFinder, end_ids
 
 LOCKSTEP_TOKENS = 16
 """Up to so many inserted tokens are fed beside decoding rows; more get a forward pass of their own."""
@@ -68,8 +69,8 @@ class TransformersEngine:
         self._new: deque[_Asked] = deque()
         self._resumed: deque[_Asked] = deque()
         self._runner: asyncio.Task[None] | None = None
-        self._stops = _StopFinder(tokenizer)
-        self._end_ids = _end_ids(model, tokenizer)
+        self._stops = StopFinder(tokenizer)
+        self._end_ids = end_ids(model, tokenizer)
         self.forwarded_tokens = 0
         """Tokens put through the model so far, padding excluded."""
 
@@ -270,43 +271,9 @@ class TransformersEngine:
         self._index[rows[a].session], self._index[rows[b].session] = a, b
 
 
-class _StopFinder:
-    """Finds the token that completes a stop string, decoding only where one can end."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._decode: Callable[[Sequence[int]], str] = lambda ids: str(
-            tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
-        self._vocabulary_size = len(tokenizer)
-        self._enders: dict[tuple[str, ...], frozenset[int]] = {}
-
-    def completed(self, ids: list[int], start: int, stop: tuple[str, ...]) -> bool:
-        """Whether the last of `ids` completes a stop string in the text sampled from `start` on."""
-        if not stop or ids[-1] not in self._ending_ids(stop):
-            return False
-        # Each token of a stop string holds at least one of its characters.
-        tail = ids[max(start, len(ids) - max(map(len, stop)) - 1) :]
-        text = self._decode(tail)
-        return any(s in text for s in stop)
-
-    def _ending_ids(self, stop: tuple[str, ...]) -> frozenset[int]:
-        """Ids whose text holds the last character of a stop string: all that can end one, and more."""
-        if stop not in self._enders:
-            last = {s[-1] for s in stop}
-            texts = ((i, self._decode([i])) for i in range(self._vocabulary_size))
-            self._enders[stop] = frozenset(i for i, text in texts if last & set(text))
-        return self._enders[stop]
-
-
 def _banned_now(row: _Row) -> Sequence[int]:
     assert row.request is not None
     sequences = row.request.banned_sequences
     if not sequences:
         return ()
     return [s[-1] for s in sequences if len(s) == 1 or tuple(row.ids[-len(s) + 1 :]) == s[:-1]]
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

@@ -115,12 +115,12 @@ def training_plot(
     series: Mapping[str, Sequence[Metrics]],
     path: Path,
     panels: Sequence[str] = TRAINING_PANELS,
-    window_steps: int = 10,
+    window: int = 2,
 ) -> tuple[Path, Path]:
     """Draw one panel per metric, one line per method.
 
     `series` holds, per method, the metrics of every step of every seed in one list. Line: mean over seeds;
-    band: their smallest to largest value; both as running means over the last `window_steps` steps. A metric
+    band: their smallest to largest value; both as running means over the last `window` rows. A metric
     that is absent, `None` or NaN at a step leaves that step out; a panel that no method has data for is left
     out. Writes `path` with suffixes .svg and .png and returns both. Raises `ValueError` where no panel is
     left.
@@ -135,7 +135,7 @@ def training_plot(
             for index, rows in enumerate(series.values()):
                 curve = _curve(rows, name)
                 if curve.size:
-                    step, low, mean, high = (curve[:, 0], *_running_mean(curve[:, 1:], window_steps).T)
+                    step, low, mean, high = (curve[:, 0], *_running_mean(curve[:, 1:], window).T)
                     panel.plot(step, mean, color=_colour(index), linestyle=_dash(index))
                     panel.fill_between(step, low, high, color=_colour(index), alpha=0.15, linewidth=0)
             panel.set_title(name.replace("_", " ").replace("/", ": "))

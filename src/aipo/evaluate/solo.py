@@ -30,7 +30,7 @@ class EvaluationPlan:
 
     def shape(self) -> GroupShape:
         """Return the group that one problem's samples form."""
-        sampling = Sampling(temperature=self.temperature)
+        sampling = Sampling(temperature=self.temperature, exact_log_probs=False)
         if self.mode == WITH_AGENTS:
             return GroupShape(self.samples_per_problem, 0, sampling=sampling)
         return GroupShape(0, self.samples_per_problem, solo_mode=SoloMode(self.mode), sampling=sampling)

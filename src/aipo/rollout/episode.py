@@ -1,24 +1,24 @@
 """The one rollout coroutine: the policy writes, pauses to consult, reads the feedback, and writes on.
 
-Owns the order of events inside a rollout and the error boundary around agents. Must not know which engine
-samples, which agent answers or what is done with the result. Invariant: ids are appended once and never
-encoded again; what the engine saw is what is trained on. An agent's failure is an outcome, never an exception
-and never a reward.
+Owns the order of events inside a rollout. Must not know which engine samples, which agent answers or what is
+done with the result. Invariant: ids are appended once and never encoded again; what the engine saw is what is
+trained on. An agent's failure is an outcome, never an exception and never a reward.
 """
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aipo.agents.base import Agent, AgentError, AgentQuery
-from aipo.consult.codec import TagCodec
+from aipo.agents.base import NOTHING_USED, Agent, AgentFailure, AgentQuery, Usage
+from aipo.consult.codec import FeedbackBlock, TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Malformed, Protocol, Request
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import AgentName, Condition, ConsultOutcome, SoloMode, Source, StopReason
 from aipo.engines.base import Engine, GenerationRequest, Sampling
+from aipo.rollout.asking import Answer, ask
+from aipo.rollout.leaks import Hide, LeakPolicy, guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,17 @@ class Consultation:
     reply: str
     """The agent's words as the policy read them (neutralised, cut); empty unless ANSWERED."""
     reply_tokens: int
+    """Tokens that the agent wrote, cut to the limit; more than `reply` has where the leak guard hid some."""
     detail: str
     """Why it was malformed or failed; empty when it was answered."""
     context: str
     """Fingerprint of all that the agent saw: equal ones would cost one call behind a cache."""
     latency_s: float
+    leaked: bool = False
+    """Whether the agent stated the final answer, let through or not."""
+    usage: Usage = NOTHING_USED
+    failure: AgentFailure | None = None
+    """Of AGENT_ERROR: which kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class Rollout:
     consultations: tuple[Consultation, ...]
     dropped: tuple[tuple[int, int], ...]
     """Spans of token positions that a consult-stripped copy leaves out: requests, tags, notices."""
+    weights_version: int | None = None
+    """The updates behind the weights that sampled it, the oldest if there were several; None: in process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,8 @@ class RolloutSpec:
     seed: int
     solo_mode: SoloMode = SoloMode.UNANSWERED
     sampling: Sampling = field(default_factory=Sampling)
+    hide_answer: Hide | None = None
+    """How the leak guard recognises and hides this problem's answer; None: there is no guard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,7 @@ class Desk:
     limits: Limits
     agents: Mapping[AgentName, Agent]
     agent_timeout_s: float
+    leak_policy: LeakPolicy = LeakPolicy.ALLOW
 
 
 async def rollout(engine: Engine, spec: RolloutSpec, desk: Desk) -> Rollout:
@@ -98,6 +109,7 @@ class _Episode:
         self._since_insertion = len(self._ids)
         self._consultations: list[Consultation] = []
         self._dropped: list[tuple[int, int]] = []
+        self._versions: set[int] = set()
 
     async def run(self) -> Rollout:
         while True:
@@ -121,6 +133,7 @@ class _Episode:
             stop,
             tuple(self._consultations),
             tuple(self._dropped),
+            min(self._versions, default=None),
         )
 
     def _room(self) -> int:
@@ -144,6 +157,8 @@ class _Episode:
             )
         )
         self._append(Segment(Source.POLICY, completion.ids, completion.log_probs))
+        if completion.weights_version is not None:
+            self._versions.add(completion.weights_version)
         # The limit may be reached just as a request is completed: no reply could be read any more.
         cut = completion.stop is StopReason.STOP_STRING and self._room() < 1
         return StopReason.LENGTH if cut else completion.stop
@@ -158,27 +173,26 @@ class _Episode:
             self._ids[self._since_insertion :], found.start
         )
         self._dropped.append((request_at, len(self._ids)))
-        consultation, words = await self._settle(found)
-        if consultation.outcome is ConsultOutcome.ANSWERED:
-            block = self._desk.codec.feedback(words, self._desk.limits.max_feedback_tokens)
-            inserted, source = block.ids, Source.FEEDBACK
-            begin, end = (len(self._ids) + edge for edge in block.content)
-            spans = [(len(self._ids), begin), (end, len(self._ids) + len(inserted))]
+        consultation, told = await self._settle(found)
+        begin = end = 0
+        if told is not None:
+            segment, (begin, end) = told
         else:
-            inserted, source = self._desk.codec.notice(consultation.outcome), Source.SCAFFOLD
-            spans = [(len(self._ids), len(self._ids) + len(inserted))]
+            segment = Segment(Source.SCAFFOLD, self._desk.codec.notice(consultation.outcome))
+        here, inserted = len(self._ids), len(segment.ids)
+        spans = [(here, here + begin), (here + end, here + inserted)]
         self._consultations.append(consultation)
-        if len(inserted) > self._room():
+        if inserted > self._room():
             return False
-        self._append(Segment(source, inserted))
+        self._append(segment)
         self._dropped += spans
         self._since_insertion = len(self._ids)
         return True
 
-    async def _settle(self, found: Request | Malformed) -> tuple[Consultation, str]:
-        """Return what came of a request, and the agent's words if there are any."""
+    async def _settle(self, found: Request | Malformed) -> tuple[Consultation, "_Told | None"]:
+        """Return what came of a request, and what the policy is told if there is anything."""
         if isinstance(found, Malformed):
-            return self._without_reply(None, "", ConsultOutcome.MALFORMED, found.reason), ""
+            return self._without_reply(None, "", ConsultOutcome.MALFORMED, found.reason), None
         limits = self._desk.limits
         spent = sum(c.outcome is not ConsultOutcome.REFUSED_LIMIT for c in self._consultations)
         if spent >= limits.max_consultations:
@@ -187,9 +201,9 @@ class _Episode:
             refused = "limit of tokens"
         else:
             return await self._ask(found)
-        return self._without_reply(found.agent, found.text, ConsultOutcome.REFUSED_LIMIT, refused), ""
+        return self._without_reply(found.agent, found.text, ConsultOutcome.REFUSED_LIMIT, refused), None
 
-    async def _ask(self, request: Request) -> tuple[Consultation, str]:
+    async def _ask(self, request: Request) -> tuple[Consultation, "_Told | None"]:
         spec = self._spec
         whole = self._desk.codec.text(self._ids[len(spec.prompt_ids) :])
         latest = self._desk.codec.text(self._ids[self._since_insertion :])
@@ -197,25 +211,23 @@ class _Episode:
         seed = seed_of(spec.seed, "consultation", len(self._consultations))
         query = AgentQuery(spec.problem, before, request.text, seed)
         begun = time.monotonic()
-        outcome, words, detail = await _answer(
-            self._desk.agents[request.agent], query, self._desk.agent_timeout_s
-        )
-        block = self._desk.codec.feedback(words, self._desk.limits.max_feedback_tokens)
-        begin, end = block.content
-        if outcome is ConsultOutcome.ANSWERED and begin == end:
-            outcome, detail = ConsultOutcome.EMPTY, "nothing of the reply can be said in this vocabulary"
-        answered = outcome is ConsultOutcome.ANSWERED
+        answer = await ask(self._desk.agents[request.agent], query, self._desk.agent_timeout_s)
+        latency_s = time.monotonic() - begun
+        heard = _hear(answer, self._desk, spec.hide_answer)
         consultation = Consultation(
             request.agent,
             request.text,
-            outcome,
-            self._desk.codec.text(block.ids[begin:end]) if answered else "",
-            end - begin if answered else 0,
-            detail,
+            heard.outcome,
+            heard.reply,
+            heard.written_tokens,
+            heard.detail,
             f"{seed_of(request.agent, query.problem, query.rollout, query.request):016x}",
-            time.monotonic() - begun,
+            latency_s,
+            heard.leaked,
+            answer.usage,
+            answer.failure,
         )
-        return consultation, words
+        return consultation, heard.told
 
     def _without_reply(
         self, agent: AgentName | None, request: str, outcome: ConsultOutcome, detail: str
@@ -223,23 +235,50 @@ class _Episode:
         return Consultation(agent, request, outcome, "", 0, detail, "", 0.0)
 
 
-async def _answer(agent: Agent, query: AgentQuery, timeout_s: float) -> tuple[ConsultOutcome, str, str]:
-    """The error boundary: whatever an agent does becomes (outcome, words, detail), within its deadline."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            words = (await agent.answer(query)).text
-            blank = not words.strip()
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise  # the run itself is ending
-        return ConsultOutcome.AGENT_ERROR, "", repr(error)  # a task inside the agent was cancelled
-    except TimeoutError:
-        return ConsultOutcome.TIMEOUT, "", f"no answer within {timeout_s} s"
-    except AgentError as error:
-        return ConsultOutcome.AGENT_ERROR, "", str(error)
-    except Exception as error:  # a bug in an agent is data too, not a crash of the run
-        return ConsultOutcome.AGENT_ERROR, "", repr(error)
-    if blank:
-        return ConsultOutcome.EMPTY, "", "empty reply"
-    return ConsultOutcome.ANSWERED, words, ""
+_Told = tuple[Segment, tuple[int, int]]
+"""What is inserted, and the span of the agent's own words in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What came of an answer on its way to the policy."""
+
+    outcome: ConsultOutcome
+    detail: str
+    written_tokens: int = 0
+    leaked: bool = False
+    reply: str = ""
+    told: _Told | None = None
+
+
+def _hear(answer: Answer, desk: Desk, hide: Hide | None) -> _Heard:
+    """Pass an answer through the leak guard, neutralise it and cut it."""
+    if answer.reply is None:
+        return _Heard(answer.outcome, answer.detail)
+    said = answer.reply.text
+    guard = guarded(said, hide, desk.leak_policy)
+    written = desk.codec.feedback(said, desk.limits.max_feedback_tokens)
+    block = (
+        written if guard.text == said else desk.codec.feedback(guard.text, desk.limits.max_feedback_tokens)
+    )
+    tokens = written.content[1] - written.content[0]
+    begin, end = block.content
+    if begin == end:
+        why = (
+            "it states the answer" if guard.leaked else "nothing of the reply can be said in this vocabulary"
+        )
+        return _Heard(ConsultOutcome.EMPTY, why, tokens, guard.leaked)
+    log_q = _log_q(block, answer.reply.log_probs) if block is written else ()
+    told = Segment(Source.FEEDBACK, block.ids, log_q), block.content
+    return _Heard(answer.outcome, "", tokens, guard.leaked, desk.codec.text(block.ids[begin:end]), told)
+
+
+def _log_q(block: FeedbackBlock, reported: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the agent's log-probability of each token of a block, 0 at the tags, which the system wrote.
+
+    Degenerate case: an agent that reports none, or for fewer tokens than the policy reads, gives none.
+    """
+    begin, end = block.content
+    if not reported or len(reported) < end - begin:
+        return ()
+    return (0.0,) * begin + reported[: end - begin] + (0.0,) * (len(block.ids) - end)

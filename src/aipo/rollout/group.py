@@ -7,6 +7,7 @@ Invariant: an engine's or a grader's failure is UNGRADED; siblings and other gro
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
@@ -104,6 +105,7 @@ class Sampler:
                 seed=seed_of(*seed_path, problem.id, index),
                 solo_mode=shape.solo_mode,
                 sampling=shape.sampling,
+                hide_answer=partial(self.task.without_answer, problem),
             )
             for index, condition in enumerate(conditions)
         ]

@@ -34,6 +34,7 @@ def _record(group: Group, member: MemberRollout, step: int, desk: Desk) -> dict[
         "verdict": member.grade.verdict.value,
         "reason": member.grade.reason,
         "stop": produced.stop.value if produced else None,
+        "weights_version": produced.weights_version if produced else None,
         "response": produced.response if produced else None,
         "segments": [_segment(s, desk) for s in produced.stream.segments] if produced else [],
         "consultations": [_consultation(c) for c in produced.consultations] if produced else [],
@@ -60,4 +61,9 @@ def _consultation(consultation: Consultation) -> dict[str, Any]:
         "reply_tokens": consultation.reply_tokens,
         "detail": consultation.detail,
         "context": consultation.context,
+        "failure": consultation.failure.value if consultation.failure else None,
+        "prompt_tokens": consultation.usage.prompt_tokens,
+        "completion_tokens": consultation.usage.completion_tokens,
+        "cost": consultation.usage.cost,
+        "leaked": consultation.leaked,
     }

@@ -51,6 +51,10 @@ class Task(Protocol):
         """Grade what the policy wrote. Never raises for what a response contains."""
         ...
 
+    def without_answer(self, problem: Problem, text: str) -> str | None:
+        """Return an agent's words with the gold answer hidden, or None where they do not state it."""
+        ...
+
 
 class Oracle(Protocol):
     """A programmatic expert for a task: the words of the three agents and whole solutions."""

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from aipo.core.types import Verdict
 from aipo.grading.extract import extract_answer, last_line
 from aipo.grading.grade import Grade
+from aipo.grading.leak import without_gold
 from aipo.grading.math import grade_math
 from aipo.grading.pool import MathPool
 from aipo.grading.text import exact_match
@@ -102,6 +103,10 @@ class JsonlTask:
             return Grade(Verdict.INCORRECT, "no_answer")
         same = exact_match(problem.gold, answer)
         return Grade(Verdict.CORRECT, "exact") if same else Grade(Verdict.INCORRECT, "different")
+
+    def without_answer(self, problem: Problem, text: str) -> str | None:
+        """Hide the gold, as it is written, in an agent's words."""
+        return without_gold(text, problem.gold)
 
     def close(self) -> None:
         """End the grader processes. Closing twice is harmless."""

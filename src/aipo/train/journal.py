@@ -16,6 +16,9 @@ from aipo.config.settings import Settings
 SETTINGS = "settings.toml"
 METRICS, ROLLOUTS, TIMINGS = "metrics.jsonl", "rollouts.jsonl", "timings.jsonl"
 EVALUATION = "evaluation.jsonl"
+SERVER_LOG = "policy-server.log"
+"""Of a policy server that was started for the run: before its folder is claimed, and also where it fails."""
+AGENTS = "agents.json"
 
 
 class RunFolderError(ValueError):
@@ -29,18 +32,9 @@ class Journal:
         """Claim the output folder. Raises `RunFolderError` if it holds another run or foreign files."""
         self.folder = settings.run.output
         stored = self.folder / SETTINGS
-        if stored.exists():
-            if changed := diff_settings(load_settings(stored, []), settings):
-                raise RunFolderError(
-                    f"run.output = {str(self.folder)!r} holds a run with other settings; choose another "
-                    "folder or go back to its settings:\n  " + "\n  ".join(changed)
-                )
+        if refuse_other_run(settings):
             return
         aside = stored.with_suffix(".partial")
-        if self.folder.exists() and not (self.folder.is_dir() and set(self.folder.iterdir()) <= {aside}):
-            raise RunFolderError(
-                f"run.output = {str(self.folder)!r} is not empty and not a run; choose another folder"
-            )
         self.folder.mkdir(parents=True, exist_ok=True)
         aside.write_text(dump_settings(settings))
         aside.rename(stored)
@@ -60,6 +54,44 @@ class Journal:
             aside = path.with_suffix(".partial")
             aside.write_bytes(b"".join(line + b"\n" for line in kept))
             aside.replace(path)
+
+
+def record_agents(folder: Path, step: int, agents: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Write down who answers from the step after `step`; True if that is somebody else than before.
+
+    The file is a list: one entry for each set of agents (a package's update may bring another prompt), the
+    first step that it answered in, and what is known of each.
+    """
+    path = folder / AGENTS
+    entries = json.loads(path.read_text()) if path.exists() else []
+    if entries and entries[-1]["agents"] == agents:
+        return False
+    # What was written for steps that are run again now is no longer true.
+    kept = [entry for entry in entries if entry["from_step"] <= step]
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps([*kept, {"from_step": step + 1, "agents": agents}], indent=1) + "\n")
+    aside.replace(path)
+    return bool(kept)
+
+
+def refuse_other_run(settings: Settings) -> bool:
+    """Say whether the output folder holds this very run already.
+
+    Raises `RunFolderError` if it holds another run or foreign files.
+    """
+    folder = settings.run.output
+    stored = folder / SETTINGS
+    if stored.exists():
+        if changed := diff_settings(load_settings(stored, []), settings):
+            raise RunFolderError(
+                f"run.output = {str(folder)!r} holds a run with other settings; choose another "
+                "folder or go back to its settings:\n  " + "\n  ".join(changed)
+            )
+        return True
+    ours = {stored.with_suffix(".partial"), *folder.glob(f"{Path(SERVER_LOG).stem}*.log")}
+    if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= ours):
+        raise RunFolderError(f"run.output = {str(folder)!r} is not empty and not a run; choose another folder")
+    return False
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -7,8 +7,12 @@ Invariant: a share is always over graded rollouts; UNGRADED ones are counted apa
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from aipo.agents.base import AgentFailure
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.rollout.group import Group, MemberRollout
+
+NO_ANSWER = (ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR, ConsultOutcome.EMPTY)
+"""Outcomes of a question that an agent was asked and did not answer."""
 
 
 class ExpertTokens:
@@ -21,11 +25,12 @@ class ExpertTokens:
         """Count a group's feedback (content, without tags) and its expert trajectories."""
         for member in group.members:
             for consultation in member.rollout.consultations if member.rollout else ():
-                self._add(consultation.context, consultation.reply_tokens)
+                self.add_reply(consultation.context, consultation.reply_tokens)
         for stream in group.experts:
-            self._add(f"expert:{group.problem.id}", stream.count(Source.FEEDBACK))
+            self.add_reply(f"expert:{group.problem.id}", stream.count(Source.FEEDBACK))
 
-    def _add(self, key: str, tokens: int) -> None:
+    def add_reply(self, key: str, tokens: int) -> None:
+        """Count one reply; `key` says all that its writer saw."""
         if not tokens:
             return
         self.raw += tokens
@@ -84,3 +89,29 @@ def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout]) 
     agents, outcomes = Counter(c.agent for c in all_), Counter(c.outcome for c in all_)
     metrics.update({f"consultations/{agent}": agents[agent] / len(members) for agent in AgentName})
     metrics.update({f"outcomes/{outcome}": float(outcomes[outcome]) for outcome in ConsultOutcome})
+    leaks = Counter(c.agent for c in all_ if c.leaked)
+    metrics.update({f"leaks/{agent}": leaks[agent] / max(1, agents[agent]) for agent in AgentName})
+    metrics["agent_prompt_tokens"] = float(sum(c.usage.prompt_tokens for c in all_))
+    metrics["agent_completion_tokens"] = float(sum(c.usage.completion_tokens for c in all_))
+    metrics["agent_cost"] = sum(c.usage.cost for c in all_)
+    failed = Counter((c.agent, c.outcome) for c in all_)
+    unreadable = Counter(c.agent for c in all_ if c.failure is AgentFailure.UNREADABLE)
+    for agent in AgentName:
+        for outcome in NO_ANSWER:
+            metrics[f"failures/{agent}/{outcome}"] = float(failed[agent, outcome])
+        metrics[f"unreadable_replies/{agent}"] = float(unreadable[agent])
+
+
+def spending(groups: Sequence[Group]) -> dict[str, float]:
+    """Return what of the consultations' cost was spent now: it depends on what a cache holds, as time does.
+
+    That is why it stands with the timings: a step's metrics are the same whether it is run once or twice.
+    Degenerate case: where nobody was asked, nothing.
+    """
+    asked = [c for g in groups for m in g.members if m.rollout for c in m.rollout.consultations if c.context]
+    if not asked:
+        return {}
+    return {
+        "agent_cached_share": sum(c.usage.cached for c in asked) / len(asked),
+        "agent_cost_paid": sum(c.usage.cost for c in asked if not c.usage.cached),
+    }

@@ -7,6 +7,7 @@ no gradient, because each token's weight was fixed for the whole mini-batch.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 
 import torch
 from accelerate import Accelerator
@@ -14,16 +15,20 @@ from torch import Tensor
 
 from aipo.core.batch import Row, TokenBatch, collate
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
+from aipo.core.types import Source
 from aipo.train.batch import microbatches
 from aipo.train.events import NonFiniteError
 from aipo.train.model import token_log_probs
+
+
+MISMATCH_RATIO = 2.0
+"""A token's ratio of trainer to sampler outside [1/2, 2] is counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateSettings:
     """What an update needs to know besides its rows."""
 
-    objective: ObjectiveSettings
     temperature: float
     microbatch_tokens: int
     max_grad_norm: float
@@ -41,41 +46,65 @@ class Updater:
         settings: UpdateSettings,
     ) -> None:
         self._accelerator, self._model, self._optimiser = accelerator, model, optimiser
-        self._settings = settings
+        self._settings, self._objective = settings, ObjectiveSettings()
 
-    def apply(self, minibatches: Sequence[Sequence[Row]]) -> dict[str, float]:
+    def apply(
+        self, minibatches: Sequence[Sequence[Row]], objective: ObjectiveSettings, by_source: bool = False
+    ) -> dict[str, float]:
         """Take one optimiser step for each mini-batch; return the update's metrics.
 
-        Raises `NonFiniteError` before the optimiser has seen a gradient that is not finite.
+        With `by_source`, also the norms of POLICY's and of FEEDBACK's part of the first gradient, at the cost
+        of two more backward passes. Raises `NonFiniteError` before the optimiser has seen a gradient that is
+        not finite.
         """
+        self._objective = objective
         sums: defaultdict[str, float] = defaultdict(float)
         first: dict[str, float] = {}
         norms = []
-        if self._settings.objective.needs_old_feedback_log_p:
+        if objective.needs_old_feedback_log_p:
             minibatches = [self._recomputed(rows) for rows in minibatches]
+        apart = self._norms_by_source(minibatches[0]) if by_source and minibatches else {}
         for rows in minibatches:
             step_sums = self._accumulate(rows)
             norms.append(self._step())
             for name, value in step_sums.items():
                 sums[name] += value
             first = first or step_sums
-        return {**_means(sums), **_first_update(first), "grad_norm": sum(norms) / max(1, len(norms))}
+        mean_norm = sum(norms) / max(1, len(norms))
+        return {**_means(sums), **_first_update(first), "grad_norm": mean_norm, **apart}
 
     def _accumulate(self, rows: Sequence[Row]) -> dict[str, float]:
         sums: defaultdict[str, float] = defaultdict(float)
         for part in microbatches(rows, self._settings.microbatch_tokens):
             batch = self._collate(part)
             log_p, entropy = token_log_probs(self._model, batch.ids, self._settings.temperature)
-            loss = objective_loss(log_p, batch, self._settings.objective)
+            loss = objective_loss(log_p, batch, self._objective)
             if not torch.isfinite(loss):
                 raise NonFiniteError(f"the loss is {loss.item()}; no update was made")
             if loss.requires_grad:
                 self._accelerator.backward(loss)
-            for name, value in objective_sums(log_p.detach(), batch, self._settings.objective).items():
+            for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
                 sums[name] += value
+            _add_mismatch(sums, log_p.detach(), batch)
             sums["entropy"] += float((entropy * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())
         return dict(sums)
+
+    def _norms_by_source(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Return the norm of each source's part of a mini-batch's gradient, which is left as it was: zero."""
+        norms = {}
+        for source in (Source.POLICY, Source.FEEDBACK):
+            for part in microbatches(rows, self._settings.microbatch_tokens):
+                batch = self._collate(part)
+                batch = replace(batch, weight=batch.weight * (batch.sources == source))
+                log_p, _ = token_log_probs(self._model, batch.ids, self._settings.temperature)
+                loss = objective_loss(log_p, batch, self._objective)
+                if loss.requires_grad:
+                    self._accelerator.backward(loss)
+            norm = self._accelerator.clip_grad_norm_(self._model.parameters(), float("inf"))
+            self._optimiser.zero_grad(set_to_none=True)
+            norms[f"grad_norm_{source.name.lower()}"] = float(norm)
+        return norms
 
     def _step(self) -> float:
         norm: Tensor = self._accelerator.clip_grad_norm_(
@@ -107,6 +136,15 @@ class Updater:
         return result
 
 
+def _add_mismatch(sums: dict[str, float], log_p: Tensor, batch: TokenBatch) -> None:
+    """Add how far the trainer's log-probabilities of POLICY tokens are from the sampler's."""
+    apart = (log_p - batch.log_p_old)[batch.policy_mask].abs()
+    if apart.numel():
+        sums["mismatch_sum"] += float(apart.sum())
+        sums["mismatch_outside"] += float((apart > log(MISMATCH_RATIO)).sum())
+        sums["mismatch_max"] = max(sums["mismatch_max"], float(apart.max()))
+
+
 def _means(sums: Mapping[str, float]) -> dict[str, float]:
     """Turn sums over a step's tokens into means over the tokens that they speak of."""
     if not sums:
@@ -122,12 +160,15 @@ def _means(sums: Mapping[str, float]) -> dict[str, float]:
 def _first_update(sums: dict[str, float]) -> dict[str, float]:
     """Metrics that mean something before the first optimiser step of a batch only.
 
-    The ratio is 1 but for rounding there; and the feedback's probability is that under the policy that
-    sampled.
+    The ratio is 1 there but for rounding and for what sampler and trainer compute differently, the mismatch;
+    and the feedback's probability is that under the policy that sampled.
     """
     result = {"first_ratio_error": 0.0}
     if policy := sums.get("policy_tokens"):
         result["first_ratio_error"] = abs(sums["ratio"] / policy - 1.0)
+        result["mismatch_mean"] = sums["mismatch_sum"] / policy
+        result["mismatch_max"] = sums["mismatch_max"]
+        result["mismatch_outside_share"] = sums["mismatch_outside"] / policy
     if feedback := sums.get("feedback_tokens"):
         result["feedback_prob"] = sums["feedback_p"] / feedback
     if credited := sums.get("credited_tokens"):

@@ -1,7 +1,7 @@
-"""The warm start: supervised training of the tiny policy on traces of the CPU task.
+"""The warm start: supervised training of the tiny policy on traces of a CPU task.
 
-Owns the supervised loop. Must not know agents, rollouts or rewards.
-Invariant: only targets are learnt; what fictional animals' agents say, and mistakes, are context.
+Owns the supervised loop. Must not know agents, rollouts, rewards or which task it is.
+Invariant: only targets are learnt; what agents say of fictional things, and mistakes, are context.
 
 Not needed, and not offered, for a real model: that one already writes solutions and follows the prompt that
 offers the agents.
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import Settings
-from aipo.tasks.leg_counting.traces import Trace, TraceSettings, trace
+from aipo.tasks.curriculum import Curriculum, Trace
 
 IGNORED = -100
 LENGTH_BUCKETS = 4
@@ -40,6 +40,7 @@ class WarmstartProgress:
 def warm_start(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    curriculum: Curriculum,
     prompt_ids: PromptIds,
     settings: Settings,
     report: Callable[[WarmstartProgress], None],
@@ -47,7 +48,6 @@ def warm_start(
     """Train `model` in place; the same seed gives the same weights on the same machine and thread count."""
     ws = settings.warmstart
     rng = Random(settings.run.seed)
-    trace_settings = TraceSettings(max_consultations=settings.consult.max_consultations)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=ws.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -56,7 +56,7 @@ def warm_start(
     begun = time.monotonic()
     model.train()
     for step in range(1, ws.steps + 1):
-        traces = [trace(rng, trace_settings) for _ in range(ws.sequences_per_step)]
+        traces = [curriculum.trace(rng) for _ in range(ws.sequences_per_step)]
         sequences = [_sequence(prompt_ids(t), t, vocabulary, tokenizer.eos_token_id) for t in traces]
         loss = _step(model, sequences)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

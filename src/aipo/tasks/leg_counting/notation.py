@@ -120,6 +120,21 @@ def answer(response: str) -> int | None:
     return int("".join(reversed(stated)))
 
 
+def without_total(text: str, total: int) -> str | None:
+    """Return the words before the first running sum or final line that states `total`; None if none does.
+
+    >>> without_total("b 8 6 1 8 2 0 ;", 28), without_total("8", 8), without_total("total 8 2 0", 28)
+    ('b 8 6 1', None, 'total')
+    """
+    words, stated = text.split(), digits(total, SUM_DIGITS)
+    for end in range(SUM_DIGITS, len(words) + 1):
+        start = end - SUM_DIGITS
+        closes = words[end : end + 1] == [LINE_END] or words[start - 1 : start] == [TOTAL]
+        if words[start:end] == stated and closes:
+            return " ".join(words[:start])
+    return None
+
+
 def vocabulary() -> list[str]:
     """Return every word of problems, solutions and feedback, in a fixed order."""
     numbers = [str(number) for number in range(max(LEGS.values()) + 1)]

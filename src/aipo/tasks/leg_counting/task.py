@@ -15,7 +15,15 @@ import reasoning_gym
 
 from aipo.core.types import Verdict
 from aipo.tasks.base import Grade, Problem, Split
-from aipo.tasks.leg_counting.notation import KNOWN, MAX_INSTANCES, Item, answer, final_line, problem_text
+from aipo.tasks.leg_counting.notation import (
+    KNOWN,
+    MAX_INSTANCES,
+    Item,
+    answer,
+    final_line,
+    problem_text,
+    without_total,
+)
 
 EASY, HARD = "easy", "hard"
 
@@ -42,6 +50,10 @@ class LegCountingTask:
             return Grade(Verdict.INCORRECT, "no_answer")
         right = stated == int(problem.gold)
         return Grade(Verdict.CORRECT, "equal") if right else Grade(Verdict.INCORRECT, "different")
+
+    def without_answer(self, problem: Problem, text: str) -> str | None:
+        """Cut an agent's words before the running sum, or the total, that equals the gold."""
+        return without_total(text, int(problem.gold))
 
 
 @cache

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from random import Random
 
 from aipo.core.types import Condition
+from aipo.tasks.curriculum import Trace
 from aipo.tasks.leg_counting.notation import (
     FICTIONAL,
     KNOWN,
@@ -24,6 +25,7 @@ from aipo.tasks.leg_counting.notation import (
     final_line,
     lines,
     problem_text,
+    vocabulary,
 )
 from aipo.tasks.leg_counting.task import held_out_questions
 
@@ -54,13 +56,19 @@ class TraceSettings:
     refusal: str = "no consultations left"
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """One supervised sequence: the assistant's turn as (words, is a target)."""
+class LegCountingCurriculum:
+    """`aipo.tasks.curriculum.Curriculum` of leg counting."""
 
-    problem: str
-    condition: Condition
-    pieces: tuple[tuple[str, bool], ...]
+    def __init__(self, max_consultations: int) -> None:
+        self._settings = TraceSettings(max_consultations=max_consultations)
+
+    def vocabulary(self) -> list[str]:
+        """Return every word of problems, solutions and feedback, in a fixed order."""
+        return vocabulary()
+
+    def trace(self, rng: Random) -> Trace:
+        """Return a random trace; no held-out question is ever drawn."""
+        return trace(rng, self._settings)
 
 
 def trace(rng: Random, settings: TraceSettings) -> Trace:

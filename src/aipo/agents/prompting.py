@@ -1,0 +1,77 @@
+"""What an agent is sent: its packaged prompt, filled with as much of the rollout as the settings show it.
+
+Owns the texts in `prompts/`: a version line that no model reads, the system message, `---`, the request.
+Must not know how a model is reached. Invariant: what a text holds is never read as a template again, and
+what the context leaves out is in no message and in no cache key.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from hashlib import sha256
+from importlib.resources import files
+from string import Template
+
+from aipo.agents.base import AgentError, AgentFailure, AgentQuery
+from aipo.core.types import AgentName
+
+Message = dict[str, str]
+HASH_DIGITS = 12
+
+
+class Context(StrEnum):
+    """What an agent sees of a rollout."""
+
+    REQUEST = "request"
+    PROBLEM = "problem+request"
+    ALL = "problem+rollout+request"
+
+    def seen(self, query: AgentQuery) -> AgentQuery:
+        """Return the query with what is not shown left empty.
+
+        >>> Context.PROBLEM.seen(AgentQuery("2 + 2", "so far", "4?", seed=1))
+        AgentQuery(problem='2 + 2', rollout='', request='4?', seed=1)
+        """
+        return replace(
+            query,
+            problem="" if self is Context.REQUEST else query.problem,
+            rollout=query.rollout if self is Context.ALL else "",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPrompt:
+    """One agent's prompt."""
+
+    version: str
+    system: str
+    request: str
+    hash: str
+    """First digits of the SHA-256 of the whole file."""
+
+    def messages(self, query: AgentQuery) -> list[Message]:
+        """Return the chat for a query of which only the seen parts are filled.
+
+        Raises `AgentError` where there is nothing to look at: no request, and no rollout or problem shown.
+        """
+        parts = {"problem": query.problem, "rollout": query.rollout, "request": query.request}
+        if not any(text.strip() for text in parts.values()):
+            raise AgentError(
+                "an empty request, and the agent's context shows it nothing else", AgentFailure.OTHER
+            )
+        kept = []
+        for line in self.request.splitlines():
+            mark, _, words = line.removeprefix("@").partition(" ") if line.startswith("@") else ("", "", line)
+            present = bool(parts.get(mark.removeprefix("no_"), "").strip())
+            if not mark or present is not mark.startswith("no_"):
+                kept.append(words)
+        user = Template("\n".join(kept).strip()).substitute(parts)
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+
+def agent_prompt(agent: AgentName) -> AgentPrompt:
+    """Return the packaged prompt of an agent."""
+    text = files("aipo.agents").joinpath("prompts", f"{agent}.txt").read_text(encoding="utf-8")
+    version, _, body = text.partition("\n")
+    system, _, request = body.partition("\n---\n")
+    digest = sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+    return AgentPrompt(version.removeprefix("# "), system.strip(), request.strip(), digest)

@@ -1,0 +1,177 @@
+"""The settings of the three agents: values for all of them, and a table for each that overrides them.
+
+Owns names, bounds and how the two levels combine. Must not read the environment: a key's value is no setting.
+Invariant: what an agent's own table leaves out is the common value; nothing here holds a secret.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, field_validator
+
+from aipo.config.section import Section
+from aipo.core.types import AgentName
+
+Backend = Literal["oracle", "dead", "garbage", "hostile", "remote", "local"]
+Context = Literal["request", "problem+request", "problem+rollout+request"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Price = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(ge=0)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+AtLeast1 = Annotated[int, Field(ge=1)]
+AtLeast0 = Annotated[int, Field(ge=0)]
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_URL = "http://localhost:8000/v1"
+
+
+class AgentFields(BaseModel):
+    """What one agent is made of, every field resolved."""
+
+    backend: Backend
+    base_url: str
+    model: str
+    api_key_env: str
+    temperature: float
+    top_p: float
+    max_reply_tokens: int
+    concurrency: int
+    retries: int
+    retry_wait_s: float
+    price_prompt: float
+    price_completion: float
+    context: Context
+    device: str
+    error_rate: float
+    failure_rate: float
+    latency_s: float
+
+
+class _Checked(Section):
+    """Checks that the common values and an agent's own share."""
+
+    @field_validator("base_url", check_fields=False)
+    @classmethod
+    def _plain_url(cls, value: str | None) -> str | None:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        if parts.username or parts.password:
+            # The value itself is not repeated: it holds a secret.
+            raise ValueError(
+                "holds credentials, which would stand in the run's records; take them out and name the key's "
+                "environment variable in api_key_env"
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{value!r} is no http(s) address; write it as in base_url = {_URL!r}")
+        return value
+
+    @field_validator("api_key_env", check_fields=False)
+    @classmethod
+    def _name_of_a_variable(cls, value: str | None) -> str | None:
+        if value and not _VARIABLE.fullmatch(value):
+            # Nor here: whoever wrote the key itself into the recipe must not find it in a log.
+            raise ValueError(
+                "must be the name of an environment variable such as AGENTS_API_KEY, not the key itself"
+            )
+        return value
+
+
+class AgentOverrides(_Checked):
+    """One agent's own values; what is not set is `[agents]`'s."""
+
+    backend: Backend | None = Field(None, description="None: `agents.backend`; so for every field here.")
+    base_url: str | None = Field(None, description="remote: see `agents.base_url`.")
+    model: str | None = Field(None, description="remote, local: see `agents.model`.")
+    api_key_env: str | None = Field(
+        None,
+        description="remote: see `agents.api_key_env`; none beside a base_url of its own: no key is sent.",
+    )
+    temperature: Temperature | None = Field(None, description="remote, local.")
+    top_p: TopP | None = Field(None, description="remote, local.")
+    max_reply_tokens: AtLeast1 | None = Field(None, description="remote, local.")
+    concurrency: AtLeast1 | None = Field(None, description="remote.")
+    retries: AtLeast0 | None = Field(None, description="remote.")
+    retry_wait_s: Seconds | None = Field(None, description="remote.")
+    price_prompt: Price | None = Field(None, description="remote.")
+    price_completion: Price | None = Field(None, description="remote.")
+    context: Context | None = Field(None, description="remote, local.")
+    device: str | None = Field(None, description="local.")
+    error_rate: Share | None = Field(None, description="oracle.")
+    failure_rate: Share | None = Field(None, description="oracle.")
+    latency_s: Seconds | None = Field(None, description="oracle.")
+
+
+class AgentSettings(_Checked):
+    """Who answers consultations. `[agents.verify]` and its like override these values for one agent."""
+
+    enabled: tuple[AgentName, ...] = Field(
+        tuple(AgentName), description="Agents the policy may consult; [] trains a plain RLVR algorithm."
+    )
+    backend: Backend = Field(
+        "oracle",
+        description="`remote`: an OpenAI-compatible endpoint. `local`: a transformers model in this process. "
+        "Scripted: `oracle` (by the task itself), `dead`, `garbage`, `hostile` (to rehearse).",
+    )
+    base_url: str = Field("", description=f"remote: address of the endpoint, as in `{_URL}`.")
+    model: str = Field("", description="remote: the model's name there. local: its folder or hub id.")
+    api_key_env: str = Field(
+        "", description="remote: environment variable that holds the key; '': none is sent."
+    )
+    temperature: Temperature = Field(0.7, description="remote, local: of replies.")
+    top_p: TopP = Field(0.8, description="remote, local: of replies.")
+    max_reply_tokens: AtLeast1 = Field(
+        1024, description="remote, local: tokens that an agent may write, its thinking included."
+    )
+    concurrency: AtLeast1 = Field(
+        16, description="remote: requests at a time to one endpoint; agents that share it share them."
+    )
+    retries: AtLeast0 = Field(
+        3, description="remote: attempts after the first, on 408, 409, 429, 5xx and lost connections."
+    )
+    retry_wait_s: Seconds = Field(
+        0.5, description="remote: longest first wait; doubled each time. The server's Retry-After wins."
+    )
+    price_prompt: Price = Field(0.0, description="remote: price of a million prompt tokens.")
+    price_completion: Price = Field(0.0, description="remote: price of a million completion tokens.")
+    context: Context = Field("problem+rollout+request", description="remote, local: what an agent is shown.")
+    device: str = Field("cpu", description="local: where its model stands.")
+    error_rate: Share = Field(0.0, description="oracle: share of replies that are wrong.")
+    failure_rate: Share = Field(0.0, description="oracle: share of consultations that raise an error.")
+    latency_s: Seconds = Field(0.0, description="oracle: seconds before a reply.")
+    timeout_s: float = Field(
+        30.0, gt=0, description="Deadline of one consultation, retries included; passing it is TIMEOUT."
+    )
+    max_reply_bytes: int = Field(
+        262_144, ge=1024, description="remote: a longer response is not read on; the consultation fails."
+    )
+    check_at_start: bool = Field(
+        True, description="remote, local: `aipo train` asks each agent once before it begins."
+    )
+    cache: bool = Field(True, description="remote, local: keep replies on disk; `--no-cache` goes without.")
+    cache_folder: Path = Field(
+        Path("runs/agent-cache"), description="Folder of the cache; several runs may share it."
+    )
+    cache_megabytes: AtLeast1 = Field(
+        1024, description="Size limit of the cache; what was not used for longest goes first."
+    )
+    verify: AgentOverrides = Field(AgentOverrides(), description="The Verify Agent's own values.")
+    knowledge: AgentOverrides = Field(AgentOverrides(), description="The Knowledge Agent's own values.")
+    reasoning: AgentOverrides = Field(AgentOverrides(), description="The Reasoning Agent's own values.")
+
+    def of(self, agent: AgentName) -> AgentFields:
+        """Return an agent's values: its own where set, else the common ones.
+
+        The common key goes to the common address only: an agent with an address of its own names its own key.
+
+        >>> AgentSettings(model="a", verify=AgentOverrides(model="b")).of(AgentName.VERIFY).model
+        'b'
+        """
+        own = {AgentName.VERIFY: self.verify, AgentName.KNOWLEDGE: self.knowledge}.get(agent, self.reasoning)
+        values = {name: getattr(self, name) for name in AgentFields.model_fields}
+        if own.base_url not in (None, self.base_url):
+            values["api_key_env"] = ""
+        return AgentFields(**values | own.model_dump(exclude_none=True))

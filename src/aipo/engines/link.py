@@ -1,0 +1,109 @@
+"""One HTTP client for a policy server: JSON in, JSON out, within a deadline.
+
+Owns connections, concurrency and what a failure says. Must not know what is asked.
+Invariant: a call ends within its deadline, in an answer or in an `EngineError` that names the server and the
+fix; the key is never in a message.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from aipo.engines.base import EngineError
+
+KEEP_ALIVE_S = 1.0
+"""Idle connections are dropped sooner than any server does it, so that none breaks while it is being used."""
+SHOWN_CHARACTERS = 300
+"""Of what a server says in an error."""
+
+
+class HttpLink:
+    """A server at one address. Usable from one event loop after another, not from two at once."""
+
+    def __init__(self, url: str, *, timeout_s: float, concurrency: int, key: str | None = None) -> None:
+        """`concurrency` bounds the calls of `post(..., bounded=True)`. Raises `EngineError` for a bad URL."""
+        try:
+            parsed = httpx2.URL(url)
+        except httpx2.InvalidURL as error:
+            raise EngineError(f"{url!r} is not a URL: {error}") from error
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise EngineError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.timeout_s = timeout_s
+        self._concurrency, self._key = concurrency, key
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: httpx2.AsyncClient
+        self._slots: asyncio.Semaphore
+
+    async def get(self, path: str) -> Any:
+        """Return the JSON behind a path. Raises `EngineError`."""
+        return await self._call("GET", path, None, self.timeout_s)
+
+    async def post(
+        self, path: str, body: Mapping[str, Any], timeout_s: float | None = None, bounded: bool = False
+    ) -> Any:
+        """Return what the server answers. The wait for one of the bounded places is outside the deadline."""
+        self._open()
+        if not bounded:
+            return await self._call("POST", path, body, timeout_s or self.timeout_s)
+        async with self._slots:
+            return await self._call("POST", path, body, timeout_s or self.timeout_s)
+
+    def _open(self) -> None:
+        """Make a client of the running loop's; one of an ended loop cannot be used, or closed, any more."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        limits = httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        # trust_env: a proxy of the environment must not stand between a run and its own server.
+        self._client = httpx2.AsyncClient(limits=limits, headers=headers, timeout=None, trust_env=False)
+        self._slots = asyncio.Semaphore(self._concurrency)
+        self._loop = loop
+
+    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Any:
+        self._open()
+        where = f"policy server {self.url}{path}"
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._sent(method, path, body)
+        except TimeoutError as error:
+            raise EngineError(
+                f"{where} did not answer within {timeout_s:g} s; raise engine.request_timeout_s if it is slow"
+            ) from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+            raise EngineError(
+                f"{where} cannot be reached ({type(error).__name__}: {error}); is it running, and is "
+                "engine.url right?"
+            ) from error
+        if response.status_code >= 400:
+            raise EngineError(f"{where} answered {response.status_code}: {_said(response)}")
+        if not response.content:
+            return {}
+        try:
+            return response.json()
+        except ValueError as error:
+            raise EngineError(f"{where} answered no JSON: {_said(response)}") from error
+
+    async def _sent(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx2.Response:
+        """Send a request, once more where the connection broke: a draw depends on its seed, not on when."""
+        try:
+            return await self._client.request(method, self.url + path, json=body)
+        except (httpx2.NetworkError, httpx2.RemoteProtocolError):
+            return await self._client.request(method, self.url + path, json=body)
+
+
+def _said(response: httpx2.Response) -> str:
+    """Return the readable part of an error, on one line."""
+    text = response.text
+    try:
+        found = response.json()
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        inner = found.get("error", found.get("detail", found))
+        text = str(inner.get("message", inner)) if isinstance(inner, dict) else str(inner)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text[:SHOWN_CHARACTERS] or "nothing"

@@ -1,0 +1,96 @@
+"""What a policy server is, and whether it is the one that was meant: asked before anything is spent.
+
+Owns the questions at start. Must not sample rollouts. Invariant: an unsuitable server is one `EngineError` with
+the fix; what is not asked here (its weights) is given to it, and compared by its log-probabilities, later.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from aipo.engines.base import EngineError
+from aipo.engines.link import HttpLink
+
+MODES = ("raw_logprobs", "processed_logprobs")
+SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SAMPLE = "1 + 12 = 13?\n\nSo <b>x</b>, \u201cnaïve\u201d 你好 \U0001f600 "
+"""Text in which tokenizers of different models differ: digits, spaces, line ends, marks, scripts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What the server says of itself."""
+
+    url: str
+    model: str
+    """The name under which it serves."""
+    source: str
+    """The folder or hub id that it loaded."""
+    max_tokens: int
+    """Of a prompt and its continuation together."""
+    dtype: str
+    logprobs_mode: str
+
+
+async def read_facts(link: HttpLink) -> ServerFacts:
+    """Ask. Raises `EngineError` for a server that is not vLLM, or not started as docs/engines.md says."""
+    listed = await link.get("/v1/models")
+    try:
+        first = listed["data"][0]
+        name, root = str(first["id"]), str(first.get("root") or first["id"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise EngineError(f"{link.url} lists no model; is it a vLLM server?") from error
+    try:
+        info = await link.get("/server_info?config_format=json")
+        config: Mapping[str, Any] = info["vllm_config"]["model_config"]
+        mode, dtype, longest = config["logprobs_mode"], config["dtype"], config["max_model_len"]
+    except (EngineError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"policy server {link.url} does not say how it was started ({error}); start vLLM with the environment "
+            "variable VLLM_SERVER_DEV_MODE=1, which opens /server_info and /collective_rpc (docs/engines.md)"
+        ) from error
+    if mode not in MODES:
+        raise EngineError(
+            f"policy server {link.url} runs with --logprobs-mode {mode}; start it with {' or '.join(MODES)}"
+        )
+    return ServerFacts(link.url, name, root, int(longest), str(dtype).removeprefix("torch."), str(mode))
+
+
+async def refuse_other_policy(
+    link: HttpLink,
+    facts: ServerFacts,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    tags: Sequence[str],
+) -> None:
+    """Raise `EngineError` where the server plainly serves another model or tokenizer than the trainer's."""
+    text = SAMPLE + "".join(tags)
+    answer = await link.post("/tokenize", {"prompt": text, "add_special_tokens": False})
+    theirs = answer.get("tokens") if isinstance(answer, Mapping) else None
+    ours = list(tokenizer.encode(text, add_special_tokens=False))
+    fix = f"serve the folder or hub id of policy.model, or set policy.model = {facts.source!r}"
+    if theirs != ours:
+        raise EngineError(
+            f"policy server {link.url} serves {facts.source!r}, whose tokenizer is not policy.model's (it splits "
+            f"a sample into {len(theirs or [])} ids, policy.model's into {len(ours)}, or into others); {fix}"
+        )
+    for name, other in _shape(Path(facts.source)).items():
+        own = getattr(config, name, other)
+        if own != other:
+            raise EngineError(
+                f"policy server {link.url} serves {facts.source!r} with {name} = {other}, policy.model has "
+                f"{own}; {fix}"
+            )
+
+
+def _shape(folder: Path) -> dict[str, object]:
+    """Return the sizes of the served model where its folder can be read here; else nothing."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: config[name] for name in SHAPE if isinstance(config, dict) and name in config}

@@ -1,0 +1,38 @@
+"""Verified copies: the Verify Agent, asked once more, about a rollout from which all consultations are gone.
+
+Owns the question and what counts as an objection. Must not know advantages. Invariant: a copy that Verify
+could not be asked about, or about which it does not say, is not approved; nothing an agent does is raised.
+
+A correct final answer says little about the lines before it when the last reply contained that answer
+(lab.md section 7: only 20 to 60 % of stripped copies were correct traces).
+"""
+
+from dataclasses import dataclass
+
+from aipo.agents.base import AgentQuery
+from aipo.core.tokens import TokenStream
+from aipo.core.types import AgentName
+from aipo.rollout.asking import ask
+from aipo.rollout.episode import Desk
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """What Verify said of a copy, and the tokens that it took to say so."""
+
+    approved: bool
+    reply_tokens: int
+
+
+async def approval(copy: TokenStream, problem: str, desk: Desk, seed: int) -> Approval:
+    """Ask the Verify Agent about a copy, within the deadline of any consultation.
+
+    Raises `KeyError` if there is no Verify Agent.
+    """
+    text = desk.codec.text(copy.ids[copy.prompt_length :])
+    query = AgentQuery(problem, text, "", seed)
+    answer = await ask(desk.agents[AgentName.VERIFY], query, desk.agent_timeout_s)
+    if answer.reply is None:
+        return Approval(False, 0)
+    begin, end = desk.codec.feedback(answer.reply.text, desk.limits.max_feedback_tokens).content
+    return Approval(answer.reply.approves is True, end - begin)

@@ -1,0 +1,44 @@
+"""The leak guard: feedback that states the final answer, counted and, by choice, kept from the policy.
+
+Owns the three policies. Must not know how a task writes its answers: it is given a function for that.
+Invariant: whatever the policy, a leak is counted; the gold answer itself never reaches an agent.
+
+It matters because feedback that hands over the answer earns reward 1 for a wrong chain of reasoning.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+Hide = Callable[[str], str | None]
+"""A reply to the same reply without the final answer, or None where it does not state it."""
+
+
+class LeakPolicy(StrEnum):
+    """What is done with feedback that states the final answer."""
+
+    ALLOW = "allow"
+    MASK = "mask"
+    """The answer is hidden in it; what is left is feedback."""
+    DROP = "drop"
+    """None of it is fed back: the outcome is EMPTY."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """What the policy may read of a reply."""
+
+    text: str
+    leaked: bool
+
+
+def guarded(reply: str, hide: Hide | None, policy: LeakPolicy) -> Guarded:
+    """Apply the policy to a reply; an empty text means that nothing of it may be read.
+
+    >>> guarded("12, so far 28", lambda reply: reply.replace("28", "?"), LeakPolicy.MASK)
+    Guarded(text='12, so far ?', leaked=True)
+    """
+    hidden = hide(reply) if hide else None
+    if hidden is None:
+        return Guarded(reply, False)
+    return Guarded({LeakPolicy.ALLOW: reply, LeakPolicy.MASK: hidden, LeakPolicy.DROP: ""}[policy], True)

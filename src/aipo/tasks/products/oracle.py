@@ -1,0 +1,109 @@
+"""The programmatic expert of the products task: the words of the three agents, and whole solutions.
+
+Owns what each agent says. Must not know tokens or training.
+Invariant: it sees what an agent sees (problem, rollout, request) and never states the answer by itself. The
+value of the last line equals the answer all the same: a leak that this task has by construction.
+"""
+
+import re
+from collections.abc import Sequence
+
+from aipo.core.types import AgentName
+from aipo.tasks.products.notation import (
+    MARKS,
+    OK,
+    SUM_DIGITS,
+    WRONG,
+    digits,
+    final_line,
+    is_one_line,
+    lines,
+    parse_operation,
+    plan,
+)
+
+_REQUEST = re.compile(r"<(verify|knowledge|reasoning)>.*?</\1>", re.DOTALL)
+_NOTICE = re.compile(r"<feedback>[^<]*\b(?:left|understood|unavailable|answer)\s*</feedback>")
+_TAG = re.compile(r"</?(?:feedback|verify|knowledge|reasoning)>")
+
+
+class ProductsOracle:
+    """`aipo.tasks.base.Oracle`: exact, deterministic."""
+
+    def feedback(self, agent: AgentName, problem: str, rollout: str, request: str) -> str:
+        """Return Knowledge's value, Reasoning's next line or Verify's verdict; '' when there is nothing to
+        say."""
+        if agent is AgentName.KNOWLEDGE:
+            return _value(request)
+        expected = lines(plan(parse_operation(problem)))
+        whole, rest = _split_lines(worked_words(rollout), expected)
+        if agent is AgentName.REASONING:
+            return _next_words(expected, whole, rest)
+        return _check(expected, whole)
+
+    def solution(self, problem: str) -> str:
+        """Return the whole expert trajectory."""
+        operation = parse_operation(problem)
+        return " ".join(
+            word for row in [*lines(plan(operation)), final_line(operation.value)] for word in row
+        )
+
+
+def worked_words(rollout: str) -> list[str]:
+    """Return the words of a rollout without requests, notices and tags, the content of feedback kept.
+
+    >>> worked_words("6 0 * 7 0 = <knowledge> 6 0 * 7 0 </knowledge> <feedback> 2 4 0 0 </feedback> done")
+    ['6', '0', '*', '7', '0', '=', '2', '4', '0', '0', 'done']
+    """
+    return _TAG.sub(" ", _NOTICE.sub(" ", _REQUEST.sub(" ", rollout))).split()
+
+
+def _value(request: str) -> str:
+    try:
+        operation = parse_operation(request)
+    except ValueError:
+        return ""
+    return " ".join(digits(operation.value, SUM_DIGITS)) if is_one_line(operation) else ""
+
+
+def _split_lines(
+    words: Sequence[str], expected: Sequence[Sequence[str]]
+) -> tuple[list[list[str]], list[str]]:
+    """Return whole lines and the unfinished rest. A line marked WRONG replaces the first wrong one."""
+    whole: list[list[str]] = []
+    rest: list[str] = []
+    for word in words:
+        if word == OK:
+            continue
+        rest.append(word)
+        if word not in MARKS:
+            continue
+        if rest[0] == WRONG:
+            place = _first_wrong(expected, whole)
+            whole[place : place + 1] = [rest[1:]]
+        else:
+            whole.append(rest)
+        rest = []
+    return whole, rest
+
+
+def _first_wrong(expected: Sequence[Sequence[str]], whole: Sequence[Sequence[str]]) -> int:
+    """Return the place of the first wrong line; behind the last line if all are right."""
+    return next((i for i, row in enumerate(whole) if i >= len(expected) or row != expected[i]), len(whole))
+
+
+def _next_words(
+    expected: Sequence[Sequence[str]], whole: Sequence[Sequence[str]], rest: Sequence[str]
+) -> str:
+    """Return what completes the next line; nothing if it was begun otherwise: no rest makes it right."""
+    if len(whole) >= len(expected):
+        return ""
+    following = expected[len(whole)]
+    return " ".join(following[len(rest) :]) if list(rest) == list(following[: len(rest)]) else ""
+
+
+def _check(expected: Sequence[Sequence[str]], whole: Sequence[Sequence[str]]) -> str:
+    place = _first_wrong(expected, whole)
+    if place < min(len(whole), len(expected)):
+        return " ".join([WRONG, *expected[place]])
+    return OK if whole else ""
