@@ -1,8 +1,8 @@
 """Check the tests of the method: `python scripts/mutants.py [text ...]`; exit status 1 unless all are killed.
 
-Each mutant is one mistake, made by hand, in a temporary copy of `src`; the tests of `core` and `train/batch`
-run against that copy. Survivors, and patterns that stand not exactly once in their file, fail. With texts,
-only mutants with one of them in file or code are run. The working tree is never touched.
+Each mutant is one mistake, made by hand, in a temporary copy of `src`; the tests of `core` and of credit and
+batches run against that copy. Survivors, and patterns that stand not exactly once in their file, fail. With
+texts, only mutants with one of them in file or code are run. The working tree is never touched.
 """
 
 import os
@@ -22,7 +22,9 @@ TESTS = {
     "core/algorithms.py": "tests/unit/test_algorithms.py",
     "core/coefficients.py": "tests/unit/test_coefficients.py",
     "core/objective.py": "tests/property/test_objective.py",
+    "train/algorithm.py": "tests/unit/test_algorithms.py",
     "train/batch.py": "tests/unit/test_train_batch.py",
+    "train/credit.py": "tests/unit/test_experience.py",
     "core/passk.py": "tests/property/test_passk.py",
 }
 """All of them judge each mutant; that of its own file, or else of the objective, comes first and alone: the
@@ -81,6 +83,8 @@ TOKENS = [
     ("Segment(Source.FEEDBACK, tuple(solution_ids))", "Segment(Source.SCAFFOLD, tuple(solution_ids))"),
 ]
 ADVANTAGES = [
+    (" and not group[i].expert]", "]"),
+    ("(FeedbackAdvantage.SIGNED, FeedbackAdvantage.SIGNED_UNIT)", "(FeedbackAdvantage.SIGNED,)"),
     (  # UNGRADED counted as 0
         "if member.verdict is not Verdict.UNGRADED]\n    reward = {i: REWARD[group[i].verdict] for",
         "if True]\n    reward = {i: REWARD.get(group[i].verdict, 0.0) for",
@@ -204,6 +208,11 @@ COEFFICIENTS = [
     ("torch.where(advantage > 0, p.clamp(min=floor), p)", "p"),
     ("p.clamp(min=floor), p)", "p.clamp(min=floor), torch.zeros_like(p))"),
     ("Coefficient.STOPGRAD: _stopgrad,", "Coefficient.STOPGRAD: _floored,"),
+    ("weight = torch.exp(log_p.detach() - log_p_old)", "weight = torch.exp(log_p.detach() + log_p_old)"),
+    ("weight = torch.exp(log_p.detach() - log_p_old)", "weight = torch.exp(log_p - log_p_old)"),
+    (".clamp(max=settings.truncation)", ".clamp(min=settings.truncation)"),
+    ("term = torch.where(advantage < 0, _unit", "term = torch.where(advantage > 0, _unit"),
+    ("settings.unit_below_zero and settings.kind is not Coefficient.MASKED", "settings.unit_below_zero"),
 ]
 OBJECTIVE = [
     (
@@ -264,7 +273,7 @@ BATCH = [
     ("feedback_advantage=per_row[:, 1]", "feedback_advantage=per_row[:, 0]"),
     ("list(row.log_p_old)", "list(row.stream.log_probs)"),
 ]
-TRAIN_BATCH = [
+TRAIN_ALGORITHM = [
     ("clip=Clip(low, high)", "clip=Clip(high, low)"),
     ("named.clip.low if settings.clip_low is None", "named.clip.low if not settings.clip_low"),
     ("named.clip.high if settings.clip_high is None", "named.clip.low if settings.clip_high is None"),
@@ -274,14 +283,11 @@ TRAIN_BATCH = [
         "surrogate = SurrogateSettings(base.surrogate, base.clip)",
         "surrogate = SurrogateSettings(base.surrogate)",
     ),
-    ("if base.estimator.over_batch:", "if False:"),
-    (
-        "for group in credits for c in group if c.stream.count(Source.POLICY)]",
-        "for group in credits for c in group]",
-    ),
+]
+TRAIN_CREDIT = [
     ("length = len(stream) - stream.prompt_length if", "length = len(stream) if"),
-    ("horizon_tokens=max_response_tokens", "horizon_tokens=1"),
-    ("Member(Verdict.CORRECT, Condition.SOLO)", "Member(Verdict.CORRECT, Condition.CONSULTING)"),
+    ("Condition.SOLO, expert=True)", "Condition.CONSULTING, expert=True)"),
+    ("Condition.SOLO, expert=True)", "Condition.SOLO)"),
     ("estimator=base_algorithm(algorithm).estimator", "estimator=Estimator.GROUP_NORMALISED"),
     ("split_baselines=algorithm.split_baselines", "split_baselines=True"),
     ("FeedbackAdvantage(algorithm.feedback_advantage)", "FeedbackAdvantage.OVER_SOLO"),
@@ -295,7 +301,24 @@ TRAIN_BATCH = [
     ("c.outcome is ConsultOutcome.ANSWERED", "c.outcome is not ConsultOutcome.EMPTY"),
     ("answered = any(", "answered = all("),
     ("member.grade.verdict is Verdict.CORRECT and answered", "answered"),
-    ("credits[part * len(groups) // number :", "credits["),
+    ("algorithm.agent_token_price if mixed else 0.0", "algorithm.agent_token_price"),
+    ("if m.condition is Condition.CONSULTING}", "}"),
+    ("- price * asked", "+ price * asked"),
+    ("heads = seed_of(*seed_path,", "heads = seed_of("),
+    (
+        "if member.grade.verdict is Verdict.UNGRADED:\n            return member",
+        "if False:\n            return member",
+    ),
+    ("self.advantage.policy != 0 or", "self.advantage.policy != 0 and"),
+]
+TRAIN_BATCH = [
+    ("if base.estimator.over_batch:", "if False:"),
+    (
+        "for group in credits for c in group if c.stream.count(Source.POLICY)]",
+        "for group in credits for c in group]",
+    ),
+    ("horizon_tokens=max_response_tokens", "horizon_tokens=1"),
+    ("credits[part * len(credits) // number :", "credits["),
     ("feedback_trained=objective_settings(algorithm).feedback_trained", "feedback_trained=True"),
     ("(len(parts[-1]) + 1) * len(row.stream)", "len(parts[-1]) * len(row.stream)"),
     ("sorted(rows, key=lambda row: len(row.stream))", "rows"),
@@ -312,7 +335,9 @@ FILES = {
     "core/coefficients.py": COEFFICIENTS,
     "core/objective.py": OBJECTIVE,
     "core/batch.py": BATCH,
+    "train/algorithm.py": TRAIN_ALGORITHM,
     "train/batch.py": TRAIN_BATCH,
+    "train/credit.py": TRAIN_CREDIT,
     "core/passk.py": PASSK,
 }
 MUTANTS = [Mutant(file, old, new) for file, pairs in FILES.items() for old, new in pairs]

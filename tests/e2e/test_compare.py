@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from aipo.config.loader import diff_settings, load_settings, parse_settings
+from aipo.evaluate.records import read_records
+from aipo.evaluate.runs import read_run
 from policies_for_tests import counting_policy, counting_recipe, run_cli, start_cli, succeed
 
 pytestmark = pytest.mark.timeout(600)  # the first test makes the comparison: about 40 s on a quiet core
@@ -40,7 +43,15 @@ overrides = {{ agents = {{ enabled = [] }}, algorithm = {{ coefficient = "masked
 [[compare.methods]]
 name = "aipo"
 title = "AIPO"
+
+[[compare.methods]]
+name = "longer"
+title = "GRPO, then one more"
+tune = false
+starts_from = "grpo"
+overrides = ["agents.enabled=[]", "algorithm.coefficient=masked", "train.steps=1"]
 """
+METHODS = ("warm start", "GRPO", "AIPO", "GRPO, then one more")
 
 
 class Comparison:
@@ -100,7 +111,7 @@ def test_ctrl_c_ends_its_runs_and_the_same_command_finishes_them(comparison: Com
 def test_one_table_names_every_method_in_both_solo_modes(comparison: Comparison) -> None:
     with (comparison.output / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["method"] for row in rows} == {"warm start", "GRPO", "AIPO"}
+    assert {row["method"] for row in rows} == set(METHODS)
     assert {row["mode"] for row in rows} == {"unanswered", "banned"}
     report = (comparison.output / "results.md").read_text()
     for word in ("# A tiny comparison", "GRPO", "AIPO", "warm start", "chosen on the validation split"):
@@ -112,23 +123,50 @@ def test_one_table_names_every_method_in_both_solo_modes(comparison: Comparison)
 
 def test_records_hold_every_evaluation_and_how_it_came_about(comparison: Comparison) -> None:
     records = comparison.output / "records"
-    evaluations = [json.loads(line) for line in (records / "evaluations.jsonl").open()]
-    assert {(r["method"], r["mode"]) for r in evaluations if r["step"] in (0, 2)} == {
-        (method, mode) for method in ("warm start", "GRPO", "AIPO") for mode in ("unanswered", "banned")
+    runs = {run.method: run for run in map(read_run, (records / "runs").glob("*.json"))}
+    assert set(runs) == set(METHODS)
+    for run in runs.values():
+        assert {e.split for e in run.evaluations} == {"test"}
+        assert {e.mode for e in run.evaluations} == {"unanswered", "banned"}
+    assert {m: [row["step"] for row in run.metrics] for m, run in runs.items()} == {
+        "warm start": [],
+        "GRPO": [1, 2],
+        "AIPO": [1, 2],
+        "GRPO, then one more": [1, 2, 3],
     }
-    assert {r["split"] for r in evaluations} == {"test"}
-    metrics = [json.loads(line) for line in (records / "metrics.jsonl").open()]
-    assert [(m["method"], m["step"]) for m in metrics] == [("GRPO", 1), ("GRPO", 2), ("AIPO", 1), ("AIPO", 2)]
+    assert len({run.warmstart for run in runs.values()}) == 1 and runs["AIPO"].warmstart
     facts = json.loads((records / "facts.json").read_text())
     assert [(t["method"], t["learning_rate"]) for t in facts["tuning"]] == [("AIPO", 1e-4), ("AIPO", 1e-3)]
-    assert facts["seeds"] == [0] and facts["baseline"] == "GRPO"
-    assert {run["method"] for run in facts["runs"]} == {"warm start", "GRPO", "AIPO"}
+    assert (facts["baseline"], facts["methods"], facts["missing"]) == ("GRPO", list(METHODS), 0)
+
+
+def test_a_record_is_all_that_the_run_measured(comparison: Comparison) -> None:
+    run = read_run(comparison.output / "records" / "runs" / "aipo-0.json")
+    folder = comparison.output / "aipo" / "seed-0"
+    measured = read_records(folder / "evaluation.jsonl")
+    assert [(e.step, e.mode, e.results) for e in run.evaluations] == [
+        (e.step, e.mode, e.results) for e in measured
+    ]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["reward_solo"] for row in run.metrics] == pytest.approx([row["reward_solo"] for row in rows])
+    assert diff_settings(parse_settings(run.settings), load_settings(folder / "settings.toml")) == []
+
+
+def test_a_method_that_goes_on_from_another_begins_with_its_policy_and_adds_up(
+    comparison: Comparison,
+) -> None:
+    settings = (comparison.output / "longer" / "seed-0" / "settings.toml").read_text()
+    assert f'model = "{comparison.output / "grpo" / "seed-0" / "policy"}"' in settings
+    runs = {n: read_run(comparison.output / "records" / "runs" / f"{n}-0.json") for n in ("grpo", "longer")}
+    assert runs["longer"].metrics[:2] == runs["grpo"].metrics
+    assert {e.step for e in runs["longer"].evaluations} == {2, 3}
+    assert runs["longer"].wall_s > runs["grpo"].wall_s
 
 
 def test_the_rate_that_was_best_on_validation_is_the_one_that_is_used(comparison: Comparison) -> None:
     facts = json.loads((comparison.output / "records" / "facts.json").read_text())
     best = max(facts["tuning"], key=lambda point: point["criterion"])["criterion"]
-    chosen = facts["chosen"]["AIPO"]
+    chosen = read_run(comparison.output / "records" / "runs" / "aipo-0.json").learning_rate
     assert chosen in [t["learning_rate"] for t in facts["tuning"] if t["criterion"] == best]
     settings = (comparison.output / "aipo" / "seed-0" / "settings.toml").read_text()
     assert f"learning_rate = {chosen}" in settings
@@ -152,6 +190,25 @@ def test_run_again_it_does_nothing_anew(comparison: Comparison, monkeypatch: pyt
     assert result.exit_code == 0, result.output
     assert times() == before
     assert (comparison.output / "results.csv").read_bytes() == report
+
+
+def test_what_is_recorded_is_not_run_again_on_a_machine_without_the_runs(
+    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that came along is the records and the warm start."""
+    records = shutil.copytree(comparison.output / "records", tmp_path / "records")
+    shutil.copytree(comparison.output / "warmstart", tmp_path / "out" / "warmstart")
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr("aipo.cli.compare._commit", lambda: "unknown")
+    elsewhere = [f"compare.output={tmp_path / 'out'}", f"compare.records={records}"]
+    result = comparison.again(*elsewhere)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "results.csv").read_bytes() == (comparison.output / "results.csv").read_bytes()
+    (records / "runs" / "aipo-0.json").unlink()
+    out_of_time = comparison.again("--minutes", "0.0001", *elsewhere)
+    assert out_of_time.exit_code == 0, out_of_time.output
+    assert "1 runs are left: the same command goes on" in out_of_time.output
+    assert "**incomplete**: 1 planned runs" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_records_alone_give_the_same_report(comparison: Comparison, tmp_path: Path) -> None:
@@ -186,6 +243,6 @@ def test_results_of_another_recipe_are_refused_and_kept(
     before = runs.read_bytes()
     result = comparison.again("algorithm.floor=0.2")
     assert result.exit_code == 2
-    assert "holds a run with other settings" in result.output
+    assert "the record of a run with other settings" in result.output
     assert "algorithm.floor: 0.1 -> 0.2" in result.output
     assert runs.read_bytes() == before

@@ -53,7 +53,7 @@ def reference(
 ) -> list[tuple[float, float] | None]:
     """The whole of `group_advantages`, member by member."""
     graded = [m for m in group if m.verdict in GRADED]
-    solo = [m for m in graded if m.condition is Condition.SOLO] or graded
+    solo = [m for m in graded if m.condition is Condition.SOLO and not m.expert] or graded
     result: list[tuple[float, float] | None] = []
     for member in group:
         if member.verdict not in GRADED:
@@ -65,6 +65,7 @@ def reference(
         helped = reward - float(np.mean([m.verdict is Verdict.CORRECT for m in solo]))
         feedback = {
             FeedbackAdvantage.SIGNED: policy,
+            FeedbackAdvantage.SIGNED_UNIT: policy,
             FeedbackAdvantage.POSITIVE: max(policy, 0.0),
             FeedbackAdvantage.OVER_SOLO: max(helped, 0.0),
         }[rule]

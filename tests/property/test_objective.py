@@ -226,6 +226,31 @@ def test_order_micro_batches_and_padding_change_nothing(
 
 
 @quiet
+@given(SETTINGS_AND_CASES, AGGREGATIONS, st.data())
+def test_ranks_that_share_a_batch_add_up_to_one_that_has_it_whole(
+    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation, data: st.DataObject
+) -> None:
+    """Any split of the rows over ranks, each with micro-batches of its own."""
+    s, case = drawn
+    rows = case.rows(s, aggregation)
+    ranks = data.draw(st.integers(1, 4))
+    owner = data.draw(st.lists(st.integers(0, ranks - 1), min_size=len(rows), max_size=len(rows)))
+    whole, at_once = computed(rows, case.log_p, s)
+    total, gradients = 0.0, [[0.0]] * len(rows)
+    for rank in range(ranks):
+        own = [i for i in range(len(rows)) if owner[i] == rank]
+        number = {id(rows[i]): i for i in own}
+        for part in microbatches([rows[i] for i in own], data.draw(st.sampled_from([1, 20, 10_000]))):
+            numbers = [number[id(row)] for row in part]
+            loss, gradient = computed(part, [case.log_p[i] for i in numbers], s)
+            total += loss.item()
+            for i, row in zip(numbers, gradient.tolist(), strict=True):
+                gradients[i] = row[: len(case.streams[i])]
+    assert total == pytest.approx(whole.item(), rel=1e-9, abs=1e-9)
+    assert_same(gradients, [row[: len(own)] for row, own in zip(at_once.tolist(), case.log_p, strict=True)])
+
+
+@quiet
 @given(SETTINGS_AND_CASES, AGGREGATIONS)
 def test_tokens_that_are_not_trained_and_padding_have_exactly_zero_gradient(
     drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation

@@ -16,10 +16,16 @@ from aipo.core.types import Source
 IDS = st.lists(st.integers(0, 99), max_size=5).map(tuple)
 SOME_IDS = st.lists(st.integers(0, 99), min_size=1, max_size=5).map(tuple)
 LOG_PROB = st.floats(-100.0, 1e-4)
+PAIRS = st.lists(st.tuples(st.integers(0, 99), LOG_PROB), max_size=5)
+
+
+def with_log_probs(source: Source) -> st.SearchStrategy[Segment]:
+    return PAIRS.map(lambda pairs: Segment(source, tuple(i for i, _ in pairs), tuple(p for _, p in pairs)))
+
+
 INSERTED = st.builds(Segment, st.sampled_from([Source.FEEDBACK, Source.SCAFFOLD]), IDS)
-SAMPLED = st.lists(st.tuples(st.integers(0, 99), LOG_PROB), max_size=5).map(
-    lambda pairs: Segment(Source.POLICY, tuple(i for i, _ in pairs), tuple(p for _, p in pairs))
-)
+INSERTED |= with_log_probs(Source.FEEDBACK)  # of an agent that reports them
+SAMPLED = with_log_probs(Source.POLICY)
 PROMPTS = st.builds(Segment, st.just(Source.PROMPT), SOME_IDS)
 SEGMENTS = st.tuples(PROMPTS, st.lists(SAMPLED | INSERTED, max_size=6)).map(
     lambda parts: (parts[0], *parts[1])
@@ -72,29 +78,29 @@ def test_each_token_keeps_what_its_segment_says_of_it(segments: tuple[Segment, .
 
 @quiet
 @given(SEGMENTS)
-def test_the_policy_mask_counts_the_tokens_with_log_probabilities(segments: tuple[Segment, ...]) -> None:
+def test_the_policys_log_probabilities_stand_at_its_tokens(segments: tuple[Segment, ...]) -> None:
     stream = TokenStream(segments)
-    mask = [source is Source.POLICY for source in stream.sources]
-    reported = [log_prob for segment in segments for log_prob in segment.log_probs]
-    assert sum(mask) == len(reported)
-    assert [p for p, own in zip(stream.log_probs, mask, strict=True) if own] == reported
-    assert all(p == 0.0 for p, own in zip(stream.log_probs, mask, strict=True) if not own)
+    sampled = [p for segment in segments if segment.source is Source.POLICY for p in segment.log_probs]
+    pairs = list(zip(stream.log_probs, stream.sources, strict=True))
+    assert [p for p, source in pairs if source is Source.POLICY] == sampled
+    assert all(p == 0.0 for p, source in pairs if source in (Source.PROMPT, Source.SCAFFOLD))
 
 
 @quiet
-@given(IDS, st.lists(LOG_PROB, max_size=6).map(tuple))
-def test_policy_tokens_without_one_log_probability_each_cannot_be_built(
-    ids: tuple[int, ...], log_probs: tuple[float, ...]
+@given(st.sampled_from([Source.POLICY, Source.FEEDBACK]), IDS, st.lists(LOG_PROB, max_size=6).map(tuple))
+def test_log_probabilities_that_are_not_one_for_each_token_cannot_be_built(
+    source: Source, ids: tuple[int, ...], log_probs: tuple[float, ...]
 ) -> None:
-    if len(ids) == len(log_probs):
-        assert Segment(Source.POLICY, ids, log_probs).log_probs == log_probs
+    unreported = source is Source.FEEDBACK and not log_probs
+    if len(ids) == len(log_probs) or unreported:
+        assert Segment(source, ids, log_probs).log_probs == log_probs
     else:
         with pytest.raises(ValueError, match="log-probabilities"):
-            Segment(Source.POLICY, ids, log_probs)
+            Segment(source, ids, log_probs)
 
 
-@pytest.mark.parametrize("source", [Source.PROMPT, Source.FEEDBACK, Source.SCAFFOLD])
-def test_tokens_that_the_policy_did_not_sample_cannot_carry_log_probabilities(source: Source) -> None:
+@pytest.mark.parametrize("source", [Source.PROMPT, Source.SCAFFOLD])
+def test_tokens_that_nobody_sampled_cannot_carry_log_probabilities(source: Source) -> None:
     with pytest.raises(ValueError, match="not sampled"):
         Segment(source, (1, 2), (-1.0, -1.0))
 
@@ -142,12 +148,14 @@ def test_a_stripped_copy_drops_exactly_the_spans_and_swaps_the_prompt(
     case: tuple[TokenStream, list[tuple[int, int]]], solo: tuple[int, ...]
 ) -> None:
     stream, spans = case
-    kept = []
+    kept, known = [], []
     for position in range(stream.prompt_length, len(stream)):
         if not any(start <= position < end for start, end in spans):
             kept.append(stream.ids[position])
+            known.append(stream.log_probs[position])
     copy = stripped_copy(stream, spans, solo)
     assert copy.ids == (*solo, *kept)
+    assert copy.log_probs == (*[0.0] * len(solo), *known)  # whoever wrote a token, wrote it with that
     assert copy.prompt_length == len(solo)
 
 
@@ -160,7 +168,6 @@ def test_a_stripped_copy_holds_prompt_and_feedback_only(
     assert set(copy.sources) <= {Source.PROMPT, Source.FEEDBACK}
     assert copy.sources[: len(solo)] == (Source.PROMPT,) * len(solo)
     assert copy.count(Source.FEEDBACK) == len(copy) - len(solo)
-    assert set(copy.log_probs) <= {0.0}
 
 
 @quiet

@@ -143,7 +143,13 @@ def test_ratio_needs_the_old_probability() -> None:
 @pytest.mark.parametrize("a", [1.0, -1.0])
 @pytest.mark.parametrize(
     ("log_p", "log_q", "weight"),
-    [(-3.0, -3.0, 1.0), (-3.0, -2.0, exp(-1.0)), (-3.0, -3.5, exp(0.5)), (-3.0, -4.0, 2.0), (-80.0, 0.0, exp(-80.0))],
+    [
+        (-3.0, -3.0, 1.0),
+        (-3.0, -2.0, exp(-1.0)),
+        (-3.0, -3.5, exp(0.5)),
+        (-3.0, -4.0, 2.0),
+        (-80.0, 0.0, exp(-80.0)),
+    ],
 )
 def test_agent_weighs_with_p_over_q_truncated_and_never_stops_the_gradient(
     log_p: float, log_q: float, weight: float, a: float
@@ -160,12 +166,16 @@ def test_signed_unit_weighs_what_did_not_help_with_p_and_leaves_the_rest_alone(k
     settings = CoefficientSettings(kind, FLOOR, SHAPE, unit_below_zero=True)
     log_p = torch.tensor([-1.0, -6.0, -1.0], dtype=torch.float64, requires_grad=True)
     advantage = torch.tensor([2.0, -2.0, 0.0], dtype=torch.float64)
-    (gradient,) = torch.autograd.grad(
-        feedback_term(log_p, torch.zeros(3, dtype=torch.float64), advantage, settings).sum(),
-        log_p,
-        allow_unused=True,
-        materialize_grads=True,
-    ) if kind is not Coefficient.MASKED else (torch.zeros(3),)
+    (gradient,) = (
+        torch.autograd.grad(
+            feedback_term(log_p, torch.zeros(3, dtype=torch.float64), advantage, settings).sum(),
+            log_p,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        if kind is not Coefficient.MASKED
+        else (torch.zeros(3),)
+    )
     below = 0.0 if kind is Coefficient.MASKED else -2.0 * exp(-6.0)
     assert gradient.tolist() == pytest.approx([2.0 * WEIGHTS[kind](exp(-1.0), 1.0), below, 0.0], rel=1e-6)
 

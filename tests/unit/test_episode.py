@@ -5,7 +5,7 @@ The policy's words are scripted (`engines_for_tests.Script`); codec, protocol an
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from aipo.core.types import AgentName, Condition, ConsultOutcome, SoloMode, Sour
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
 from aipo.rollout.episode import Desk, Rollout, RolloutSpec, rollout
 from aipo.rollout.group import GroupShape, Prompts, Sampler
+from aipo.rollout.leaks import LeakPolicy
 from aipo.tasks.base import Split
 from aipo.tasks.jsonl import JsonlSource, JsonlTask
 from engines_for_tests import Script
@@ -356,3 +357,80 @@ def test_an_engines_failure_is_raised_and_its_session_released() -> None:
     with pytest.raises(EngineError, match="gone"):
         asyncio.run(rollout(engine, spec_of(), desk_of(Answering())))
     assert engine.released == ["r"]
+
+
+# the leak guard
+
+
+ASKING = "dogs <knowledge> spider </knowledge> 2"
+
+
+def hide(reply: str) -> str | None:
+    return reply.replace(" 8", "") if " 8" in reply else None
+
+
+@pytest.mark.parametrize(
+    ("policy", "outcome", "read"),
+    [
+        (LeakPolicy.ALLOW, ANSWERED, "spider 8"),
+        (LeakPolicy.MASK, ANSWERED, "spider"),
+        (LeakPolicy.DROP, EMPTY, ""),
+    ],
+)
+def test_feedback_that_states_the_answer_is_counted_and_passes_is_masked_or_dropped(
+    policy: LeakPolicy, outcome: ConsultOutcome, read: str
+) -> None:
+    desk = replace(desk_of(Answering()), leak_policy=policy)
+    made = asyncio.run(rollout(Script(WORDS, ids_of(ASKING)), spec_of(hide_answer=hide), desk))
+    (asked,) = made.consultations
+    assert (asked.outcome, asked.reply, asked.leaked) == (outcome, read, True)
+    assert asked.reply_tokens == 2  # what the agent wrote is paid for, whatever is read of it
+    assert ("8" in made.response) is (policy is LeakPolicy.ALLOW)
+
+
+def test_feedback_that_does_not_state_the_answer_is_no_leak_under_any_policy() -> None:
+    for policy in LeakPolicy:
+        desk = replace(desk_of(Answering(lambda query: "spider 2")), leak_policy=policy)
+        made = asyncio.run(rollout(Script(WORDS, ids_of(ASKING)), spec_of(hide_answer=hide), desk))
+        assert [(c.reply, c.leaked) for c in made.consultations] == [("spider 2", False)]
+
+
+# the agent's own log-probabilities
+
+
+@dataclass
+class Reporting(Answering):
+    """An agent that reports the log-probabilities of its words."""
+
+    log_probs: tuple[float, ...] = ()
+
+    async def answer(self, query: AgentQuery) -> AgentReply:
+        reply = await super().answer(query)
+        return AgentReply(reply.text, log_probs=self.log_probs)
+
+
+@pytest.mark.parametrize(
+    ("reported", "kept"),
+    [
+        ((-0.5, -0.25), (0.0, -0.5, -0.25, 0.0)),
+        ((-0.5,), ()),
+        ((), ()),
+        ((-0.5, -0.25, -9.0), (0.0, -0.5, -0.25, 0.0)),
+    ],
+    ids=["all", "too few", "none", "more than is read"],
+)
+def test_what_an_agent_reports_of_its_words_goes_into_the_stream_and_the_tags_are_certain(
+    reported: tuple[float, ...], kept: tuple[float, ...]
+) -> None:
+    made = asyncio.run(
+        rollout(
+            Script(WORDS, ids_of(ASKING)),
+            spec_of(),
+            desk_of(Reporting(log_probs=reported)),
+        )
+    )
+    (feedback,) = (s for s in made.stream.segments if s.source is Source.FEEDBACK)
+    assert feedback.log_probs == kept
+    copy = stripped_copy(made.stream, made.dropped, (9,))
+    content = dict(zip(copy.ids[1:], copy.log_probs[1:], strict=True))
+    assert content[ids_of("spider")[0]] == (kept[1] if kept else 0.0)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 from random import Random
 
 import pytest
@@ -27,8 +27,8 @@ from aipo.tasks.leg_counting.notation import (
     vocabulary,
 )
 from aipo.tasks.leg_counting.oracle import LegCountingOracle
-from aipo.tasks.leg_counting.task import EASY, HARD, LegCountingTask, held_out_questions, stratum_of
-from aipo.tasks.leg_counting.traces import MAX_LEGS, TraceSettings, trace
+from aipo.tasks.leg_counting.task import EASY, HARD, LONG, LegCountingTask, held_out_questions, stratum_of
+from aipo.tasks.leg_counting.traces import MAX_LEGS, LegCountingCurriculum, TraceSettings, trace
 
 TASK, ORACLE = LegCountingTask(), LegCountingOracle()
 V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING
@@ -84,7 +84,7 @@ def test_problems_come_in_a_fixed_order_and_read_back() -> None:
     assert list(TASK.problems(Split.TEST)) == list(LegCountingTask().problems(Split.TEST))
     for problem in SOME:
         items = parse_problem(problem.text)
-        assert problem_text(items) == problem.text and 2 <= len(items) <= len(LABELS)
+        assert problem_text(items) == problem.text and 2 <= len(items) <= 4
         assert all(1 <= item.count <= MAX_INSTANCES for item in items)
         assert int(problem.gold) == total(problem.text)
 
@@ -205,8 +205,8 @@ def test_a_trace_is_repeated_by_its_seed() -> None:
 
 @pytest.mark.parametrize("condition", Condition)
 def test_every_word_of_problems_solutions_and_traces_is_in_the_vocabulary(condition: Condition) -> None:
-    words = {*vocabulary(), *TAGS, *TraceSettings().refusal.split()}
-    assert len(vocabulary()) == len(set(vocabulary()))
+    words = {*vocabulary(4), *TAGS, *TraceSettings().refusal.split()}
+    assert len(vocabulary(4)) == len(set(vocabulary(4)))
     for drawn in traces(condition):
         text = " ".join([drawn.problem, *(said for said, _ in drawn.pieces)])
         assert set(text.split()) <= words
@@ -304,3 +304,32 @@ def test_refusals_are_never_targets_and_the_policy_goes_on_by_itself() -> None:
 def test_no_trace_consults_more_often_than_it_may() -> None:
     for condition in Condition:
         assert max(len(replies(drawn)) for drawn in traces(condition)) == ALWAYS.max_consultations
+
+
+# the long variant
+
+
+def test_long_problems_have_five_or_six_items_and_hard_ones_two_or_three_unknown_animals() -> None:
+    task = LegCountingTask(LONG)
+    for split in Split:
+        strata: dict[str, set[int]] = {}
+        for problem in task.problems(split):
+            items = parse_problem(problem.text)
+            assert len(items) in (5, 6)
+            strata.setdefault(problem.stratum, set()).add(sum(item.animal not in KNOWN for item in items))
+        assert strata == {EASY: {0}, HARD: {2, 3}}
+    drawn = [{frozenset(parse_problem(p.text)) for p in task.problems(split)} for split in Split]
+    assert all(not a & b for a, b in combinations(drawn, 2))
+    assert {p.id for p in task.problems(Split.TEST)}.isdisjoint(p.id for p in TASK.problems(Split.TEST))
+
+
+def test_long_traces_speak_of_long_problems_in_the_long_vocabulary_and_leave_held_out_ones_out() -> None:
+    curriculum = LegCountingCurriculum(3, LONG)
+    words = {*curriculum.vocabulary(), *TAGS, *TraceSettings().refusal.split()}
+    assert {"e", "f"} <= words and not {"e", "f"} & set(vocabulary(4))
+    rng = Random(3)
+    for _ in range(100):
+        drawn = curriculum.trace(rng)
+        items = parse_problem(drawn.problem)
+        assert len(items) in (5, 6) and frozenset(items) not in held_out_questions(LONG)
+        assert {word for text, _ in drawn.pieces for word in text.split()} <= words

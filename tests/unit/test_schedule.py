@@ -27,7 +27,9 @@ def test_the_floor_and_lambda_move_and_everything_else_stays() -> None:
 
 
 def test_the_solo_share_of_a_group_grows() -> None:
-    settings = load_settings(None, ["train.steps=5", "rollout.solo_fraction=0.25", "rollout.solo_fraction_end=1"])
+    settings = load_settings(
+        None, ["train.steps=5", "rollout.solo_fraction=0.25", "rollout.solo_fraction_end=1"]
+    )
     shapes = [shape_at(settings, step) for step in range(1, 6)]
     assert [shape.solo for shape in shapes] == [2, 4, 5, 6, 8]
     assert {shape.solo + shape.consulting for shape in shapes} == {8}
@@ -36,3 +38,9 @@ def test_the_solo_share_of_a_group_grows() -> None:
 def test_without_agents_every_rollout_is_solo() -> None:
     settings = load_settings(None, ["agents.enabled=[]", "rollout.solo_fraction=0.25"])
     assert (shape_at(settings, 1).solo, shape_at(settings, 1).consulting) == (8, 0)
+
+
+def test_a_share_of_the_solo_rollouts_is_banned_from_asking() -> None:
+    settings = load_settings(None, ["rollout.solo_fraction=0.5", "rollout.banned_fraction=0.5"])
+    assert (shape_at(settings, 1).solo, shape_at(settings, 1).banned) == (4, 2)
+    assert shape_at(load_settings(None, []), 1).banned == 0

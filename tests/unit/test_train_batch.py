@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.batch import Row
 from aipo.core.advantages import (
     Advantage,
     Estimator,
@@ -18,6 +17,7 @@ from aipo.core.advantages import (
     group_advantages,
     group_relative,
 )
+from aipo.core.batch import Row
 from aipo.core.coefficients import Coefficient, CoefficientSettings
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.surrogates import Clip, Surrogate, SurrogateSettings

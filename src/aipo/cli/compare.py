@@ -15,7 +15,7 @@ from typing import Any
 
 from aipo.cli.console import console, duration, plain_errors
 from aipo.cli.jobs import Job, Pace, run_jobs
-from aipo.cli.plan import Plan, PlannedRun
+from aipo.cli.plan import Plan, PlannedRun, refuse_another_record
 from aipo.cli.warmstart import make_warm_start
 from aipo.config.comparison import ComparisonSettings, comparison_recipes, load_comparison
 from aipo.config.loader import dump_settings, load_settings
@@ -117,7 +117,8 @@ def _tuned(plan: Plan, pace: Pace) -> list[TuningPoint] | None:
     """Return what each learning rate reached; None if there was no time to find out."""
     points, jobs = {}, plan.tuning_jobs()
     recorded = {(m.name, rate): plan.records / "tuning" / f"{m.name}-{rate:g}.json" for m, rate, _ in jobs}
-    for method, rate, _ in jobs:
+    for method, rate, job in jobs:
+        refuse_another_record(recorded[method.name, rate], job.settings)
         if (path := recorded[method.name, rate]).exists():
             points[method.name, rate] = _criterion(read_run(path).evaluations)
     left = {job.title: (m, rate, job) for m, rate, job in jobs if (m.name, rate) not in points}

@@ -11,6 +11,9 @@ import typer
 Recipe = Annotated[
     Path, typer.Argument(help="TOML recipe, for example recipes/tiny.toml. All fields: docs/settings.md.")
 ]
+OptionalRecipe = Annotated[
+    Path | None, typer.Argument(help="TOML recipe; without one, only the machine is looked at.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the recipe, as section.field=value, for example train.steps=50."),

@@ -90,7 +90,7 @@ class Plan:
                 record = self.records / RUNS / f"{method.name}-{seed}.json"
                 result.append(PlannedRun(method.label, seed, job, record, method))
         for run in result:
-            _refuse_another_record(run)
+            refuse_another_record(run.record, run.job.settings)
         return result
 
     def missing(self, runs: list[PlannedRun]) -> list[PlannedRun]:
@@ -142,13 +142,14 @@ def _evaluated(settings: Settings, step: int) -> Callable[[], bool]:
     return finished
 
 
-def _refuse_another_record(run: PlannedRun) -> None:
-    if not run.record.exists():
+def refuse_another_record(record: Path, settings: Settings) -> None:
+    """Raise `JobFailedError` if there is a record, and it is that of a run with other settings."""
+    if not record.exists():
         return
-    stored = parse_settings(read_run(run.record).settings)
-    changed = [d for d in diff_settings(stored, run.job.settings) if not d.startswith(_WHERE)]
+    stored = parse_settings(read_run(record).settings)
+    changed = [d for d in diff_settings(stored, settings) if not d.startswith(_WHERE)]
     if changed:
         raise JobFailedError(
-            f"{run.record} is the record of a run with other settings; remove it, go back to its settings or "
+            f"{record} is the record of a run with other settings; remove it, go back to its settings or "
             "choose another compare.records:\n  " + "\n  ".join(changed)
         )

@@ -66,7 +66,7 @@ class PolicySettings(Section):
 class TaskSettings(Section):
     """Which problems, and how answers are matched."""
 
-    name: Literal["leg_counting", "two_digit_products", "jsonl"] = Field(
+    name: Literal["leg_counting", "leg_counting_long", "two_digit_products", "jsonl"] = Field(
         "leg_counting", description="`jsonl`: problems of your own, one JSON object a line."
     )
     train_file: Path | None = Field(None, description="jsonl: problems to train on, one JSON object a line.")
@@ -122,6 +122,13 @@ class RolloutSettings(Section):
     solo_fraction: float = Field(0.5, ge=0, le=1, description="Share of each group that may not consult.")
     solo_fraction_end: float | None = Field(
         None, ge=0, le=1, description="That share at the last update, reached linearly; none: it stays."
+    )
+    banned_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the solo rollouts that cannot sample request tags, as in the solo mode `banned`; "
+        "the others may write requests that go unanswered.",
     )
     experts_per_prompt: int = Field(
         0,

@@ -54,6 +54,10 @@ class GroupShape:
     experts: int = 0
     solo_mode: SoloMode = SoloMode.UNANSWERED
     sampling: Sampling = field(default_factory=Sampling)
+    banned: int = 0
+    """How many of the solo ones are in the mode BANNED, whatever `solo_mode` says. Simplification: a ban
+    renormalises what is sampled from, and the update does not know of it; it matters while requests are
+    likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ class Sampler:
                 prompt_ids=prompt_ids[condition],
                 condition=condition,
                 seed=seed_of(*seed_path, problem.id, index),
-                solo_mode=shape.solo_mode,
+                solo_mode=SoloMode.BANNED if index >= len(conditions) - shape.banned else shape.solo_mode,
                 sampling=shape.sampling,
                 hide_answer=partial(self.task.without_answer, problem),
             )

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from aipo.tasks.base import Oracle, Task
 from aipo.tasks.curriculum import Curriculum
 from aipo.tasks.leg_counting.oracle import LegCountingOracle
-from aipo.tasks.leg_counting.task import LegCountingTask
+from aipo.tasks.leg_counting.task import LONG, SHORT, LegCountingTask
 from aipo.tasks.leg_counting.traces import LegCountingCurriculum
 from aipo.tasks.products.oracle import ProductsOracle
 from aipo.tasks.products.task import ProductsTask
@@ -28,9 +28,14 @@ class CpuTask:
     """Takes the consultations that a rollout may make."""
 
 
+def _long_curriculum(max_consultations: int) -> Curriculum:
+    return LegCountingCurriculum(max_consultations, LONG)
+
+
 CPU_TASKS: Mapping[str, CpuTask] = MappingProxyType(
     {
-        LegCountingTask.name: CpuTask(LegCountingTask, LegCountingOracle, LegCountingCurriculum),
+        SHORT.name: CpuTask(LegCountingTask, LegCountingOracle, LegCountingCurriculum),
+        LONG.name: CpuTask(lambda: LegCountingTask(LONG), LegCountingOracle, _long_curriculum),
         ProductsTask.name: CpuTask(ProductsTask, ProductsOracle, ProductsCurriculum),
     }
 )

@@ -90,7 +90,9 @@ def refuse_other_run(settings: Settings) -> bool:
         return True
     ours = {stored.with_suffix(".partial"), *folder.glob(f"{Path(SERVER_LOG).stem}*.log")}
     if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= ours):
-        raise RunFolderError(f"run.output = {str(folder)!r} is not empty and not a run; choose another folder")
+        raise RunFolderError(
+            f"run.output = {str(folder)!r} is not empty and not a run; choose another folder"
+        )
     return False
 
 

@@ -48,5 +48,6 @@ def shape_at(settings: Settings, step: int) -> GroupShape:
         consulting=r.rollouts_per_prompt - solo,
         solo=solo,
         experts=r.experts_per_prompt,
+        banned=round(solo * r.banned_fraction),
         sampling=Sampling(temperature=r.temperature),
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
-LABELS = ("a", "b", "c", "d")
+LABELS = ("a", "b", "c", "d", "e", "f")
 MAX_INSTANCES = 5
 LINE_END = ";"
 TOTAL = "total"
@@ -135,7 +135,7 @@ def without_total(text: str, total: int) -> str | None:
     return None
 
 
-def vocabulary() -> list[str]:
-    """Return every word of problems, solutions and feedback, in a fixed order."""
+def vocabulary(items: int) -> list[str]:
+    """Return every word of problems of up to so many items, solutions and feedback, in a fixed order."""
     numbers = [str(number) for number in range(max(LEGS.values()) + 1)]
-    return [*LABELS, LINE_END, TOTAL, OK, WRONG, *numbers, *sorted(LEGS), *FICTIONAL]
+    return [*LABELS[:items], LINE_END, TOTAL, OK, WRONG, *numbers, *sorted(LEGS), *FICTIONAL]

@@ -16,7 +16,6 @@ from aipo.tasks.curriculum import Trace
 from aipo.tasks.leg_counting.notation import (
     FICTIONAL,
     KNOWN,
-    LABELS,
     LEGS,
     MAX_INSTANCES,
     OK,
@@ -27,7 +26,7 @@ from aipo.tasks.leg_counting.notation import (
     problem_text,
     vocabulary,
 )
-from aipo.tasks.leg_counting.task import held_out_questions
+from aipo.tasks.leg_counting.task import SHORT, Variant, held_out_questions
 
 MAX_LEGS = 14
 _KNOWN = sorted(KNOWN)
@@ -59,21 +58,22 @@ class TraceSettings:
 class LegCountingCurriculum:
     """`aipo.tasks.curriculum.Curriculum` of leg counting."""
 
-    def __init__(self, max_consultations: int) -> None:
+    def __init__(self, max_consultations: int, variant: Variant = SHORT) -> None:
+        self._variant = variant
         self._settings = TraceSettings(max_consultations=max_consultations)
 
     def vocabulary(self) -> list[str]:
         """Return every word of problems, solutions and feedback, in a fixed order."""
-        return vocabulary()
+        return vocabulary(self._variant.items[1])
 
     def trace(self, rng: Random) -> Trace:
         """Return a random trace; no held-out question is ever drawn."""
-        return trace(rng, self._settings)
+        return trace(rng, self._settings, self._variant)
 
 
-def trace(rng: Random, settings: TraceSettings) -> Trace:
+def trace(rng: Random, settings: TraceSettings, variant: Variant = SHORT) -> Trace:
     """Return a random trace; no held-out question is ever drawn."""
-    items = _items(rng, settings)
+    items = _items(rng, settings, variant)
     condition = rng.choice(list(Condition))
     invented = range(MAX_LEGS + 1) if condition is Condition.CONSULTING else _FAMILIAR_LEGS
     legs: dict[str, int] = dict(LEGS)
@@ -82,9 +82,9 @@ def trace(rng: Random, settings: TraceSettings) -> Trace:
     return Trace(problem_text(items), condition, tuple(writer.write()))
 
 
-def _items(rng: Random, settings: TraceSettings) -> list[Item]:
+def _items(rng: Random, settings: TraceSettings, variant: Variant) -> list[Item]:
     while True:
-        number = rng.randint(2, len(LABELS))
+        number = rng.randint(*variant.items)
         animals = rng.sample(_KNOWN, number)
         if rng.random() < settings.fictional_share:
             invented = min(rng.randint(1, number), settings.max_consultations)
@@ -93,7 +93,7 @@ def _items(rng: Random, settings: TraceSettings) -> list[Item]:
             ):
                 animals[place] = name
         items = [Item(rng.randint(1, MAX_INSTANCES), animal) for animal in animals]
-        if frozenset(items) not in held_out_questions():
+        if frozenset(items) not in held_out_questions(variant):
             return items
 
 
