@@ -1,7 +1,7 @@
-"""A twin of a vLLM server for tests: real HTTP on 127.0.0.1, a real tiny model behind it, and it can misbehave.
+"""A twin of a vLLM server for tests: real HTTP on 127.0.0.1, a real tiny model behind it; it can misbehave.
 
-It answers the paths that `aipo.engines.vllm` asks, in vLLM 0.32's own shapes (recorded from a running server;
-tests/vllm drives the real one). It samples with the in-process engine; `/collective_rpc` loads safetensors from
+It answers the paths that `aipo.engines.vllm` asks, in vLLM 0.32's own shapes (of a running server, which
+tests/vllm drives). It samples with the in-process engine; `/collective_rpc` loads safetensors from
 a folder, as vLLM does. It runs in a thread with an event loop of its own.
 """
 
@@ -47,6 +47,7 @@ class Twin:
         self.mode, self.dtype = "raw_logprobs", "torch.float32"
         self.fault: Callable[[dict[str, Any]], Fault | None] = lambda body: None
         self.refuse_weights = False
+        self.more: dict[str, Any] = {}
         self.requests: list[tuple[str, Any]] = []
         self.version = "default"
         self.tokenizer = AutoTokenizer.from_pretrained(policy)
@@ -134,7 +135,7 @@ class Twin:
             return 200, {"data": [{"id": name, "root": name, "max_model_len": self.max_tokens}]}
         if path == "/server_info":
             config = {"logprobs_mode": self.mode, "dtype": self.dtype, "max_model_len": self.max_tokens}
-            return 200, {"vllm_config": {"model_config": config}}
+            return 200, {"vllm_config": {"model_config": config, **self.more}}
         if path == "/tokenize":
             return 200, {"tokens": self.tokenizer.encode(body["prompt"], add_special_tokens=False)}
         if path == "/weight_info":
@@ -223,6 +224,8 @@ def _answer(completion: Completion, body: dict[str, Any], fault: Fault | None) -
 
 async def _send(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
     reason = {200: "OK", 404: "Not Found", 500: "Internal Server Error"}[status]
-    head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     writer.write(head.encode() + body)
     await writer.drain()

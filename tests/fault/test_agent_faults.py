@@ -41,7 +41,7 @@ BPE = byte_level_bpe()
 PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
 PRICES = Prices(prompt=1.0, completion=2.0)
 COST = (PROMPT_TOKENS * 1.0 + COMPLETION_TOKENS * 2.0) / 1e6
-LONGEST_S = 4.0
+LONGEST_S = 20.0
 """Nothing here waits for anything near that long; a machine that is busy may."""
 
 
@@ -218,7 +218,8 @@ def test_a_fault_is_an_outcome_and_touches_nobody_else(
         m.rollout for g in healthy for m in g.members if m.condition is Condition.SOLO
     ]
     of_fault = [asked for asked in server.asked if asked.fault is fault]
-    assert len(of_fault) == struck * becomes.attempts
+    most = struck * becomes.attempts  # a deadline may pass before a busy machine has sent the request
+    assert len(of_fault) <= most if becomes.outcome is TIMEOUT else len(of_fault) == most
     answered = GROUPS * CONSULTING * CONSULTATIONS - (0 if becomes.paid else struck)
     metrics = rollout_metrics(groups)
     assert metrics["agent_cost"] == pytest.approx(answered * COST)

@@ -1,4 +1,4 @@
-"""A policy server that breaks: its rollouts are UNGRADED in bounded time, their siblings untouched, no reward.
+"""A policy server that breaks: its rollouts are UNGRADED in bounded time, siblings untouched, no reward.
 
 Faults come over real HTTP from the twin. Above train.max_ungraded_share the run stops with a summary and exit
 code 3; the same command goes on from the last checkpoint as if nothing had happened.
@@ -134,7 +134,11 @@ def test_above_the_allowed_share_the_run_stops_and_the_same_command_goes_on(
     resumed, whole = (run_lines(f, "rollouts.jsonl") for f in (tmp_path, tmp_path / "whole"))
     for a, b in zip(resumed, whole, strict=True):
         assert [s["ids"] for s in a["segments"]] == [s["ids"] for s in b["segments"]]
-        assert (a["rollout"], a["verdict"], a["weights_version"]) == (b["rollout"], b["verdict"], b["weights_version"])
+        assert (a["rollout"], a["verdict"], a["weights_version"]) == (
+            b["rollout"],
+            b["verdict"],
+            b["weights_version"],
+        )
 
 
 def test_a_restart_in_the_middle_of_a_step_is_seen_although_every_answer_looks_right(
@@ -213,6 +217,12 @@ def test_a_resumed_run_hands_over_its_weights_before_the_first_rollout(
     twin.requests.clear()
     succeed("train", recipe, "train.steps=3")
     assert [row["step"] for row in run_lines(tmp_path)] == [1, 2, 3]
-    stamps = [body["new_version"].rpartition("-")[2] for path, body in twin.requests if "new_version" in (body or {})]
+    stamps = [
+        body["new_version"].rpartition("-")[2]
+        for path, body in twin.requests
+        if "new_version" in (body or {})
+    ]
     assert stamps == ["loading", "0", "loading", "1", "loading", "2", "loading", "3"]
-    assert [r["weights_version"] for r in run_lines(tmp_path, "rollouts.jsonl")] == [0] * 6 + [1] * 6 + [2] * 6
+    assert [r["weights_version"] for r in run_lines(tmp_path, "rollouts.jsonl")] == [0] * 6 + [1] * 6 + [
+        2
+    ] * 6

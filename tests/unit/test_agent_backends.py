@@ -177,9 +177,13 @@ class TestLocal:
         assert caught.value.usage.prompt_tokens > 100 and 0 < caught.value.usage.completion_tokens <= 12
         assert caught.value.usage.cost > 0
 
-    def test_a_deadline_stops_the_model_and_frees_its_thread(self, model: LocalModel) -> None:
+    def test_a_deadline_stops_the_model_and_frees_its_thread(
+        self, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         begun = time.monotonic()
-        answer = asyncio.run(ask(self.agent(model, tokens=100_000), QUERY, 0.02))
+        with monkeypatch.context() as endless:
+            endless.setattr(model._model.generation_config, "eos_token_id", 10**6)
+            answer = asyncio.run(ask(self.agent(model, tokens=100_000), QUERY, 0.5))
         assert answer.outcome is ConsultOutcome.TIMEOUT
         with pytest.raises(AgentError):
             asyncio.run(self.agent(model).answer(QUERY))

@@ -316,3 +316,12 @@ class TestComparison:
     def test_a_recipe_that_is_no_comparison_is_told_what_is_missing(self, write: Write) -> None:
         found = self.problems(write("plain.toml", "[train]\nsteps = 1"))
         assert any("`compare.methods`: required but not set" in problem for problem in found)
+
+    def test_a_method_wins_over_what_all_change_and_the_command_line_over_both(self, write: Write) -> None:
+        text = COMPARISON.replace("seeds =", 'overrides = ["train.steps=6", "run.threads=3"]\nseeds =')
+        recipe = write("compare.toml", text)
+        grpo, aipo = (method_settings(load_comparison(recipe), m) for m in load_comparison(recipe).methods)
+        assert (grpo.train.steps, aipo.train.steps) == (6, 5)
+        assert grpo.run.threads == aipo.run.threads == 3
+        forced = load_comparison(recipe, ["train.steps=9"])
+        assert {method_settings(forced, method).train.steps for method in forced.methods} == {9}

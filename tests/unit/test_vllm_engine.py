@@ -281,7 +281,12 @@ def test_new_weights_change_output_and_version(twin: Twin, model: PreTrainedMode
     assert after.log_probs != pytest.approx(before.log_probs, abs=1e-3)
     paths = [path for path, _ in twin.requests]
     update = paths[len(paths) - 1 - paths[::-1].index("/collective_rpc") - 1 :]
-    assert update[:4] == ["/update_weight_version", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version"]
+    assert update[:4] == [
+        "/update_weight_version",
+        "/collective_rpc",
+        "/reset_prefix_cache",
+        "/update_weight_version",
+    ]
 
 
 def test_no_weights_are_left_lying_about(twin: Twin, model: PreTrainedModel, tmp_path: Path) -> None:
@@ -353,7 +358,9 @@ def test_a_server_of_another_tokenizer_is_refused(
 
     async def compared() -> None:
         facts = await engine_of(twin, model).connect()
-        await refuse_other_policy(HttpLink(twin.url, timeout_s=5, concurrency=1), facts, model.config, other, [])
+        await refuse_other_policy(
+            HttpLink(twin.url, timeout_s=5, concurrency=1), facts, model.config, other, []
+        )
 
     assert "whose tokenizer is not policy.model's" in error_of(compared())
 
@@ -377,3 +384,10 @@ def test_the_key_is_sent_and_never_said(
         await VllmEngine(link, model, tokenizer).connect()
 
     assert "secret-key" not in error_of(connected())
+
+
+def test_a_cpu_server_that_a_long_prompt_would_kill_is_refused(twin: Twin, model: PreTrainedModel) -> None:
+    twin.more = {"device_config": {"device": "cpu"}, "scheduler_config": {"enable_chunked_prefill": True}}
+    assert "--no-enable-chunked-prefill" in error_of(engine_of(twin, model).connect())
+    twin.more["scheduler_config"]["enable_chunked_prefill"] = False
+    assert run(engine_of(twin, model).connect()).dtype == "float32"

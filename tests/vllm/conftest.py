@@ -16,16 +16,19 @@ from policies_for_tests import byte_level_tokenizer, gsm8k_rows
 
 COMMAND = os.environ.get("AIPO_VLLM_COMMAND", "")
 KV_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB; the default, a share of the memory, fails at start
-ARGUMENTS = ["--enforce-eager", "--max-num-seqs", "64"]
-START_TIMEOUT_S = 280.0
+ARGUMENTS = ["--enforce-eager", "--max-num-seqs", "64", "--no-enable-chunked-prefill"]
+START_TIMEOUT_S = 500.0  # 35 s on two quiet cores
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vllm)
+            item.add_marker(pytest.mark.timeout(1200))  # the first one waits for the server
             if not COMMAND:
-                item.add_marker(pytest.mark.skip(reason="no vLLM here: scripts/vllm.sh makes its environment"))
+                item.add_marker(
+                    pytest.mark.skip(reason="no vLLM here: scripts/vllm.sh makes its environment")
+                )
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +38,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = byte_level_tokenizer([f"{row['question']}\n{row['answer']}" for row in gsm8k_rows(300)])
     shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    ids = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
     torch.manual_seed(1)
     config = Qwen3Config(vocab_size=len(tokenizer), max_position_embeddings=2048, **shape, **heads, **ids)
     config.initializer_range = 0.1
@@ -56,7 +63,7 @@ def server(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[V
 
 @pytest.fixture
 def recipe(tmp_path: Path, policy: Path) -> Path:
-    """Problems from a file, one Knowledge Agent, a server that aipo starts; a test overrides what it needs."""
+    """Problems from a file, one Knowledge Agent, a server that aipo starts; a test overrides the rest."""
     files = {}
     for split, number in (("train", 12), ("test", 3)):
         files[split] = tmp_path / f"{split}.jsonl"

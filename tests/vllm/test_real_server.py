@@ -1,4 +1,4 @@
-"""The policy behind a real vLLM server: what it samples is what the trainer computes, before and after updates."""
+"""The policy behind a real vLLM server: what it samples is what the trainer computes, updates included."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
@@ -142,7 +142,7 @@ def test_longer_sequences_are_banned_where_the_server_can_do_it(parts: Parts) ->
 
 
 def test_an_update_changes_output_version_and_what_the_prefix_cache_holds(parts: Parts) -> None:
-    """The policy is taught to consult; then it does so through `rollout()`, prompts being cached from before."""
+    """The policy is taught to consult and does so through `rollout()`; its prompts were cached before."""
     problems = parts.task.problems(Split.TRAIN)[:2]
     shape = GroupShape(2, 1)
     groups = run(parts.sampler.groups(problems, shape, ("before",)))
@@ -169,7 +169,7 @@ def teach(parts: Parts, prompts: list[tuple[int, ...]]) -> None:
     """Supervise one request and what follows the reply, until it is all but certain."""
     codec = parts.sampler.desk.codec
     request = parts.tokenizer.encode("<knowledge> legs of a spider </knowledge>", add_special_tokens=False)
-    rest = parts.tokenizer.encode(" so it is 8", add_special_tokens=False) + [parts.tokenizer.eos_token_id]
+    rest = [*parts.tokenizer.encode(" so it is 8", add_special_tokens=False), parts.tokenizer.eos_token_id]
     reply = [*codec.feedback(KNOWN, 32).ids, *rest]
     rows = [torch.tensor([[*prompt, *request, *reply]]) for prompt in prompts]
     optimiser = torch.optim.Adam(parts.model.parameters(), lr=3e-3)
@@ -184,7 +184,9 @@ def teach(parts: Parts, prompts: list[tuple[int, ...]]) -> None:
     parts.model.requires_grad_(False)
 
 
-def test_weights_of_another_shape_are_an_error_and_nothing_is_sampled_then(parts: Parts, tmp_path: Path) -> None:
+def test_weights_of_another_shape_are_an_error_and_nothing_is_sampled_then(
+    parts: Parts, tmp_path: Path
+) -> None:
     def write(folder: Path) -> None:
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"nonsense")
@@ -213,7 +215,9 @@ def test_the_same_server_answers_an_openai_style_chat_request(server: VllmServer
         "max_tokens": 12,
         "seed": 3,
     }
-    answers = [httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json() for _ in range(2)]
+    answers = [
+        httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json() for _ in range(2)
+    ]
     [first, second] = [answer["choices"][0]["message"] for answer in answers]
     assert first["role"] == "assistant" and first["content"] and first["content"] == second["content"]
     assert answers[0]["usage"]["completion_tokens"] <= 12
@@ -232,7 +236,9 @@ def test_a_server_of_another_model_is_refused_before_training(
     assert not (recipe.parent / "run").exists()
 
 
-def test_temperature_other_than_1_needs_processed_log_probabilities(recipe: Path, overrides: list[str]) -> None:
+def test_temperature_other_than_1_needs_processed_log_probabilities(
+    recipe: Path, overrides: list[str]
+) -> None:
     result = run_cli("train", recipe, *overrides, "rollout.temperature=0.8", "agents.enabled=[]")
     assert result.exit_code == 2
     assert "--logprobs-mode processed_logprobs" in " ".join(result.output.split())

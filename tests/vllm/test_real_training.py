@@ -13,7 +13,6 @@ from aipo.train.events import Progress
 from policies_for_tests import run_cli, succeed
 
 
-@pytest.mark.timeout(600)
 def test_a_killed_server_stops_the_run_and_the_same_command_trains_to_the_end(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,8 +264,9 @@ class _Bounded(httpx2.AsyncByteStream):
 class _BoundedTransport(httpx2.AsyncHTTPTransport):
     """Bounds every body, those of errors too, before anything else reads it."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(limits=httpx2.Limits(max_connections=None))  # the semaphore is the limit
+    def __init__(self, most: int, encrypted: bool) -> None:
+        # Certificates take a while to load and matter to https only; the semaphore is the limit.
+        super().__init__(verify=encrypted, limits=httpx2.Limits(max_connections=None))
         self._most = most
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -281,7 +282,7 @@ class _BoundedTransport(httpx2.AsyncHTTPTransport):
 
 def _client(endpoint: Endpoint, key: str) -> AsyncOpenAI:
     http = DefaultAsyncHttpxClient(
-        transport=_BoundedTransport(endpoint.max_reply_bytes),
+        transport=_BoundedTransport(endpoint.max_reply_bytes, endpoint.base_url.startswith("https:")),
         headers={"Accept-Encoding": "identity"},
         follow_redirects=False,  # a key is for the server that it was given to
         timeout=None,  # `RemoteAgent.answer` holds the one deadline

@@ -71,7 +71,8 @@ def assemble(
 ) -> Parts:
     """Build all parts; `agents` of your own take the place of those in the settings.
 
-    A policy server that is started (engine.start) logs to `log_folder`; `Parts.close` ends it. Raises `ValueError` subclasses, each one sentence with the fix.
+    A policy server that is started (engine.start) logs to `log_folder`; `Parts.close` ends it.
+    Raises `ValueError` subclasses, each one sentence with the fix.
     """
     prepare_process(settings)
     task = build_task(settings.task)

@@ -17,8 +17,13 @@ from aipo.cli.console import console, duration, plain_errors
 from aipo.cli.jobs import Job, Pace, run_jobs
 from aipo.cli.plan import Plan, PlannedRun, refuse_another_record
 from aipo.cli.warmstart import make_warm_start
-from aipo.config.comparison import ComparisonSettings, comparison_recipes, load_comparison
-from aipo.config.loader import dump_settings, load_settings
+from aipo.config.comparison import (
+    ComparisonSettings,
+    common_settings,
+    comparison_recipes,
+    load_comparison,
+)
+from aipo.config.loader import dump_settings
 from aipo.core.passk import pass_at_k
 from aipo.evaluate.comparison import Facts, Report, TuningPoint, write_facts, write_report
 from aipo.evaluate.plots import boundary_plot
@@ -43,7 +48,7 @@ def compare(
 
 def _compare(recipe: Path, overrides: Sequence[str], pace: Pace, records: Path | None) -> None:
     comparison = load_comparison(recipe, overrides)
-    pass_at = load_settings(comparison.base, comparison.overrides).evaluate.pass_at
+    pass_at = common_settings(comparison).evaluate.pass_at
     if records is None:
         records = _run(comparison, pace)
     if records is None:

@@ -25,6 +25,7 @@ from aipo.cli.options import (
     Method,
     Minutes,
     NoCache,
+    OptionalRecipe,
     Overrides,
     Problems,
     Recipe,
@@ -97,9 +98,9 @@ def compare(
     """Compare methods fairly: same warm start, updates, rollouts and problems.
 
     Learning rates are chosen on the validation split. Runs what is not recorded yet, and writes results.md,
-    results.csv and figures to the comparison's folder, with a compact record of each run to keep. Interrupted,
-    the same command goes on, run by run. A folder of recipes is compared recipe by recipe. Given folders of
-    finished runs instead, it reads their evaluations and prints one table and one plot.
+    results.csv and figures to the comparison's folder, with a compact record of each run to keep.
+    Interrupted, the same command goes on, run by run. A folder of recipes is compared recipe by recipe. Given
+    folders of finished runs instead, it reads their evaluations and prints one table and one plot.
     """
     _refuse_bad_comparison(recipe, overrides or [])
     from aipo.cli.compare import compare as run
@@ -119,6 +120,21 @@ def rollout(
     from aipo.cli.rollout import rollout as run
 
     run(recipe, overrides or [], problems, stratum)
+
+
+@app.command()
+def doctor(recipe: OptionalRecipe = None, overrides: Overrides = None) -> None:
+    """Say whether this machine can run a recipe: a table, and the fix of each failing line.
+
+    Versions, devices, disk, memory, what could hold generated code; with a recipe also the tokenizer's tags
+    and chat template, agents, engine, one graded problem and one consultation end to end. Nothing is trained.
+    The exit code is 1 when something is missing that the settings need.
+    """
+    if recipe is not None:
+        _refuse_bad_recipe(recipe, overrides or [])
+    from aipo.cli.doctor import doctor as run
+
+    run(recipe, overrides or [])
 
 
 @app.command()

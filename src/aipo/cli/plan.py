@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aipo.cli.jobs import Job, JobFailedError
-from aipo.config.comparison import ComparisonSettings, Method, method_settings
-from aipo.config.loader import diff_settings, load_settings, parse_settings
+from aipo.config.comparison import ComparisonSettings, Method, common_settings, method_settings
+from aipo.config.loader import diff_settings, parse_settings
 from aipo.config.settings import Settings
 from aipo.evaluate.comparison import RUNS
 from aipo.evaluate.records import read_records
@@ -47,7 +47,7 @@ class Plan:
     def warm_start_settings(self) -> Settings:
         """Return the settings that the shared warm start is made with."""
         folder = self._output / "warmstart"
-        return load_settings(self._comparison.base, [*self._comparison.overrides, f"run.output={folder}"])
+        return common_settings(self._comparison, [f"run.output={folder}"])
 
     def tuning_jobs(self) -> list[tuple[Method, float, Job]]:
         """Return (method, learning rate, job) of every tuning run."""
@@ -72,12 +72,8 @@ class Plan:
         c = self._comparison
         result = []
         if c.warmstart:
-            own = [
-                *c.overrides,
-                *self._policy(None, 0),
-                f"run.output={self._output / 'warmstart-evaluation'}",
-            ]
-            settings = load_settings(c.base, own)
+            folder = self._output / "warmstart-evaluation"
+            settings = common_settings(c, [*self._policy(None, 0), f"run.output={folder}"])
             job = Job(WARM_START, "evaluate", settings, _evaluated(settings, 0))
             result.append(PlannedRun(WARM_START, 0, job, self.records / RUNS / "warm-start.json"))
         for seed in sorted({seed for method in c.methods for seed in method.seeds_of(c)}):

@@ -110,8 +110,8 @@ def _key(variable: str) -> str | None:
         return None
     if not os.environ.get(variable):
         raise EngineError(
-            f"engine.api_key_env = {variable!r}: there is no such environment variable; set it to the server's "
-            "key, or make engine.api_key_env = ''"
+            f"engine.api_key_env = {variable!r}: there is no such environment variable; set it to the "
+            "server's key, or make engine.api_key_env = ''"
         )
     return os.environ[variable]
 
@@ -119,4 +119,4 @@ def _key(variable: str) -> str | None:
 def _with_fix(settings: Settings, error: EngineError) -> str:
     if settings.engine.start:
         return f"engine.start: {error}"
-    return f"engine.url = {settings.engine.url!r}: {error}. How to start one: docs/engines.md"
+    return f"engine.url = {settings.engine.url!r}: {error} (docs/engines.md says how to start one)"

@@ -23,7 +23,8 @@ LONGEST_CHECKED = 50
 def self_test(parts: Parts, problems: Sequence[Problem], temperature: float = 1.0) -> None:
     """Check that the longest prompts fit, roll out both conditions, compare the sampler with the trainer.
 
-    `temperature` is that of training. Raises `ValueError`. Samples a few rollouts from a seed of its own, so that it changes no later draw.
+    `temperature` is that of training. Raises `ValueError`. Samples a few rollouts from a seed of its own, so
+    that it changes no later draw.
     """
     for problem in sorted(problems, key=lambda problem: -len(problem.text))[:LONGEST_CHECKED]:
         parts.sampler.prompts.ids(problem, Condition.CONSULTING)
@@ -51,8 +52,8 @@ async def _sampler_agrees(parts: Parts, problems: Sequence[Problem], temperature
         if error > tolerance:
             raise AssemblyError(
                 f"self-test: the sampler's log-probabilities differ from the training forward's by "
-                f"{error:.2g}; with a trainer in {str(parts.model.dtype).removeprefix('torch.')} and a sampler "
-                f"in {parts.policy_engine.dtype} {'at most' if exact else 'a mean of at most'} {tolerance} is "
-                "expected. Does the engine serve policy.model? Else try policy.attention = 'eager', or report "
-                "the architecture"
+                f"{error:.2g}; with a trainer in {str(parts.model.dtype).removeprefix('torch.')} and a "
+                f"sampler in {parts.policy_engine.dtype} {'at most' if exact else 'a mean of at most'} "
+                f"{tolerance} is expected. Does the engine serve policy.model? Else try policy.attention = "
+                "'eager', or report the architecture"
             )

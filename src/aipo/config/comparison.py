@@ -89,7 +89,11 @@ class ComparisonSettings(Section):
     )
     warmstart: bool = Field(True, description="Begin all methods and seeds from one supervised warm start.")
     overrides: tuple[str, ...] = Field(
-        (), description="Overrides from the command line; they win over methods."
+        (), description="What all methods change in the base; a method's own overrides win over it."
+    )
+    command_line: tuple[str, ...] = Field(
+        (),
+        description="Set by `aipo compare` alone: overrides from the command line, which win over methods.",
     )
 
     @model_validator(mode="after")
@@ -146,7 +150,7 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonSett
     layers.add_overrides(ComparisonRecipe, own)
     comparison = layers.validate(ComparisonRecipe).compare
     comparison = comparison.model_copy(
-        update={"base": path.parent / comparison.base, "overrides": (*comparison.overrides, *common)}
+        update={"base": path.parent / comparison.base, "command_line": (*comparison.command_line, *common)}
     )
     problems = _problems_of_methods(comparison)
     if problems:
@@ -157,17 +161,24 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonSett
 def method_settings(
     comparison: ComparisonSettings, method: Method, overrides: Sequence[str] = ()
 ) -> Settings:
-    """Return the settings of one method: the base, its own changes, the command line's, then `overrides`."""
-    return load_settings(comparison.base, [*method.overrides, *comparison.overrides, *overrides])
+    """Return a method's settings; later ones win: base, comparison, method, command line, `overrides`."""
+    changes = [*comparison.overrides, *method.overrides, *comparison.command_line]
+    return load_settings(comparison.base, [*changes, *overrides])
+
+
+def common_settings(comparison: ComparisonSettings, overrides: Sequence[str] = ()) -> Settings:
+    """Return the settings that methods share, such as those of the warm start."""
+    return load_settings(comparison.base, [*comparison.overrides, *comparison.command_line, *overrides])
 
 
 def _problems_of_methods(comparison: ComparisonSettings) -> list[str]:
     """Return what is wrong with the common settings, then what is wrong with each method's alone."""
-    common = _problems_of(comparison.base, comparison.overrides)
+    shared, forced = comparison.overrides, comparison.command_line
+    common = _problems_of(comparison.base, [*shared, *forced])
     own = [
         f"method `{method.name}`: {problem}"
         for method in comparison.methods
-        for problem in _problems_of(comparison.base, [*method.overrides, *comparison.overrides])
+        for problem in _problems_of(comparison.base, [*shared, *method.overrides, *forced])
         if problem not in common
     ]
     return [*common, *own]

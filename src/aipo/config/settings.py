@@ -127,8 +127,8 @@ class RolloutSettings(Section):
         0.0,
         ge=0,
         le=1,
-        description="Share of the solo rollouts that cannot sample request tags, as in the solo mode `banned`; "
-        "the others may write requests that go unanswered.",
+        description="Share of the solo rollouts that cannot sample request tags, as in the solo mode "
+        "`banned`; the others may write requests that go unanswered.",
     )
     experts_per_prompt: int = Field(
         0,

@@ -76,7 +76,7 @@ class HttpLink:
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise EngineError(
                 f"{where} cannot be reached ({type(error).__name__}: {error}); is it running, and is "
-                "engine.url right?"
+                "its address right?"
             ) from error
         if response.status_code >= 400:
             raise EngineError(f"{where} answered {response.status_code}: {_said(response)}")

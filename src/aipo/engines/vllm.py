@@ -1,7 +1,7 @@
 """Sampling from a vLLM server over HTTP: token ids in, ids and log-probabilities out.
 
-Owns what is asked of the server and how its answer is read. Must not import vllm, start processes or know what
-is done with a completion. Invariant: a completion is either what `Completion` promises, stamped with the
+Owns what is asked of the server and how its answer is read. Must not import vllm, start processes or know
+what is done with a completion. Invariant: a completion is either what `Completion` promises, stamped with the
 weights that the server says it has, or an `EngineError`; nothing is filled in.
 
 A request sends the rollout's whole prefix again, also after a consultation: the server's prefix cache spares
@@ -29,7 +29,7 @@ from aipo.engines.stops import StopFinder, end_ids
 from aipo.engines.vllm_facts import ServerFacts, read_facts
 
 BAN_BIAS = -100.0
-"""The lowest bias that vLLM keeps; e^-100 is the share of its probability that a banned token is left with."""
+"""The lowest bias that vLLM keeps: e^-100 of its probability is left to a banned token."""
 LOWEST_TEMPERATURE = 0.01
 """vLLM raises a lower one, but for 0, to this without saying so."""
 RESET_ATTEMPTS, RESET_WAIT_S = 25, 0.2
@@ -163,8 +163,8 @@ class VllmEngine:
         found = answer.get("weight_version") if isinstance(answer, Mapping) else None
         if found != stamp:
             raise EngineError(
-                f"policy server {self._link.url} has weights {found!r}, not {stamp!r}: it was started anew, or "
-                "another run gave it weights; give each run a server of its own and start this one again"
+                f"policy server {self._link.url} has weights {found!r}, not {stamp!r}: it was started anew, "
+                "or another run gave it weights; give each run a server of its own and start this one again"
             )
 
     # requests
@@ -175,13 +175,13 @@ class VllmEngine:
         return self._facts
 
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
-        """Say everything that a default of the server, or of the model's generation settings, could change."""
+        """Say all that a default of the server, or of the model's generation settings, could change."""
         prefix, sampling = list(request.prefix_ids), request.sampling
         limit = self._connected().max_tokens
         if not prefix or request.max_new_tokens < 1 or len(prefix) + request.max_new_tokens > limit:
             raise EngineError(
-                f"session {request.session}: {len(prefix)} prefix tokens and {request.max_new_tokens} new ones "
-                f"do not fit the policy server's {limit}; start it with a larger --max-model-len"
+                f"session {request.session}: {len(prefix)} prefix tokens and {request.max_new_tokens} new "
+                f"ones do not fit the policy server's {limit}; start it with a larger --max-model-len"
             )
         return {
             "model": self._connected().model,
@@ -216,8 +216,8 @@ class VllmEngine:
         word = _text(self._tokenizer, sequence)
         if word != word.lstrip() or self._tokenizer.encode(word, add_special_tokens=False) != list(sequence):
             raise EngineError(
-                f"ids {list(sequence)} ({word!r}) cannot be banned on a vLLM server, which bans words; make the "
-                "tag a special token of the tokenizer, or use engine.name = 'transformers'"
+                f"ids {list(sequence)} ({word!r}) cannot be banned on a vLLM server, which bans words; make "
+                "the tag a special token of the tokenizer, or use engine.name = 'transformers'"
             )
         begun = range(1, len(sequence))
         if any(tuple(request.prefix_ids[-n:]) == sequence[:n] for n in begun):

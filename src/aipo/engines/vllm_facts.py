@@ -1,7 +1,8 @@
 """What a policy server is, and whether it is the one that was meant: asked before anything is spent.
 
-Owns the questions at start. Must not sample rollouts. Invariant: an unsuitable server is one `EngineError` with
-the fix; what is not asked here (its weights) is given to it, and compared by its log-probabilities, later.
+Owns the questions at start. Must not sample rollouts. Invariant: an unsuitable server is one `EngineError`
+with the fix; what is not asked here (its weights) is given to it, and compared by its log-probabilities,
+later.
 """
 
 import json
@@ -46,16 +47,24 @@ async def read_facts(link: HttpLink) -> ServerFacts:
         raise EngineError(f"{link.url} lists no model; is it a vLLM server?") from error
     try:
         info = await link.get("/server_info?config_format=json")
-        config: Mapping[str, Any] = info["vllm_config"]["model_config"]
+        whole: Mapping[str, Any] = info["vllm_config"]
+        config: Mapping[str, Any] = whole["model_config"]
         mode, dtype, longest = config["logprobs_mode"], config["dtype"], config["max_model_len"]
     except (EngineError, KeyError, TypeError) as error:
         raise EngineError(
-            f"policy server {link.url} does not say how it was started ({error}); start vLLM with the environment "
-            "variable VLLM_SERVER_DEV_MODE=1, which opens /server_info and /collective_rpc (docs/engines.md)"
+            f"policy server {link.url} does not say how it was started ({error}); start vLLM with the "
+            "environment variable VLLM_SERVER_DEV_MODE=1, which opens /server_info and /collective_rpc "
+            "(docs/engines.md)"
         ) from error
     if mode not in MODES:
         raise EngineError(
             f"policy server {link.url} runs with --logprobs-mode {mode}; start it with {' or '.join(MODES)}"
+        )
+    scheduler, device = whole.get("scheduler_config") or {}, whole.get("device_config") or {}
+    if "cpu" in str(device) and dict(scheduler).get("enable_chunked_prefill"):
+        raise EngineError(
+            f"policy server {link.url} runs on a CPU with chunked prefill, where a prompt that is computed "
+            "in parts kills the server if its draws have a seed; start it with --no-enable-chunked-prefill"
         )
     return ServerFacts(link.url, name, root, int(longest), str(dtype).removeprefix("torch."), str(mode))
 
@@ -75,8 +84,9 @@ async def refuse_other_policy(
     fix = f"serve the folder or hub id of policy.model, or set policy.model = {facts.source!r}"
     if theirs != ours:
         raise EngineError(
-            f"policy server {link.url} serves {facts.source!r}, whose tokenizer is not policy.model's (it splits "
-            f"a sample into {len(theirs or [])} ids, policy.model's into {len(ours)}, or into others); {fix}"
+            f"policy server {link.url} serves {facts.source!r}, whose tokenizer is not policy.model's (it "
+            f"splits a sample into {len(theirs or [])} ids, policy.model's into {len(ours)}, or into "
+            f"others); {fix}"
         )
     for name, other in _shape(Path(facts.source)).items():
         own = getattr(config, name, other)

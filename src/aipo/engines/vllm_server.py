@@ -1,8 +1,8 @@
 """A vLLM server that aipo starts and ends itself.
 
-Owns the process, its port and its log. Must not know what is asked of it. Invariant: a server that was started
-is in a process group of its own, listens on 127.0.0.1 only, and is gone when `stop` returns or this process
-ends, however it ends.
+Owns the process, its port and its log. Must not know what is asked of it. Invariant: a server that was
+started is in a process group of its own, listens on 127.0.0.1 only, and is gone when `stop` returns or this
+process ends, however it ends.
 """
 
 import atexit
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import httpx2
 from aipo.engines.base import EngineError
 
 STARTS = 2
-"""A start that dies is tried once more: 2 of 14 did on a loaded machine (reference/engines.md), the next never."""
+"""A start that dies is tried once more: 2 of 14 did on a loaded machine (docs/engines.md), cause unknown."""
 POLL_S = 0.25
 LOG_LINES_SHOWN = 12
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -74,10 +75,8 @@ class VllmServer:
             return
         atexit.unregister(self.stop)
         # It holds nothing that is worth a quiet end, and Ctrl-C has five seconds in all.
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
     def ended(self) -> bool:

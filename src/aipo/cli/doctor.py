@@ -1,0 +1,194 @@
+"""`aipo doctor`: can this machine run this recipe? A table, and for each failing line the fix.
+
+Owns what is looked at and the table. Must not train or write to the run's folder.
+Invariant: a line fails only where the settings need what is missing; the exit code is 1 then, else 0.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import typer
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from aipo.cli.agent_backends import build_agents
+from aipo.cli.assembly import Parts, assemble, build_protocol, build_task, oracle_of
+from aipo.cli.canary import try_all
+from aipo.cli.console import console, plain_errors
+from aipo.cli.machine import Finding, Health, disk, graphics, isolation, memory, versions
+from aipo.cli.rehearsal import rehearsed_consultation
+from aipo.cli.selftest import self_test
+from aipo.config.loader import load_settings
+from aipo.config.settings import Settings
+from aipo.consult.codec import TagCodec
+from aipo.core.types import ConsultOutcome, Verdict
+from aipo.engines.base import EngineError
+from aipo.tasks.base import Problem, Split, Task
+
+EXIT_FAILED = 1
+MANY_TOKENS = 4
+"""A tag of more tokens is written by a policy seldom without being taught, and banned incompletely."""
+_STYLES = {Health.OK: "green", Health.LOOK: "yellow", Health.FAILED: "bold red"}
+
+
+def doctor(recipe: Path | None, overrides: Sequence[str]) -> None:
+    """Look, print, and exit with 1 when something that the settings need is missing."""
+    with plain_errors():
+        settings = load_settings(recipe, overrides)
+        findings = [
+            *versions(),
+            graphics(settings.run.device),
+            disk(settings.run.output),
+            memory(),
+            *isolation(),
+        ]
+        if recipe is not None:
+            findings += of_recipe(settings)
+    console.print(table(findings))
+    failed = [finding for finding in findings if finding.health is Health.FAILED]
+    for finding in failed:
+        console.print(Text(f"{finding.what}: {finding.fix or finding.found}", style="bold red"))
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def table(findings: Sequence[Finding]) -> Table:
+    """Return one row for each finding."""
+    result = Table("what", "", "found")
+    for finding in findings:
+        shown = finding.found.splitlines()[0] if finding.found else ""
+        result.add_row(finding.what, Text(finding.health, style=_STYLES[finding.health]), Text(shown))
+    return result
+
+
+def of_recipe(settings: Settings) -> list[Finding]:
+    """Return what there is to say of a recipe: each part by itself, then all together."""
+    findings = [*_looked("task", lambda: _graded(settings)), *_looked("policy", lambda: _tokenizer(settings))]
+    if settings.agents.enabled:
+        findings += _looked("agents", lambda: _agents(settings))
+    else:
+        findings.append(Finding("agents", Health.OK, "none: plain RLVR"))
+    return [*findings, *_looked("engine", lambda: _together(settings))]
+
+
+def _looked(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    """Return what a look finds; what cannot be looked at is a failure with its reason."""
+    try:
+        return look()
+    except (ValueError, OSError, EngineError) as error:
+        return [Finding(what, Health.FAILED, str(error))]
+
+
+# problems and grading
+
+
+def _graded(settings: Settings) -> list[Finding]:
+    split = Split.TRAIN if settings.task.name != "jsonl" or settings.task.train_file else Split.TEST
+    task, oracle = build_task(settings.task), oracle_of(settings)
+    problems = task.problems(split)
+    first = problems[0]
+    right = oracle.solution(first.text) if oracle else f"\\boxed{{{first.gold}}}"
+    other = next((p for p in problems if p.gold != first.gold), None)
+    wrong = (oracle.solution(other.text) if oracle else f"\\boxed{{{other.gold}}}") if other else "no idea"
+    verdicts = asyncio.run(_verdicts(task, first, right, wrong))
+    expected = (Verdict.CORRECT, Verdict.INCORRECT)
+    fix = f"look at {first.id}, its gold {first.gold!r} and task.match, task.answer_field, task.answer_after"
+    found = f"gold {verdicts[0]}, another answer {verdicts[1]}"
+    return [
+        Finding("problems", Health.OK, f"{len(problems)} to {split}"),
+        Finding("grading", Health.OK if verdicts == expected else Health.FAILED, found, fix),
+    ]
+
+
+async def _verdicts(task: Task, problem: Problem, right: str, wrong: str) -> tuple[Verdict, Verdict]:
+    return (await task.grade(problem, right)).verdict, (await task.grade(problem, wrong)).verdict
+
+
+# the policy's tokenizer
+
+
+def _tokenizer(settings: Settings) -> list[Finding]:
+    model = settings.policy.model
+    if not model:
+        raise ValueError(
+            "policy.model is empty; name a model folder or hub id, or first run `aipo warmstart`"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    template = Health.OK if tokenizer.chat_template else Health.FAILED
+    findings = [
+        Finding(
+            "chat template",
+            template,
+            "present" if tokenizer.chat_template else "missing",
+            f"policy.model = {model!r}: use an instruct model, or set tokenizer.chat_template and save it",
+        )
+    ]
+    protocol = build_protocol(settings.consult, settings.agents.enabled)
+    if settings.agents.enabled:
+        TagCodec(tokenizer, protocol)  # refuses a tag that does not survive, and names it
+        findings.append(_tags(settings, tokenizer))
+    return findings
+
+
+def _tags(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Finding:
+    protocol = build_protocol(settings.consult, settings.agents.enabled)
+    lengths = {t: len(tokenizer.encode(t, add_special_tokens=False)) for t in protocol.control_strings}
+    found = ", ".join(f"{tag} {number}" for tag, number in lengths.items())
+    health = Health.LOOK if max(lengths.values()) > MANY_TOKENS else Health.OK
+    return Finding("tokens of each tag", health, found, "add the tags as special tokens of the tokenizer")
+
+
+# agents
+
+
+def _agents(settings: Settings) -> list[Finding]:
+    crew = build_agents(settings, oracle_of(settings), use_cache=False)
+    tried = asyncio.run(try_all(settings, crew.agents, 1))
+    fix = "start its server or correct agents.*; `aipo agents check RECIPE` says more"
+    return [
+        Finding(
+            f"agent {one.agent}",
+            Health.FAILED if one.failures else Health.OK,
+            "; ".join(one.reasons) or f"answers in {max(one.latencies_s):.2f} s",
+            f"{'; '.join(one.reasons)}; {fix}",
+        )
+        for one in tried
+    ]
+
+
+# all together
+
+
+def _together(settings: Settings) -> list[Finding]:
+    with closing(assemble(settings, use_cache=False)) as parts:
+        size = sum(p.numel() for p in parts.model.parameters())
+        dtype = parts.policy_engine.dtype
+        findings = [
+            Finding("policy", Health.OK, f"{type(parts.model).__name__}, {size / 1e6:,.1f} M parameters"),
+            Finding("engine", Health.OK, f"{settings.engine.name}, {dtype}"),
+            memory(needed_bytes=16 * size, what="memory to train in float32"),
+            disk(
+                settings.run.output, 12 * size * (settings.train.keep_checkpoints + 1), "disk for checkpoints"
+            ),
+        ]
+        split = Split.TRAIN if settings.task.name != "jsonl" or settings.task.train_file else Split.TEST
+        problems = parts.task.problems(split)
+        findings += _looked("sampler agrees", lambda: _agrees(settings, parts, problems))
+        if settings.agents.enabled:
+            findings += _looked("consultation", lambda: _consultation(parts, problems[0]))
+    return findings
+
+
+def _agrees(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> list[Finding]:
+    self_test(parts, problems, settings.rollout.temperature)
+    return [Finding("sampler agrees", Health.OK, "its log-probabilities are the training forward's")]
+
+
+def _consultation(parts: Parts, problem: Problem) -> list[Finding]:
+    settled = asyncio.run(rehearsed_consultation(parts, problem))
+    fine = settled.outcome in (ConsultOutcome.ANSWERED, ConsultOutcome.EMPTY)
+    found = f"{settled.agent}: {settled.outcome} {settled.reply[:60]!r} {settled.detail}".strip()
+    return [Finding("consultation", Health.OK if fine else Health.FAILED, found)]
