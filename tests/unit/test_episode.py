@@ -4,85 +4,42 @@ The policy's words are scripted (`engines_for_tests.Script`); codec, protocol an
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from aipo.agents.base import AgentError, AgentQuery, AgentReply
+from aipo.agents.base import AgentError
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
-from aipo.consult.protocol import Protocol
 from aipo.core.tokens import stripped_copy
-from aipo.core.types import AgentName, Condition, ConsultOutcome, SoloMode, Source, StopReason
+from aipo.core.types import Condition, ConsultOutcome, SoloMode, Source, StopReason
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
-from aipo.rollout.episode import Desk, Rollout, RolloutSpec, rollout
+from aipo.rollout.episode import Rollout, rollout
 from aipo.rollout.group import GroupShape, Prompts, Sampler
-from aipo.rollout.leaks import LeakPolicy
 from aipo.tasks.base import Split
 from aipo.tasks.jsonl import JsonlSource, JsonlTask
 from engines_for_tests import Script
-from tokenizers_for_tests import byte_level_bpe, word_level
-
-KNOWLEDGE = AgentName.KNOWLEDGE
-ANSWERED, REFUSED, MALFORMED = (
-    ConsultOutcome.ANSWERED,
-    ConsultOutcome.REFUSED_LIMIT,
-    ConsultOutcome.MALFORMED,
+from episodes_for_tests import (
+    AGENT_ERROR,
+    ANSWERED,
+    BPE,
+    EMPTY,
+    KNOWLEDGE,
+    LIMITS,
+    MALFORMED,
+    PROTOCOL,
+    REFUSED,
+    TIMEOUT,
+    TOKENIZERS,
+    WORDS,
+    Answering,
+    desk_of,
+    ids_of,
+    produce,
+    spec_of,
 )
-TIMEOUT, AGENT_ERROR, EMPTY = ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR, ConsultOutcome.EMPTY
-PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
-WORDS, BPE = word_level(), byte_level_bpe()
-LIMITS = Limits(max_consultations=3, max_feedback_tokens=8, max_response_tokens=80)
-PROMPT = "user dogs 2 ; assistant"
-TOKENIZERS = pytest.mark.parametrize("tokenizer", [WORDS, BPE], ids=["word_level", "byte_level_bpe"])
-
-
-@dataclass
-class Answering:
-    """An agent that answers as it is told to, and keeps what it was asked."""
-
-    behave: Callable[[AgentQuery], Any] = lambda query: "spider 8"
-    name: AgentName = KNOWLEDGE
-    asked: list[AgentQuery] = field(default_factory=list)
-
-    async def answer(self, query: AgentQuery) -> AgentReply:
-        self.asked.append(query)
-        said = self.behave(query)
-        if isinstance(said, BaseException):
-            raise said
-        if asyncio.iscoroutine(said):
-            said = await said
-        return AgentReply(said)
-
-
-def desk_of(agent: Any, tokenizer: PreTrainedTokenizerFast = WORDS, limits: Limits = LIMITS) -> Desk:
-    agents = dict.fromkeys(AgentName, agent)
-    return Desk(PROTOCOL, TagCodec(tokenizer, PROTOCOL), limits, agents, agent_timeout_s=0.05)
-
-
-def ids_of(text: str, tokenizer: PreTrainedTokenizerFast = WORDS) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
-
-
-def spec_of(tokenizer: PreTrainedTokenizerFast = WORDS, **more: Any) -> RolloutSpec:
-    values: dict[str, Any] = {"id": "r", "condition": Condition.CONSULTING, "seed": 1, **more}
-    return RolloutSpec(problem="2 dogs", prompt_ids=ids_of(PROMPT, tokenizer), **values)
-
-
-def produce(
-    text: str,
-    agent: Any = None,
-    tokenizer: PreTrainedTokenizerFast = WORDS,
-    limits: Limits = LIMITS,
-    **more: Any,
-) -> tuple[Rollout, Script]:
-    script = Script(tokenizer, ids_of(text, tokenizer))
-    desk = desk_of(agent or Answering(), tokenizer, limits)
-    return asyncio.run(rollout(script, spec_of(tokenizer, **more), desk)), script
 
 
 def outcomes(produced: Rollout) -> list[ConsultOutcome]:
@@ -357,80 +314,3 @@ def test_an_engines_failure_is_raised_and_its_session_released() -> None:
     with pytest.raises(EngineError, match="gone"):
         asyncio.run(rollout(engine, spec_of(), desk_of(Answering())))
     assert engine.released == ["r"]
-
-
-# the leak guard
-
-
-ASKING = "dogs <knowledge> spider </knowledge> 2"
-
-
-def hide(reply: str) -> str | None:
-    return reply.replace(" 8", "") if " 8" in reply else None
-
-
-@pytest.mark.parametrize(
-    ("policy", "outcome", "read"),
-    [
-        (LeakPolicy.ALLOW, ANSWERED, "spider 8"),
-        (LeakPolicy.MASK, ANSWERED, "spider"),
-        (LeakPolicy.DROP, EMPTY, ""),
-    ],
-)
-def test_feedback_that_states_the_answer_is_counted_and_passes_is_masked_or_dropped(
-    policy: LeakPolicy, outcome: ConsultOutcome, read: str
-) -> None:
-    desk = replace(desk_of(Answering()), leak_policy=policy)
-    made = asyncio.run(rollout(Script(WORDS, ids_of(ASKING)), spec_of(hide_answer=hide), desk))
-    (asked,) = made.consultations
-    assert (asked.outcome, asked.reply, asked.leaked) == (outcome, read, True)
-    assert asked.reply_tokens == 2  # what the agent wrote is paid for, whatever is read of it
-    assert ("8" in made.response) is (policy is LeakPolicy.ALLOW)
-
-
-def test_feedback_that_does_not_state_the_answer_is_no_leak_under_any_policy() -> None:
-    for policy in LeakPolicy:
-        desk = replace(desk_of(Answering(lambda query: "spider 2")), leak_policy=policy)
-        made = asyncio.run(rollout(Script(WORDS, ids_of(ASKING)), spec_of(hide_answer=hide), desk))
-        assert [(c.reply, c.leaked) for c in made.consultations] == [("spider 2", False)]
-
-
-# the agent's own log-probabilities
-
-
-@dataclass
-class Reporting(Answering):
-    """An agent that reports the log-probabilities of its words."""
-
-    log_probs: tuple[float, ...] = ()
-
-    async def answer(self, query: AgentQuery) -> AgentReply:
-        reply = await super().answer(query)
-        return AgentReply(reply.text, log_probs=self.log_probs)
-
-
-@pytest.mark.parametrize(
-    ("reported", "kept"),
-    [
-        ((-0.5, -0.25), (0.0, -0.5, -0.25, 0.0)),
-        ((-0.5,), ()),
-        ((), ()),
-        ((-0.5, -0.25, -9.0), (0.0, -0.5, -0.25, 0.0)),
-    ],
-    ids=["all", "too few", "none", "more than is read"],
-)
-def test_what_an_agent_reports_of_its_words_goes_into_the_stream_and_the_tags_are_certain(
-    reported: tuple[float, ...], kept: tuple[float, ...]
-) -> None:
-    made = asyncio.run(
-        rollout(
-            Script(WORDS, ids_of(ASKING)),
-            spec_of(),
-            desk_of(Reporting(log_probs=reported)),
-        )
-    )
-    (feedback,) = (s for s in made.stream.segments if s.source is Source.FEEDBACK)
-    assert feedback.log_probs == kept
-    copy = stripped_copy(made.stream, made.dropped, (9,))
-    content = dict(zip(copy.ids[1:], copy.log_probs[1:], strict=True))
-    assert content[ids_of("spider")[0]] == (kept[1] if kept else 0.0)
