@@ -55,13 +55,14 @@ def rows_of(advantages: Sequence[Advantage], objective: ObjectiveSettings) -> li
 
 
 def updated(
-    rows: Sequence[Row], objective: ObjectiveSettings, **more: bool
+    rows: Sequence[Row], objective: ObjectiveSettings, by_source: bool = False, truncation: float = 0.0
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """Take one step of plain gradient descent with rate 1, so that the change of a weight is its gradient."""
     model = random_model(CONFIG)
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
-    updater = Updater(Accelerator(cpu=True), model, optimiser, UpdateSettings(1.0, 24, 1e6, 0))
-    return model, updater.apply([rows], objective, **more)
+    settings = UpdateSettings(1.0, 24, 1e6, 0, truncation)
+    updater = Updater(Accelerator(cpu=True), model, optimiser, settings)
+    return model, updater.apply([rows], objective, by_source)
 
 
 def gradient(
@@ -112,6 +113,25 @@ def test_a_mini_batch_that_teaches_nothing_changes_nothing_and_has_its_metrics()
     after, metrics = updated(rows_of(NOTHING, FLOORED), FLOORED)
     assert all(torch.equal(before[n], p) for n, p in after.named_parameters())
     assert metrics["grad_norm"] == 0.0 and metrics["policy_tokens"] == 12 and metrics["entropy"] > 0
+
+
+def test_a_sampler_that_is_not_the_trainer_is_corrected_for_up_to_the_truncation() -> None:
+    """By hand: ratios to the trainer's own log p, so 1 at the first step, and each token's weight p/p_sampler."""
+    rows = rows_of(ADVANTAGES, MASKED)
+    before = {n: p.detach().clone() for n, p in random_model(CONFIG).named_parameters()}
+    model = random_model(CONFIG)
+    batch = collate(rows, 0)
+    log_p, _ = token_log_probs(model, batch.ids, 1.0)
+    weights = torch.exp(log_p.detach() - batch.log_p_old).clamp(max=1.5) * batch.weight * batch.policy_mask
+    assert len(weights[batch.policy_mask].unique()) > 3  # some truncated, most not
+    (log_p * weights * batch.policy_advantage).sum().neg().backward()
+    after, metrics = updated(rows, MASKED, truncation=1.5)
+    for name, parameter in after.named_parameters():
+        grad = dict(model.named_parameters())[name].grad
+        assert grad is not None
+        torch.testing.assert_close(before[name] - parameter, grad, atol=1e-6, rtol=1e-4)
+    assert metrics["first_ratio_error"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["mismatch_mean"] > 0.1  # what the correction is for is recorded all the same
 
 
 def test_gradient_norms_by_source_are_those_of_their_tokens_and_leave_the_step_alone() -> None:

@@ -168,6 +168,12 @@ class AlgorithmSettings(Section):
     )
     shape: float = Field(0.1, gt=0, description="g of `shaped`.")
     truncation: float = Field(2.0, ge=1, description="Largest p/q of `agent`.")
+    mismatch_truncation: float = Field(
+        0.0,
+        ge=0,
+        description="Correct for a sampler that computes differently from the trainer (truncated importance "
+        "sampling): largest weight of a POLICY token, 2 is usual; 0: off. Statistics are always recorded.",
+    )
     feedback_weight: float = Field(1.0, ge=0, description="lambda.")
     feedback_weight_end: float | None = Field(
         None, ge=0, description="lambda at the last update, reached linearly; none: it stays."

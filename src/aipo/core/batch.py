@@ -6,7 +6,7 @@ change a gradient.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -143,4 +143,18 @@ def collate(rows: Sequence[Row], pad_id: int, dtype: torch.dtype = torch.float32
         policy_advantage=per_row[:, 0],
         feedback_advantage=per_row[:, 1],
         weight=per_row[:, 2],
+    )
+
+
+def corrected(batch: TokenBatch, log_p_trainer: Tensor, truncation: float) -> TokenBatch:
+    """Correct for a sampler that is not quite the trainer: truncated importance sampling on POLICY tokens.
+
+    Ratios are then taken to the trainer's own log p before the step, (B, T), and each token weighs
+    min(p_trainer / p_sampler, truncation): https://fengyao.notion.site/off-policy-rl. If they agree: no change.
+    """
+    factor = torch.exp(log_p_trainer - batch.log_p_old).clamp(max=truncation)
+    return replace(
+        batch,
+        log_p_old=torch.where(batch.policy_mask, log_p_trainer, batch.log_p_old),
+        weight=torch.where(batch.policy_mask, batch.weight * factor, batch.weight),
     )

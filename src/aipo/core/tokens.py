@@ -82,7 +82,7 @@ class TokenStream:
 
     @property
     def log_probs(self) -> tuple[float, ...]:
-        """The log-probability of each POLICY id by its sampler, of each FEEDBACK id by its agent; else 0.0."""
+        """The log-probability of each POLICY id by its sampler, of each FEEDBACK id by its agent; or 0."""
         return tuple(chain.from_iterable(s.log_probs or (0.0,) * len(s.ids) for s in self.segments))
 
     @property

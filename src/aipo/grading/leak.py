@@ -1,7 +1,7 @@
 """Does a text state the gold answer? For the leak guard, on plain text.
 
-Owns the search. Must not know agents or tasks. Invariant: what is returned does not state the answer as it was
-searched for.
+Owns the search. Must not know agents or tasks. Invariant: what is returned does not state the answer as it
+was searched for.
 
 Simplification: the gold is searched for as it is written, spaces and thousands separators aside. The same
 value in another form (1/2 for 0.5, "twelve" for 12) is not recognised; a gold of one letter counts only where

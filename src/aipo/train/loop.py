@@ -60,6 +60,7 @@ class Trainer:
             t.microbatch_tokens,
             t.max_grad_norm,
             pad_id(tokenizer),
+            settings.algorithm.mismatch_truncation,
         )
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update)
         self._journal = Journal(settings)

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from aipo.core.batch import Row, TokenBatch, collate
+from aipo.core.batch import Row, TokenBatch, collate, corrected
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
 from aipo.core.types import Source
 from aipo.train.batch import microbatches
@@ -32,6 +32,8 @@ class UpdateSettings:
     microbatch_tokens: int
     max_grad_norm: float
     pad_id: int
+    mismatch_truncation: float = 0.0
+    """Largest weight of the correction for a sampler that differs from the trainer; 0: no correction."""
 
 
 class Updater:
@@ -46,6 +48,8 @@ class Updater:
     ) -> None:
         self._accelerator, self._model, self._optimiser = accelerator, model, optimiser
         self._settings, self._objective = settings, ObjectiveSettings()
+        self._trainer_log_p: dict[int, tuple[float, ...]] = {}
+        """Of each stream, by its `id`, before the first step; empty without the correction."""
 
     def apply(
         self, minibatches: Sequence[Sequence[Row]], objective: ObjectiveSettings, by_source: bool = False
@@ -60,8 +64,14 @@ class Updater:
         sums: defaultdict[str, float] = defaultdict(float)
         first: dict[str, float] = {}
         norms = []
-        if objective.needs_old_feedback_log_p:
-            minibatches = [self._recomputed(rows) for rows in minibatches]
+        self._trainer_log_p = {}
+        if objective.needs_old_feedback_log_p or self._settings.mismatch_truncation:
+            recomputed = [self._recomputed(rows) for rows in minibatches]
+            if self._settings.mismatch_truncation:
+                pairs = ((row.stream, row.recomputed) for rows in recomputed for row in rows)
+                self._trainer_log_p = {id(stream): log_p for stream, log_p in pairs if log_p}
+            if objective.needs_old_feedback_log_p:
+                minibatches = recomputed
         apart = self._norms_by_source(minibatches[0]) if by_source and minibatches else {}
         for rows in minibatches:
             step_sums = self._accumulate(rows)
@@ -85,7 +95,8 @@ class Updater:
         limit = self._settings.microbatch_tokens
         parts = [(part, True) for part in microbatches(taught, limit)]
         for part, learnt in [*parts, *((part, False) for part in microbatches(rest, limit))]:
-            batch = self._collate(part)
+            sampled = self._collate(part)
+            batch = self._corrected(sampled, part)
             with torch.set_grad_enabled(learnt):
                 log_p, entropy = token_log_probs(self._model, batch.ids, self._settings.temperature)
                 loss = objective_loss(log_p, batch, self._objective)
@@ -95,7 +106,7 @@ class Updater:
                 self._accelerator.backward(loss)
             for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
                 sums[name] += value
-            _add_mismatch(sums, log_p.detach(), batch)
+            _add_mismatch(sums, log_p.detach(), sampled)
             sums["entropy"] += float((entropy * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())
         return dict(sums)
@@ -111,7 +122,7 @@ class Updater:
         norms = {}
         for source in (Source.POLICY, Source.FEEDBACK):
             for part in microbatches(rows, self._settings.microbatch_tokens):
-                batch = self._collate(part)
+                batch = self._corrected(self._collate(part), part)
                 batch = replace(batch, weight=batch.weight * (batch.sources == source))
                 log_p, _ = token_log_probs(self._model, batch.ids, self._settings.temperature)
                 loss = objective_loss(log_p, batch, self._objective)
@@ -138,6 +149,14 @@ class Updater:
         device = self._accelerator.device
         moved = {name: getattr(batch, name).to(device) for name in TokenBatch.__slots__}
         return TokenBatch(**moved)
+
+    def _corrected(self, batch: TokenBatch, rows: Sequence[Row]) -> TokenBatch:
+        """Return the batch corrected for what sampler and trainer compute differently, if that is asked for."""
+        if not self._trainer_log_p:
+            return batch
+        log_p = [torch.tensor(self._trainer_log_p[id(row.stream)]) for row in rows]
+        padded = torch.nn.utils.rnn.pad_sequence(log_p, batch_first=True).to(batch.weight)
+        return corrected(batch, padded, self._settings.mismatch_truncation)
 
     @torch.no_grad()
     def _recomputed(self, rows: Sequence[Row]) -> list[Row]:
