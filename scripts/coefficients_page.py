@@ -31,10 +31,10 @@ the gradient of the term is W A grad log p. p is the policy's probability of the
 
 ![C and W against p]({figure})
 
-Solid: A > 0. Dashed: A < 0, where it differs. d = {floor:g}, g = {shape:g}; `ratio` is drawn for
-p_old = {p_old:g} and the region [{low:g}, {high:g}]; its dashed W leaves the picture. C of `stopgrad` and
-`likelihood` is a log-probability times a weight, hence negative: only its gradient means something. The table
-below holds W for A > 0.
+Solid: A > 0. Dashed: A < 0, where it differs. d = {floor:g}, g = {shape:g}; `agent` is drawn for
+q = {p_old:g}, truncated at 2, `ratio` for p_old = {p_old:g} and the region [{low:g}, {high:g}]; its dashed W
+leaves the picture. C of `stopgrad` and `likelihood` is a log-probability times a weight, hence negative: only
+its gradient means something. The table below holds W for A > 0.
 
 | name | what it is |
 |---|---|

@@ -153,7 +153,7 @@ COEFFICIENTS = [
     ("weight = torch.exp(log_p.detach() - log_p_old)", "weight = torch.exp(log_p - log_p_old)"),
     (".clamp(max=settings.truncation)", ".clamp(min=settings.truncation)"),
     ("term = torch.where(advantage < 0, _unit", "term = torch.where(advantage > 0, _unit"),
-    ("settings.unit_below_zero and settings.kind is not Coefficient.MASKED", "settings.unit_below_zero"),
+    ("if settings.unit_below_zero:", "if not settings.unit_below_zero:"),
 ]
 OBJECTIVE = [
     (

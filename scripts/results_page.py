@@ -1,46 +1,129 @@
-"""Write docs/results.md and its figures from the committed records: no number is typed by hand.
+"""Write docs/results.md and docs/ablation.md from the committed records, figures too: no number is typed.
 
-Owns the join of docs/results.in.md, the words, with what `Report` generates. In the words,
-`{{ cell(METHOD, MODE, K) }}` stands for an estimate, `{{ table }}` and the like for whole parts; an unknown
-name is an error.
+Owns the join of the words, docs/*.in.md, with what `Report` generates. In the words,
+`{{ cell(METHOD, MODE, K) }}` stands for an estimate, `{{ table }}` and the like for whole parts; an unknown name
+is an error.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from aipo.evaluate.comparison import Report
+from aipo.evaluate.comparison import FACTS, Report
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
+DOCS, RECORDS = ROOT / "docs", ROOT / "results"
+PASS_AT = (1, 8, 64)
+MAIN = "Main table"
+SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "facts": {
+        "Advantage on FEEDBACK tokens, solo rollouts, controls": (
+            "floored",
+            "AIPO (floored + copies)",
+            "AIPO, half of solo rollouts banned",
+            "AIPO, random reward",
+            "floored, signed advantage",
+            "ratio",
+            "ratio, signed advantage",
+            "ratio, signed-unit advantage",
+            "floored, positive advantage",
+            "floored, no solo rollouts",
+            "floored, one baseline for both conditions",
+        ),
+        "Base algorithms": (
+            "GRPO",
+            "AIPO (floored + copies)",
+            "Dr.GRPO",
+            "AIPO on Dr.GRPO",
+            "GSPO",
+            "AIPO on GSPO",
+            "DAPO with dynamic sampling",
+        ),
+        "Each agent removed in turn": (
+            "AIPO (floored + copies)",
+            "AIPO without Verify",
+            "AIPO without Knowledge",
+            "AIPO without Reasoning",
+        ),
+        "Noisy agents": (
+            "AIPO (floored + copies)",
+            "AIPO, agents 90 % right",
+            "AIPO, agents 80 % right",
+            "AIPO, agents 70 % right",
+        ),
+    }
+}
+"""Side tables of a comparison; what is in none of them, and what stands in several, is in the main table."""
 
 
-def render(figures: Path) -> str:
-    """Write the figures into a folder and return the page."""
-    report = Report(ROOT / "results" / "main", pass_at=(1, 8, 64))
-    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
-        (DOCS / "results.in.md").read_text()
-    )
+def render(page: str, figures: Path) -> str:
+    """Write a page's figures into a folder and return the page."""
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    template = environment.from_string((DOCS / f"{page}.in.md").read_text())
     figures.mkdir(exist_ok=True)
-    shown = [line.replace("](", "](figures/") for line in report.figures(figures)]
-    for png in ("boundary.png", "training.png", "expert_tokens.png"):
-        (figures / png).unlink()
-    return template.render(
-        table=report.table().markdown(),
-        figures=shown,
-        differences=report.differences(),
-        token_table=report.token_table(),
-        internals=report.internals(),
-        how=report.how(),
-        cell=report.cell,
-        seeds=report.seeds,
-    )
+    values = _results(figures) if page == "results" else {"parts": list(_parts(figures))}
+    for png in figures.glob("*.png"):
+        png.unlink()
+    return template.render(values)
+
+
+def pages() -> list[str]:
+    """Return the names of the pages that there are records for."""
+    return ["results", *(["ablation"] if list(RECORDS.glob(f"ablation/*/{FACTS}")) else [])]
+
+
+def _results(figures: Path) -> dict[str, Any]:
+    report = Report(RECORDS / "main", PASS_AT)
+    return {
+        "table": report.table().markdown(),
+        "figures": _shown(report.figures(figures)),
+        "differences": report.differences(),
+        "token_table": report.token_table(),
+        "how": report.how(),
+        "cell": report.cell,
+        "seeds": report.seeds,
+    }
+
+
+def _parts(figures: Path) -> Iterator[dict[str, Any]]:
+    for records in sorted((RECORDS / "ablation").iterdir()):
+        if not (records / FACTS).exists():
+            continue
+        report = Report(records, PASS_AT)
+        sections = list(_sections(report, SECTIONS.get(records.name, {})))
+        yield {
+            "title": report.facts["name"],
+            "missing": report.facts["missing"],
+            "sections": sections,
+            "internals": report.internals(),
+            "tokens": report.token_table() if records.name in ("search", "long") else "",
+            "figures": _shown(report.figures(figures, prefix=f"ablation-{records.name}-")),
+            "how": report.how(),
+        }
+
+
+def _sections(report: Report, side: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+    listed = [method for methods in side.values() for method in methods]
+    main = [m for m in report.methods if listed.count(m) != 1]
+    for title, methods in {MAIN: main, **side}.items():
+        there = [method for method in methods if method in report.methods]
+        if not there:
+            continue
+        differences = report.differences(there) if report.facts["baseline"] in report.methods else ""
+        yield {"title": title, "table": report.table(there).markdown(), "differences": differences}
+
+
+def _shown(figures: Sequence[str]) -> list[str]:
+    return [line.replace("](", "](figures/") for line in figures]
 
 
 def main() -> None:
-    """Write the page."""
-    (DOCS / "results.md").write_text(render(DOCS / "figures"))
-    print(f"wrote {DOCS / 'results.md'}")
+    """Write the pages."""
+    for page in pages():
+        (DOCS / f"{page}.md").write_text(render(page, DOCS / "figures"))
+        print(f"wrote {DOCS / page}.md")
 
 
 if __name__ == "__main__":

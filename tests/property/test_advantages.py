@@ -233,10 +233,11 @@ def test_the_defaults_split_normalise_and_credit_what_help_added() -> None:
 def test_signed_is_the_advantage_and_positive_is_its_positive_part(
     group: list[Member], estimator: Estimator, split: bool
 ) -> None:
-    for rule in (FeedbackAdvantage.SIGNED, FeedbackAdvantage.POSITIVE):
+    for rule in (FeedbackAdvantage.SIGNED, FeedbackAdvantage.SIGNED_UNIT, FeedbackAdvantage.POSITIVE):
         for a in group_advantages(group, estimator=estimator, split_baselines=split, feedback=rule):
             if a is not None:
-                assert a.feedback == (a.policy if rule is FeedbackAdvantage.SIGNED else max(0.0, a.policy))
+                positive = rule is FeedbackAdvantage.POSITIVE
+                assert a.feedback == (max(0.0, a.policy) if positive else a.policy)
 
 
 @quiet

@@ -1,4 +1,4 @@
-"""docs/results.md is what its words and the committed records give: nobody typed a number."""
+"""Pages of results are what their words and the committed records give: nobody typed a number."""
 
 import importlib.util
 from pathlib import Path
@@ -16,4 +16,7 @@ def page_script() -> ModuleType:
 
 
 def test_the_page_of_results_is_generated_from_the_records(tmp_path: Path) -> None:
-    assert page_script().render(tmp_path / "figures") == (ROOT / "docs" / "results.md").read_text()
+    script = page_script()
+    assert "results" in script.pages()
+    for page in script.pages():
+        assert script.render(page, tmp_path / "figures") == (ROOT / "docs" / f"{page}.md").read_text(), page

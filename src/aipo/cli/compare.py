@@ -15,7 +15,7 @@ from typing import Any
 
 from aipo.cli.console import console, duration, plain_errors
 from aipo.cli.jobs import Job, Pace, run_jobs
-from aipo.cli.plan import Plan, PlannedRun, refuse_another_record
+from aipo.cli.plan import WARM_START, Plan, PlannedRun, refuse_another_record
 from aipo.cli.warmstart import make_warm_start
 from aipo.config.comparison import (
     ComparisonSettings,
@@ -93,29 +93,38 @@ def _run(comparison: ComparisonSettings, pace: Pace) -> Path | None:
     planned = {run.job.title: run for run in runs}
     missing = plan.missing(runs)
     digest = _digest(comparison.output / "warmstart" / "policy") if comparison.warmstart else ""
-    run_jobs(
-        [run.job for run in missing],
-        pace,
-        "comparison",
-        lambda job: _record(planned[job.title], planned, digest),
-    )
-    left = sum(not run.record.exists() for run in runs)
-    baseline = {m.name: m.label for m in comparison.methods}.get(
-        comparison.baseline, comparison.methods[0].label
-    )
-    facts = Facts(
-        name=comparison.name,
-        command=" ".join(["aipo", *sys.argv[1:]]),
-        baseline=baseline,
-        methods=tuple(dict.fromkeys(run.label for run in runs)),
-        tuning=tuple(points),
-        missing=left,
-    )
-    write_facts(plan.records, facts)
+
+    def note() -> int:
+        """Write the facts of what is there, so that it can be reported on at any time; return what is left."""
+        left = sum(not run.record.exists() for run in runs)
+        write_facts(plan.records, _facts(comparison, runs, points, left))
+        return left
+
+    def done(job: Job) -> None:
+        _record(planned[job.title], planned, digest)
+        note()
+
+    note()
+    run_jobs([run.job for run in missing], pace, "comparison", done)
+    left = note()
     took = duration(time.monotonic() - begun)
     rest = f"; {left} runs are left: the same command goes on" if left else ""
     console.print(f"this call took {took}{rest}", markup=False)
     return plan.records if left < len(runs) else None
+
+
+def _facts(
+    comparison: ComparisonSettings, runs: Sequence[PlannedRun], points: Sequence[TuningPoint], left: int
+) -> Facts:
+    labels = {method.name: method.label for method in comparison.methods}
+    return Facts(
+        name=comparison.name,
+        command=" ".join(["aipo", *sys.argv[1:]]),
+        baseline=labels.get(comparison.baseline, comparison.methods[0].label),
+        methods=(WARM_START, *labels.values()) if comparison.warmstart else tuple(labels.values()),
+        tuning=tuple(points),
+        missing=left,
+    )
 
 
 def _tuned(plan: Plan, pace: Pace) -> list[TuningPoint] | None:

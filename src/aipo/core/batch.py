@@ -150,7 +150,7 @@ def corrected(batch: TokenBatch, log_p_trainer: Tensor, truncation: float) -> To
     """Correct for a sampler that is not quite the trainer: truncated importance sampling on POLICY tokens.
 
     Ratios are then taken to the trainer's own log p before the step, (B, T), and each token weighs
-    min(p_trainer / p_sampler, truncation): https://fengyao.notion.site/off-policy-rl. If they agree: no change.
+    min(p_trainer / p_sampler, truncation): https://fengyao.notion.site/off-policy-rl. If both agree, 1.
     """
     factor = torch.exp(log_p_trainer - batch.log_p_old).clamp(max=truncation)
     return replace(

@@ -71,7 +71,7 @@ def feedback_term(
     and no gradient.
     """
     term = _TERMS[settings.kind](log_p, log_p_old, advantage, settings)
-    if settings.unit_below_zero and settings.kind is not Coefficient.MASKED:
+    if settings.unit_below_zero:
         term = torch.where(advantage < 0, _unit(log_p, log_p_old, advantage, settings), term)
     return term
 
