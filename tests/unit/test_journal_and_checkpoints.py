@@ -6,6 +6,8 @@ what was saved.
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +232,20 @@ class TestCheckpoints:
         (folder / "manifest.json").write_text('{"schema": 99, "step": 5}')
         with pytest.raises(CheckpointError, match="schema 99"):
             state.restore(checkpoints, 5)
+
+
+def test_a_folder_that_another_process_writes_to_is_refused_until_that_one_ends(tmp_path: Path) -> None:
+    settings = load_settings(None, [f"run.output={tmp_path / 'run'}"])
+    hold = (
+        "import sys, time; from aipo.config.loader import load_settings\n"
+        "from aipo.train.journal import Journal\n"
+        "held = Journal(load_settings(None, [sys.argv[1]])); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, f"run.output={tmp_path / 'run'}"], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(RunFolderError, match="being written to by another process"):
+            Journal(settings)
+        other.kill()
+    Journal(settings)  # a lock does not outlive its process

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ def compare(
     recipe: Path, overrides: Sequence[str], at_once: int, minutes: float, records: Path | None
 ) -> None:
     """Run what is missing of a comparison and report it; see `aipo compare --help`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runs too, as Ctrl-C does
     pace = Pace(at_once or max(1, os.cpu_count() or 1), time.monotonic() + (60 * minutes or inf))
     with plain_errors():
         if recipes := comparison_recipes(recipe):
@@ -95,7 +97,7 @@ def _run(comparison: ComparisonSettings, pace: Pace) -> Path | None:
     digest = _digest(comparison.output / "warmstart" / "policy") if comparison.warmstart else ""
 
     def note() -> int:
-        """Write the facts of what is there, so that it can be reported on at any time; return what is left."""
+        """Write the facts of what is there, so that it can always be reported on; return what is left."""
         left = sum(not run.record.exists() for run in runs)
         write_facts(plan.records, _facts(comparison, runs, points, left))
         return left

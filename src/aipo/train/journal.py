@@ -5,10 +5,11 @@ Invariant: after a resume from step k no line of a later step is left, so files 
 happened.
 """
 
+import fcntl
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
@@ -19,6 +20,7 @@ EVALUATION = "evaluation.jsonl"
 SERVER_LOG = "policy-server.log"
 """Of a policy server that was started for the run: before its folder is claimed, and also where it fails."""
 AGENTS = "agents.json"
+LOCK = ".lock"
 
 
 class RunFolderError(ValueError):
@@ -26,16 +28,19 @@ class RunFolderError(ValueError):
 
 
 class Journal:
-    """Writes a run's files."""
+    """Writes a run's files; as long as its process lives, no other one does."""
 
     def __init__(self, settings: Settings) -> None:
-        """Claim the output folder. Raises `RunFolderError` if it holds another run or foreign files."""
+        """Claim the output folder. Raises `RunFolderError` if it holds another run or foreign files, or if
+        another process is writing to it."""
         self.folder = settings.run.output
         stored = self.folder / SETTINGS
-        if refuse_other_run(settings):
+        begun = refuse_other_run(settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder)
+        if begun:
             return
         aside = stored.with_suffix(".partial")
-        self.folder.mkdir(parents=True, exist_ok=True)
         aside.write_text(dump_settings(settings))
         aside.rename(stored)
 
@@ -54,6 +59,20 @@ class Journal:
             aside = path.with_suffix(".partial")
             aside.write_bytes(b"".join(line + b"\n" for line in kept))
             aside.replace(path)
+
+
+def _locked(folder: Path) -> IO[str]:
+    """Return the folder's lock, held until the process ends, however it ends. Raises `RunFolderError`."""
+    lock = (folder / LOCK).open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise RunFolderError(
+            f"run.output = {str(folder)!r} is being written to by another process; end it, wait for it or "
+            "choose another folder"
+        ) from None
+    return lock
 
 
 def record_agents(folder: Path, step: int, agents: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -88,7 +107,7 @@ def refuse_other_run(settings: Settings) -> bool:
                 "folder or go back to its settings:\n  " + "\n  ".join(changed)
             )
         return True
-    ours = {stored.with_suffix(".partial"), *folder.glob(f"{Path(SERVER_LOG).stem}*.log")}
+    ours = {folder / LOCK, stored.with_suffix(".partial"), *folder.glob(f"{Path(SERVER_LOG).stem}*.log")}
     if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= ours):
         raise RunFolderError(
             f"run.output = {str(folder)!r} is not empty and not a run; choose another folder"

@@ -151,7 +151,7 @@ class Updater:
         return TokenBatch(**moved)
 
     def _corrected(self, batch: TokenBatch, rows: Sequence[Row]) -> TokenBatch:
-        """Return the batch corrected for what sampler and trainer compute differently, if that is asked for."""
+        """Return the batch corrected for a sampler that differs from the trainer, if that is asked for."""
         if not self._trainer_log_p:
             return batch
         log_p = [torch.tensor(self._trainer_log_p[id(row.stream)]) for row in rows]
