@@ -87,7 +87,7 @@ class TestJournal:
     def test_a_rewind_leaves_no_other_files(self, journal: Journal) -> None:
         journal.append(METRICS, [{"step": 1}])
         journal.rewind(0)
-        assert sorted(path.name for path in journal.folder.iterdir()) == [METRICS, "settings.toml"]
+        assert sorted(path.name for path in journal.folder.iterdir()) == [".lock", METRICS, "settings.toml"]
 
     def test_lines_of_another_program_are_refused_and_kept(self, journal: Journal) -> None:
         (journal.folder / METRICS).write_text('{"epoch": 1}\n')
@@ -120,7 +120,7 @@ class TestClaim:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "settings.partial").write_text("[run]\nsee")
         Journal(settings_of(tmp_path / "run"))
-        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["settings.toml"]
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "settings.toml"]
 
 
 class State:
