@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from aipo.agents.base import AgentError, AgentQuery, AgentReply
+from aipo.agents.base import AgentError, AgentQuery, AgentReply, Usage
 from aipo.config.loader import load_settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
@@ -69,7 +69,7 @@ class Verifier:
         self.asked.append(query)
         if self.fails:
             raise AgentError("gone")
-        return AgentReply("8 ;", approves=self.approves)
+        return AgentReply("8 ;", approves=self.approves, usage=Usage(10, 2, cost=0.25))
 
 
 @dataclass
@@ -195,6 +195,7 @@ def test_a_copy_is_learnt_from_only_if_verify_approves_and_its_words_are_paid_fo
     assert all(len(credit) == 2 + kept for credit in credits)  # its rollout stays either way
     assert [query.rollout for query in agent.asked] == ["dogs 8"] * 4
     assert of.expert_tokens.raw == 4 * 5 + (0 if agent.fails else 4 * 2)
+    assert of.approval_cost == (0.0 if agent.fails else 4 * 0.25)
 
 
 def test_verified_copies_without_a_verify_agent_are_refused_before_any_compute() -> None:

@@ -22,6 +22,7 @@ class Approval:
 
     approved: bool
     reply_tokens: int
+    cost: float
 
 
 async def approval(copy: TokenStream, problem: str, desk: Desk, seed: int) -> Approval:
@@ -33,6 +34,6 @@ async def approval(copy: TokenStream, problem: str, desk: Desk, seed: int) -> Ap
     query = AgentQuery(problem, text, "", seed)
     answer = await ask(desk.agents[AgentName.VERIFY], query, desk.agent_timeout_s)
     if answer.reply is None:
-        return Approval(False, 0)
+        return Approval(False, 0, answer.usage.cost)
     begin, end = desk.codec.feedback(answer.reply.text, desk.limits.max_feedback_tokens).content
-    return Approval(answer.reply.approves is True, end - begin)
+    return Approval(answer.reply.approves is True, end - begin, answer.usage.cost)

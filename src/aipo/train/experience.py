@@ -29,6 +29,8 @@ class Experience:
         self._batches = ProblemBatches(problems, settings)
         self._batches_drawn = 0
         self.expert_tokens = ExpertTokens()
+        self.approval_cost = 0.0
+        """What the latest step's questions about copies cost; consultations count their own."""
 
     async def of_step(
         self, step: int, algorithm: AlgorithmSettings
@@ -62,6 +64,7 @@ class Experience:
 
     async def _verified(self, step: int, credits: Sequence[Sequence[Credit]]) -> list[list[Credit]]:
         """Leave out the copies that the Verify Agent does not approve of; its words are paid for."""
+        self.approval_cost = 0.0
         kept: list[list[Credit]] = []
         for of_group in credits:
             kept.append([])
@@ -73,6 +76,7 @@ class Experience:
     async def _approved(self, step: int, copy: Credit) -> bool:
         seed = seed_of(self._settings.run.seed, "verified copy", step, copy.copy_of)
         verdict = await approval(copy.stream, copy.problem, self._sampler.desk, seed)
+        self.approval_cost += verdict.cost
         self.expert_tokens.add_reply(f"copy:{seed_of(*copy.stream.ids):016x}", verdict.reply_tokens)
         return verdict.approved
 

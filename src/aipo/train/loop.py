@@ -103,6 +103,7 @@ class Trainer:
         groups, credits = await self._experience.of_step(step, algorithm)
         clock.append(time.monotonic())
         metrics = rollout_metrics(groups)
+        metrics["agent_cost"] = metrics.get("agent_cost", 0.0) + self._experience.approval_cost
         metrics["sampled_groups"] = len(groups)
         metrics["teaching_groups"] = sum(any(c.teaches for c in credit) for credit in credits)
         self._refuse_ungraded(metrics, groups)
