@@ -43,4 +43,4 @@ fi
 export PATH="$AIPO_VLLM_BASE/bin:$PATH" PYTHONPATH="$PWD/src" AIPO_VLLM_COMMAND="$venv/bin/vllm"
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$venv/bin/python" -c 'import vllm' # the tests skip without it; here that is a failure
-"$AIPO_VLLM_BASE/bin/python" -m pytest -q -p no:cacheprovider -m vllm --durations=5 tests/vllm "$@"
+"$AIPO_VLLM_BASE/bin/python" -m pytest -q -p no:cacheprovider -m vllm --durations=5 tests/real_server "$@"

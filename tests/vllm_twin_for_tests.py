@@ -1,7 +1,7 @@
 """A twin of a vLLM server for tests: real HTTP on 127.0.0.1, a real tiny model behind it; it can misbehave.
 
 It answers the paths that `aipo.engines.vllm` asks, in vLLM 0.32's own shapes (of a running server, which
-tests/vllm drives). It samples with the in-process engine; `/collective_rpc` loads safetensors from
+tests/real_server drives). It samples with the in-process engine; `/collective_rpc` loads safetensors from
 a folder, as vLLM does. It runs in a thread with an event loop of its own.
 """
 

@@ -1,6 +1,6 @@
 """The vLLM client against a twin over real HTTP: what is asked, what is believed, what is refused.
 
-tests/vllm asks the same of a real server (scripts/vllm.sh); this runs everywhere.
+tests/real_server asks the same of a real server (scripts/vllm.sh); this runs everywhere.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """A started server is healthy or an error with its log, and never outlives whoever started it.
 
-The server here is ten lines of Python with vLLM's `/health`; tests/vllm starts the real one.
+The server here is ten lines of Python with vLLM's `/health`; tests/real_server starts the real one.
 """
 
 import os

@@ -56,7 +56,11 @@ def _train(settings: Settings, parts: Parts) -> None:
         parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
     refuse_silent_agents(settings, parts.crew)
     self_test(parts, problems, settings.rollout.temperature)
-    trainer = Trainer(settings, parts.model, parts.tokenizer, parts.sampler, problems)
+    with closing(Trainer(settings, parts.model, parts.tokenizer, parts.sampler, problems)) as trainer:
+        _run(settings, parts, trainer)
+
+
+def _run(settings: Settings, parts: Parts, trainer: Trainer) -> None:
     if record_agents(settings.run.output, trainer.step, parts.crew.record):
         console.print(f"the agents have changed: see {AGENTS}", markup=False)
     lines = StepLines()

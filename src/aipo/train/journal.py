@@ -44,6 +44,10 @@ class Journal:
         aside.write_text(dump_settings(settings))
         aside.rename(stored)
 
+    def close(self) -> None:
+        """Let go of the folder; the end of the process does so too."""
+        self._lock.close()
+
     def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records, each with its `step`, to one of the run's files."""
         with (self.folder / name).open("a") as file:

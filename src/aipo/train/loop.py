@@ -6,6 +6,7 @@ Invariant: what a step does depends on the settings, the weights and the step's 
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -65,7 +66,14 @@ class Trainer:
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update)
         self._journal = Journal(settings)
         self._checkpoints = Checkpoints(settings.run.output / "checkpoints", t.keep_checkpoints)
-        self.step = self._restore()
+        with ExitStack() as on_error:
+            on_error.callback(self.close)
+            self.step = self._restore()
+            on_error.pop_all()
+
+    def close(self) -> None:
+        """Let go of the run's folder."""
+        self._journal.close()
 
     async def run(self, after_step: Callable[[Progress], Awaitable[None]]) -> None:
         """Train up to the last step and export the policy. Raises `StopRunError`.
