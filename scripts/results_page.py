@@ -1,8 +1,8 @@
 """Write docs/results.md and docs/ablation.md from the committed records, figures too: no number is typed.
 
 Owns the join of the words, docs/*.in.md, with what `Report` generates. In the words,
-`{{ cell(METHOD, MODE, K) }}` stands for an estimate, `{{ table }}` and the like for whole parts; an unknown name
-is an error.
+`{{ cell(METHOD, MODE, K) }}` stands for an estimate, `{{ table }}` and the like for whole parts; an unknown
+name is an error.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

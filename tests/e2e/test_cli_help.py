@@ -86,6 +86,7 @@ def test_the_help_of_aipo_lists_every_verb_with_a_sentence() -> None:
         "compare": "Compare methods fairly",
         "rollout": "Print a few rollouts",
         "agents": "Look after the agents",
+        "tasks": "List, check and compare benchmarks",
         "version": "Print the version",
     }.items():
         assert f"{verb} {sentence}" in text
@@ -116,7 +117,12 @@ def test_the_help_of_agents_check_says_what_a_newcomer_needs() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([verb, "--help"] for verb in ("train", "compare")), ["agents", "check", "--help"]],
+    [
+        ["--help"],
+        *([verb, "--help"] for verb in ("train", "compare")),
+        ["agents", "check", "--help"],
+        ["tasks", "validate", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = QUICK.format(arguments=arguments)

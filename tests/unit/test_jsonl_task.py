@@ -52,6 +52,23 @@ def test_a_json_list_reads_as_its_lines_do(tmp_path: Path) -> None:
     assert load(JsonlSource(lines)) == load(JsonlSource(listed))
 
 
+def test_parquet_and_csv_read_as_lines_do(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    lines = write(tmp_path / "a.jsonl", rows(0, 3))
+    (tmp_path / "p").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows(0, 3)), tmp_path / "p" / "a.parquet")
+    (tmp_path / "p" / "a.csv").write_text(
+        "problem,answer\n" + "".join(f"What is {n} + 1?,{n + 1}\n" for n in range(3))
+    )
+    for name in ("a.parquet", "a.csv"):
+        assert load(JsonlSource(tmp_path / "p" / name)) == load(JsonlSource(lines))
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(TaskError, match="bad.parquet: not Parquet .*give a Parquet file"):
+        load(JsonlSource(tmp_path / "bad.parquet"))
+
+
 def test_numbers_line_separators_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     row = json.dumps({"problem": "a\u2028b", "answer": 0.5}, ensure_ascii=False)

@@ -116,7 +116,7 @@ def test_a_mini_batch_that_teaches_nothing_changes_nothing_and_has_its_metrics()
 
 
 def test_a_sampler_that_is_not_the_trainer_is_corrected_for_up_to_the_truncation() -> None:
-    """By hand: ratios to the trainer's own log p, so 1 at the first step, and each token's weight p/p_sampler."""
+    """By hand: ratios to the trainer's own log p, so 1 at first, and each token's weight p/p_sampler."""
     rows = rows_of(ADVANTAGES, MASKED)
     before = {n: p.detach().clone() for n, p in random_model(CONFIG).named_parameters()}
     model = random_model(CONFIG)

@@ -17,15 +17,20 @@ from transformers.utils.logging import disable_progress_bar
 from aipo.agents.base import Agent
 from aipo.cli.agent_backends import Crew, build_agents
 from aipo.cli.policy_engines import PolicyEngine, build_engine
+from aipo.config.sandbox import SandboxSettings
 from aipo.config.settings import ConsultSettings, Settings, TaskSettings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
 from aipo.core.types import AgentName
+from aipo.grading.sandbox import base as sandboxes
 from aipo.rollout.episode import Desk
 from aipo.rollout.group import Prompts, Sampler
 from aipo.rollout.leaks import LeakPolicy
 from aipo.tasks.base import Oracle, Split, Task
+from aipo.tasks.benchmarks.catalogue import BENCHMARKS
+from aipo.tasks.benchmarks.load import refuse_evaluation_file
+from aipo.tasks.benchmarks.task import BenchmarkTask, GradingLimits
 from aipo.tasks.cpu_tasks import CPU_TASKS
 from aipo.tasks.jsonl import JsonlSource, JsonlTask
 from aipo.train.model import load_policy
@@ -75,7 +80,7 @@ def assemble(
     Raises `ValueError` subclasses, each one sentence with the fix.
     """
     prepare_process(settings)
-    task = build_task(settings.task)
+    task = build_task(settings.task, settings.sandbox)
     oracle = oracle_of(settings)
     protocol = build_protocol(settings.consult, settings.agents.enabled)
     limits = Limits(
@@ -101,18 +106,34 @@ def assemble(
     return Parts(model, tokenizer, task, Sampler(engine.engine, desk, task, prompts, expert), crew, engine)
 
 
-def build_task(settings: TaskSettings) -> Task:
-    """Return the named task."""
+def build_task(settings: TaskSettings, sandbox: SandboxSettings | None = None) -> Task:
+    """Return the named task. Without `sandbox`, its defaults."""
     if settings.name in CPU_TASKS:
         return CPU_TASKS[settings.name].task()
-    files = {
+    given = {
         Split.TRAIN: settings.train_file,
         Split.VALIDATION: settings.validation_file,
         Split.TEST: settings.test_file,
     }
+    files = {split: path for split, path in given.items() if path}
+    if settings.train_file:
+        refuse_evaluation_file(settings.train_file, "task.train_file", BENCHMARKS.values())
+    if settings.name in BENCHMARKS:
+        limits = GradingLimits(settings.grade_timeout_s, settings.grade_workers, _sandbox(sandbox))
+        return BenchmarkTask(BENCHMARKS[settings.name], files, limits)
     columns = (settings.problem_field, settings.answer_field, settings.answer_after)
-    sources = {split: JsonlSource(path, *columns) for split, path in files.items() if path}
+    sources = {split: JsonlSource(path, *columns) for split, path in files.items()}
     return JsonlTask(sources, settings.match, settings.grade_timeout_s, settings.grade_workers)
+
+
+def _sandbox(settings: SandboxSettings | None) -> sandboxes.SandboxSettings:
+    if settings is None:
+        return sandboxes.SandboxSettings()
+    limits = sandboxes.Limits(settings.cpu_s, settings.wall_s, settings.memory_mb)
+    backend = sandboxes.Choice(settings.backend)
+    return sandboxes.SandboxSettings(
+        backend, settings.url, settings.interpreter, settings.library_paths, limits
+    )
 
 
 def build_protocol(consult: ConsultSettings, enabled: tuple[AgentName, ...]) -> Protocol:

@@ -116,7 +116,7 @@ async def _try(settings: Settings, name: AgentName, agent: Agent, tries: int, pr
 
 
 def _problem_of(settings: Settings) -> str:
-    return build_task(settings.task).problems(Split.TRAIN)[0].text
+    return build_task(settings.task, settings.sandbox).problems(Split.TRAIN)[0].text
 
 
 def _table(tried: Sequence[Tried], crew: Crew) -> Table:

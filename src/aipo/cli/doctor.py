@@ -22,11 +22,14 @@ from aipo.cli.machine import Finding, Health, disk, graphics, isolation, memory,
 from aipo.cli.rehearsal import rehearsed_consultation
 from aipo.cli.selftest import self_test
 from aipo.config.loader import load_settings
-from aipo.config.settings import Settings
+from aipo.config.settings import Settings, TaskSettings
 from aipo.consult.codec import TagCodec
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError
-from aipo.tasks.base import Problem, Split, Task
+from aipo.tasks.base import Oracle, Problem, Split, Task
+from aipo.tasks.benchmarks.catalogue import BENCHMARKS
+from aipo.tasks.benchmarks.task import BenchmarkTask
+from aipo.tasks.cpu_tasks import CPU_TASKS
 
 EXIT_FAILED = 1
 MANY_TOKENS = 4
@@ -86,13 +89,15 @@ def _looked(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
 
 
 def _graded(settings: Settings) -> list[Finding]:
-    split = Split.TRAIN if settings.task.name != "jsonl" or settings.task.train_file else Split.TEST
-    task, oracle = build_task(settings.task), oracle_of(settings)
+    split = _first_split(settings.task)
+    task, oracle = build_task(settings.task, settings.sandbox), oracle_of(settings)
     problems = task.problems(split)
     first = problems[0]
-    right = oracle.solution(first.text) if oracle else f"\\boxed{{{first.gold}}}"
+    right = _stating_gold(task, oracle, first)
     other = next((p for p in problems if p.gold != first.gold), None)
-    wrong = (oracle.solution(other.text) if oracle else f"\\boxed{{{other.gold}}}") if other else "no idea"
+    wrong = _stating_gold(task, oracle, other) if other else "no idea"
+    if not right:
+        return [Finding("problems", Health.OK, f"{len(problems)} to {split}, without reference answers")]
     verdicts = asyncio.run(_verdicts(task, first, right, wrong))
     expected = (Verdict.CORRECT, Verdict.INCORRECT)
     fix = f"look at {first.id}, its gold {first.gold!r} and task.match, task.answer_field, task.answer_after"
@@ -101,6 +106,24 @@ def _graded(settings: Settings) -> list[Finding]:
         Finding("problems", Health.OK, f"{len(problems)} to {split}"),
         Finding("grading", Health.OK if verdicts == expected else Health.FAILED, found, fix),
     ]
+
+
+def _first_split(task: TaskSettings) -> Split:
+    """Return train where the task has training problems, else test."""
+    if task.train_file or task.name in CPU_TASKS:
+        return Split.TRAIN
+    described = BENCHMARKS.get(task.name)
+    fetched = described is not None and described.hub and not task.test_file
+    return Split.TRAIN if fetched and described and Split.TRAIN in described.parts else Split.TEST
+
+
+def _stating_gold(task: Task, oracle: Oracle | None, problem: Problem) -> str:
+    """Return a response that states the gold; '' where only tests are known."""
+    if oracle:
+        return oracle.solution(problem.text)
+    if isinstance(task, BenchmarkTask):
+        return task.gold_response(problem) or ""
+    return f"\\boxed{{{problem.gold}}}"
 
 
 async def _verdicts(task: Task, problem: Problem, right: str, wrong: str) -> tuple[Verdict, Verdict]:
@@ -174,7 +197,7 @@ def _together(settings: Settings) -> list[Finding]:
                 settings.run.output, 12 * size * (settings.train.keep_checkpoints + 1), "disk for checkpoints"
             ),
         ]
-        split = Split.TRAIN if settings.task.name != "jsonl" or settings.task.train_file else Split.TEST
+        split = _first_split(settings.task)
         problems = parts.task.problems(split)
         findings += _looked("sampler agrees", lambda: _agrees(settings, parts, problems))
         if settings.agents.enabled:

@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import typer
 
 from aipo import __version__
-from aipo.cli import agents
+from aipo.cli import agents, tasks
 from aipo.cli.options import (
     AtOnce,
     Checkpoint,
@@ -41,6 +41,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(agents.app)
+app.add_typer(tasks.app)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from aipo.config.agents import AgentSettings
 from aipo.config.engines import EngineSettings
+from aipo.config.sandbox import SandboxSettings
 from aipo.config.section import Section as Section
 from aipo.core.types import AgentName
 
@@ -40,6 +41,27 @@ CoefficientName = Literal[
 ]
 
 
+TaskName = Literal[
+    "leg_counting",
+    "leg_counting_long",
+    "two_digit_products",
+    "jsonl",
+    "aime24",
+    "aime25",
+    "math500",
+    "livemathbench",
+    "gpqa_diamond",
+    "mbpp",
+    "livecodebench_v6",
+    "reasoning_gym",
+    "gsm8k",
+    "dapo_math_17k",
+    "deepmath_103k",
+    "openr1_math_46k",
+]
+"""The CPU tasks, `jsonl`, and every benchmark of `aipo tasks list`."""
+
+
 class RunSettings(Section):
     """Where a run writes, and its one seed."""
 
@@ -66,12 +88,18 @@ class PolicySettings(Section):
 class TaskSettings(Section):
     """Which problems, and how answers are matched."""
 
-    name: Literal["leg_counting", "leg_counting_long", "two_digit_products", "jsonl"] = Field(
-        "leg_counting", description="`jsonl`: problems of your own, one JSON object a line."
+    name: TaskName = Field(
+        "leg_counting",
+        description="`jsonl`: problems of your own. A benchmark (docs/benchmarks.md): its files, or the hub "
+        "when none is given.",
     )
-    train_file: Path | None = Field(None, description="jsonl: problems to train on, one JSON object a line.")
-    validation_file: Path | None = Field(None, description="jsonl: held-out problems to choose settings on.")
-    test_file: Path | None = Field(None, description="jsonl: held-out problems to report on.")
+    train_file: Path | None = Field(
+        None, description="Problems to train on: JSON lines, a JSON list, Parquet or CSV."
+    )
+    validation_file: Path | None = Field(
+        None, description="Held-out problems to choose settings on; none: 5 % of the training problems."
+    )
+    test_file: Path | None = Field(None, description="Held-out problems to report on.")
     problem_field: str = Field("problem", description="jsonl: the column with the problem's text.")
     answer_field: str = Field("answer", description="jsonl: the column with the gold answer.")
     answer_after: str = Field(
@@ -274,6 +302,7 @@ class Settings(Section):
     policy: PolicySettings = PolicySettings()
     engine: EngineSettings = EngineSettings()
     task: TaskSettings = TaskSettings()
+    sandbox: SandboxSettings = SandboxSettings()
     agents: AgentSettings = AgentSettings()
     consult: ConsultSettings = ConsultSettings()
     rollout: RolloutSettings = RolloutSettings()

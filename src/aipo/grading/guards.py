@@ -37,8 +37,12 @@ _UNION = re.compile(r"\\(?:cup|cap|setminus|mathbb)(?![A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])|±")
 _PLAIN_WORDS = re.compile(r"[A-Za-z]{4,}(?:[ '-][A-Za-z]+)*")
 _DIGIT_SUBSCRIPT = re.compile(r"[0-9]\s*_")
-# Five digits in an exponent, four before a factorial, a tower of digits: seconds to hours of pure arithmetic.
-_COSTLY = re.compile(r"\^[\s{(+-]*[0-9]{5}|[0-9]{4}[\s)}\]]*!|[0-9]\s*\^[\s{(]*[0-9]+[\s})]*\^")
+# Five digits in an exponent, four before a factorial, a factorial of a power or of a factorial, a tower of
+# digits: seconds to hours of pure arithmetic.
+_COSTLY = re.compile(
+    r"\^[\s{(+-]*[0-9]{5}|[0-9]{4}[\s)}\]]*!|[0-9][\s})]*[!^][\s{(]*[0-9]*[\s})]*\)\s*!"
+    r"|[0-9]\s*\^[\s{(]*[0-9]+[\s})]*\^"
+)
 
 
 def kind(text: str) -> Kind:
@@ -108,7 +112,7 @@ def _mixes_prose(text: str) -> bool:
 
 def _units(text: str) -> set[str]:
     words = " ".join(run[1] for run in TEXT.finditer(_AND.sub(",", text)))
-    return {word.lower().rstrip("s") for word in re.findall("[A-Za-z]{2,}", words)}
+    return {word.lower().rstrip("s") or "s" for word in re.findall("[A-Za-z]+", words)}
 
 
 def decide(gold: str, answer: str) -> Grade | None:

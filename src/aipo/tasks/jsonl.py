@@ -1,14 +1,12 @@
-"""Problems from JSON files: one object a line, or one list, with a problem and a gold answer in each row.
+"""Problems from files of your own (JSON lines, a JSON list, Parquet, CSV), read by the names of two columns.
 
 Owns loading, checking, splitting and the choice of the matcher. Must not know settings, rollouts or hubs.
 Invariant: the splits are disjoint by problem text; a row that cannot be used stops the run and is named.
 """
 
-import hashlib
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +19,8 @@ from aipo.grading.math import grade_math
 from aipo.grading.pool import MathPool
 from aipo.grading.text import exact_match
 from aipo.tasks.base import Problem, Split, TaskError
-
-HELD_OUT_SHARE = 0.05
-"""Share of the training rows that becomes the validation split when no validation file is given."""
+from aipo.tasks.files import rows, shown
+from aipo.tasks.splits import HELD_OUT_SHARE, disjoint
 
 _THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 
@@ -60,15 +57,9 @@ class JsonlTask:
         grade_workers: int = 1,
     ) -> None:
         loaded = {split: load(source) for split, source in sources.items()}
-        test = loaded.get(Split.TEST, [])
-        validation = _without(loaded.get(Split.VALIDATION, []), test)
-        train = _without(loaded.get(Split.TRAIN, []), [*validation, *test])
-        self.dropped_overlaps = sum(map(len, loaded.values())) - len(train) - len(validation) - len(test)
-        if Split.VALIDATION not in sources:
-            validation = [problem for problem in train if _hash_share(problem) < HELD_OUT_SHARE]
-            train = _without(train, validation)
+        parts = disjoint(loaded, lambda problem: problem.text)
+        self.dropped_overlaps, self._problems = parts.dropped, parts.rows
         self._sources = dict(sources)
-        self._problems = {Split.TRAIN: train, Split.VALIDATION: validation, Split.TEST: test}
         self._pool = MathPool(grade_workers, grade_timeout_s) if match == "math" else None
 
     def problems(self, split: Split) -> Sequence[Problem]:
@@ -124,7 +115,7 @@ def load(source: JsonlSource) -> list[Problem]:
     """
     problems: list[Problem] = []
     line_of: dict[str, int] = {}
-    for index, (line, row) in enumerate(_rows(source.path)):
+    for index, (line, row) in enumerate(rows(source.path)):
         place = f"{source.path}:{line}"
         problem = _problem(place, row, source, f"{source.path.stem}/{index}")
         if (first := line_of.setdefault(problem.id, line)) != line:
@@ -137,53 +128,27 @@ def load(source: JsonlSource) -> list[Problem]:
     return problems
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) of JSON lines, or (index from 1, value) of one JSON list."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(
-            f"{path}: cannot read the file: {error}; give a readable UTF-8 JSON-lines file"
-        ) from error
-    if text.lstrip().startswith("["):
-        values = _parse(text, str(path))
-        yield from enumerate(values, start=1)
-        return
-    # Only \n ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, _parse(line, f"{path}:{number}")
-
-
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        shown = text.strip()[:60]
-        raise TaskError(f"{place}: not JSON ({error}): {shown!r}; write one JSON object a line") from error
-
-
 def _problem(place: str, row: Any, source: JsonlSource, default_id: str) -> Problem:
     if not isinstance(row, dict):
         raise TaskError(
-            f"{place}: {_shown(row)} is not an object; write {{{source.problem_field!r}: ..., ...}}"
+            f"{place}: {shown(row)} is not an object; write {{{source.problem_field!r}: ..., ...}}"
         )
     text = _field(place, row, source.problem_field, "task.problem_field")
     if not isinstance(text, str) or not text.strip():
         raise TaskError(
-            f"{place}: field {source.problem_field!r}: {_shown(text)}; must be a string with text in it"
+            f"{place}: field {source.problem_field!r}: {shown(text)}; must be a string with text in it"
         )
     identity = row.get("id", default_id)
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
         raise TaskError(
-            f"{place}: field 'id': {_shown(identity)}; must be a string or an integer, or left out"
+            f"{place}: field 'id': {shown(identity)}; must be a string or an integer, or left out"
         )
     return Problem(str(identity), text, _gold(place, row, source))
 
 
 def _gold(place: str, row: dict[str, Any], source: JsonlSource) -> str:
     value = _field(place, row, source.answer_field, "task.answer_field")
-    where = f"{place}: field {source.answer_field!r}: {_shown(value)}"
+    where = f"{place}: field {source.answer_field!r}: {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TaskError(f"{where}; must be a string or a number")
     if isinstance(value, float) and not math.isfinite(value):
@@ -205,25 +170,3 @@ def _field(place: str, row: dict[str, Any], field: str, setting: str) -> Any:
             f"{place}: no field {field!r}; the row has {', '.join(map(repr, row))}; set {setting}"
         )
     return row[field]
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
-
-
-def _key(problem: Problem) -> str:
-    return " ".join(problem.text.casefold().split())
-
-
-def _without(problems: list[Problem], held_out: Iterable[Problem]) -> list[Problem]:
-    taken = {_key(problem) for problem in held_out}
-    return [problem for problem in problems if _key(problem) not in taken]
-
-
-def _hash_share(problem: Problem) -> float:
-    """Return a number in [0, 1) that depends on the problem's text alone."""
-    return (
-        int.from_bytes(hashlib.sha256(_key(problem).encode(errors="surrogatepass")).digest()[:6], "big")
-        / 2**48
-    )

@@ -1,0 +1,72 @@
+"""Landlock: a process that takes its own rights away, where namespaces are forbidden. Needs no privileges.
+
+Owns what such a process may read. Must not know programs, tests or other back ends.
+Invariant: nothing of this machine can be written, but /dev/null: without a file system of its own there is no
+private /tmp whose size could be bounded, so there is none.
+
+What namespaces would add: existence, size and owner of this machine's files can be asked for by name
+(Landlock does not govern stat), and the host's name and kernel are seen. Signals, sockets, fork and changes
+of files' modes, which Landlock does not govern or only from some kernel on, are denied by seccomp.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+
+from aipo.grading.sandbox import interpreter, seccomp
+from aipo.grading.sandbox.base import Backend, Limits, Program, Run, SandboxError, SandboxSettings
+from aipo.grading.sandbox.bubblewrap import next_uid
+from aipo.grading.sandbox.process import BOOTSTRAP, PYTHON_FLAGS, Isolation, supervise
+
+_CREATE_RULESET, _VERSION = 444, 1
+
+
+def kernel_abi() -> int:
+    """Return the version of Landlock that this kernel has; 0 when it has none or does not enable it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return max(0, int(libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)))
+
+
+class Landlock:
+    """Programs run by a process under Landlock.
+
+    Raises:
+        SandboxError: the kernel has no Landlock, this machine is not x86-64, or no Python can be read.
+    """
+
+    backend = Backend.LANDLOCK
+
+    def __init__(self, settings: SandboxSettings) -> None:
+        field = "sandbox.backend = 'landlock'"
+        try:
+            self._filter = seccomp.build()
+        except NotImplementedError as error:
+            raise SandboxError(f"{field}: {error}") from error
+        if not (abi := kernel_abi()):
+            raise SandboxError(
+                f"{field}: this kernel has no Landlock (since Linux 5.13, and `landlock` must stand in"
+                " /sys/kernel/security/lsm); install bubblewrap or set sandbox.url"
+            )
+        # Root's runs become another user, who must be able to read the interpreter.
+        self._python = interpreter.find(settings.interpreter, for_everyone=os.getuid() == 0)
+        self._libraries = settings.library_paths
+        self._readable = (*self._python.paths, *self._python.devices, *self._libraries)
+        self.description = (
+            f"landlock (ABI {abi}) + seccomp + rlimits, Python {self._python.version}"
+            f" ({self._python.executable})"
+        )
+
+    def run(self, program: Program, limits: Limits) -> Run:
+        """Run a program to its end."""
+
+        def command(payload: int, status: int) -> Sequence[str]:
+            return [self._python.executable, *PYTHON_FLAGS, "-c", BOOTSTRAP, str(payload), str(status)]
+
+        isolation = Isolation(
+            self._filter,
+            next_uid(),
+            self._readable,
+            die_with_parent=True,
+            library_paths=self._libraries,
+        )
+        return supervise(command, program, limits, isolation)

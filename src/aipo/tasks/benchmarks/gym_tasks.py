@@ -1,0 +1,183 @@
+"""The reasoning-gym set: which generators with which parameters, which are left out and why, and scoring.
+
+Owns the 27 configurations, their scorers and the rule that turns a score into a verdict. Must not know files.
+Invariant: no scorer here executes, or evaluates as an expression, what a policy wrote.
+
+The paper names "27 tasks x 10". The list is that of the first author's earlier public code [prototype], which
+drew train and test from one seed, so that the test items were training items; ours are apart
+(`gym_freeze`). Three of its configurations ask for the state of a 30 x 30 Game of Life that is seeded with 10
+cells, of which the library's default asks for any size of board: in 30 of 30 items the answer was the empty
+board. Here the board is seeded with 90 cells, 10 %, as the parameter beside it says [ours].
+https://github.com/open-thought/reasoning-gym
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from aipo.core.types import Verdict
+from aipo.grading.extract import after_thinking, extract_answer
+from aipo.grading.grade import Grade
+from aipo.tasks.base import TaskError
+
+MIN_SCORE = 1.0 - 1e-9
+"""A score from here on is CORRECT. Not 0.99: one wrong cell of a 30 x 30 board still scores 899/900."""
+
+MAX_ANSWER_CHARS = 20_000
+
+EXECUTES_THE_ANSWER = frozenset(
+    {
+        "string_insertion",
+        "spiral_matrix",
+        "binary_matrix",
+        "n_queens",
+        "simple_integration",
+        "intermediate_integration",
+        "polynomial_multiplication",
+        "puzzle24",
+        "countdown",
+        "codeio",
+    }
+)
+"""Generators whose scorer evaluates the policy's text (reasoning-gym 0.1.25); they are refused."""
+
+ACCEPTS_ANYTHING = frozenset({"game_of_life_halting"})
+"""Generators whose scorer takes any text for right; refused."""
+
+WITHOUT_ORACLE = frozenset({"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"})
+"""Generators without an answer of their own, or whose own answer scores 0; refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class GymTask:
+    """One generator with its parameters."""
+
+    name: str
+    generator: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    train_parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What differs for training items."""
+
+
+_BOARD = {"grid_size_x": 30, "grid_size_y": 30, "filled_cells": 90}
+
+PAPER_TASKS: tuple[GymTask, ...] = (
+    GymTask("ab_10", "ab", {"length": 10}),
+    GymTask("ab_15", "ab", {"length": 15}),
+    GymTask("acre", "acre", {"train": 0}, {"train": 1}),
+    GymTask("advanced_geometry", "advanced_geometry", {"min_coord": -100, "max_coord": 100}),
+    GymTask("aiw", "aiw", {"max_entities": 10}),
+    GymTask("cryptarithm", "cryptarithm", {"min_words": 5, "max_words": 20}),
+    GymTask("dice", "dice", {"num_dice": 5, "max_dice_size": 30}),
+    GymTask("futoshiki", "futoshiki"),
+    *(GymTask(f"game_of_life_{n}", "game_of_life", {**_BOARD, "simulation_steps": n}) for n in (3, 4, 5)),
+    GymTask("game_of_life_halting", "game_of_life_halting"),
+    GymTask("jugs", "jugs", {"difficulty": 20}),
+    GymTask("knight_swap", "knight_swap"),
+    *(
+        GymTask(
+            f"knights_knaves_{n}",
+            "knights_knaves",
+            {"n_people": n, "depth_constraint": n, "width_constraint": n},
+        )
+        for n in (3, 5)
+    ),
+    GymTask("mahjong_puzzle", "mahjong_puzzle", {"min_num_rounds": 30}),
+    GymTask("needle_haystack", "needle_haystack", {"min_num_statements": 50}),
+    *(GymTask(f"quantum_lock_{n}", "quantum_lock", {"difficulty": n}) for n in (10, 20)),
+    GymTask("rush_hour", "rush_hour", {"min_moves": 10}),
+    GymTask("self_reference", "self_reference", {"difficulty": 10}),
+    GymTask("sudoku", "sudoku"),
+    *(
+        GymTask(f"zebra_puzzles_{n}", "zebra_puzzles", {"num_people": n, "num_characteristics": n})
+        for n in (4, 5, 6, 7)
+    ),
+)
+"""The 27 configurations, with those that cannot be scored."""
+
+
+def why_excluded(task: GymTask) -> str:
+    """Return why a generator is not used, or ''.
+
+    >>> [f"{task.name}: {why_excluded(task)}" for task in PAPER_TASKS if why_excluded(task)]
+    ['game_of_life_halting: its scorer accepts any answer', 'rush_hour: it has no answer of its own']
+    """
+    if task.generator in EXECUTES_THE_ANSWER:
+        return "its scorer executes the answer"
+    if task.generator in ACCEPTS_ANYTHING:
+        return "its scorer accepts any answer"
+    if task.generator in WITHOUT_ORACLE:
+        return "it has no answer of its own"
+    return ""
+
+
+TASKS: Mapping[str, GymTask] = MappingProxyType({t.name: t for t in PAPER_TASKS if not why_excluded(t)})
+"""The 25 configurations that are used, by name."""
+
+
+def answer_of(response: str) -> str | None:
+    r"""Return the last `<answer>` block after the thinking, or else the last box; stripped; None without one.
+
+    Boards are longer than what fits a box of mathematics, hence the tag. An answer of more than
+    `MAX_ANSWER_CHARS` characters is none.
+
+    >>> answer_of("<answer> 4 </answer>"), answer_of(r"so \boxed{A \to B}"), answer_of("4")
+    ('4', 'A \\to B', None)
+    """
+    _before, tag, rest = after_thinking(response).rpartition("<answer>")
+    if not tag:
+        return extract_answer(response)
+    answer = rest.partition("</answer>")[0].strip()
+    return answer if answer and len(answer) <= MAX_ANSWER_CHARS else None
+
+
+def grade_gym(response: str, entry: Mapping[str, Any]) -> Grade:
+    """Grade a response by the generator's own scorer, binarised at `MIN_SCORE`.
+
+    `entry` has `task` (a name of `TASKS`), `question`, `answer` and `metadata`. A scorer that raises is a
+    failure of grading: UNGRADED, with the error's name.
+    """
+    answer = answer_of(response)
+    if answer is None:
+        return Grade(Verdict.INCORRECT, "no_answer")
+    if str(entry["task"]).startswith("game_of_life") and not _is_board(answer):
+        return Grade(Verdict.INCORRECT, "no_board")  # the scorer would raise, at the policy's wish
+    try:
+        # A copy: some scorers write into the entry's metadata.
+        value = score(answer, {**entry, "metadata": dict(entry["metadata"])})
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return Grade(Verdict.UNGRADED, f"error: {type(error).__name__}")
+    right = value >= MIN_SCORE
+    return Grade(Verdict.CORRECT, "score") if right else Grade(Verdict.INCORRECT, f"score: {value:.2f}")
+
+
+def _is_board(answer: str) -> bool:
+    try:
+        board = json.loads(answer)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(board, list) and all(isinstance(row, list) for row in board)
+
+
+def score(answer: str, entry: Mapping[str, Any]) -> float:
+    """Return the generator's own score of an answer, in [0, 1]. Raises what the scorer raises."""
+    return float(_scorer(known(str(entry["task"])).generator)(answer, entry))
+
+
+def known(name: str) -> GymTask:
+    """Return a configuration by name. Raises `TaskError` for one that is not used, with the reason."""
+    if name in TASKS:
+        return TASKS[name]
+    reason = next((why_excluded(task) for task in PAPER_TASKS if task.name == name), "it is unknown")
+    raise TaskError(f"reasoning-gym task {name!r} is not used: {reason}; use one of {', '.join(TASKS)}")
+
+
+@cache
+def _scorer(generator: str) -> Callable[[str, Mapping[str, Any]], float]:
+    import reasoning_gym
+
+    scorer: Callable[[str, Mapping[str, Any]], float] = reasoning_gym.get_score_answer_fn(generator)
+    return scorer

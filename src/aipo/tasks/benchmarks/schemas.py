@@ -1,0 +1,137 @@
+"""From a data set's own columns to the one row: mathematics, integers, and chat-shaped training rows.
+
+Owns what each schema's columns mean. Must not know files or hubs.
+Invariant: a row without a usable problem or gold raises `ValueError` with field, value and fix.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from aipo.grading.text import integer
+from aipo.tasks.benchmarks.benchmark import Convert, Kind, Row
+from aipo.tasks.files import shown
+
+_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_DEGREES = re.compile(r"(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree)$")
+# The instruction that some copies carry inside the problem; ours is added instead of it.
+_DAPO_HEAD = re.compile(r"\ASolve the following math problem step by step\.[^\n]*\n\n")
+_DAPO_TAIL = re.compile(r"\n\nRemember to put your answer on its own line after \"Answer:\"\.\s*\Z")
+
+
+def text_of(row: Mapping[str, Any], field: str) -> str:
+    """Return a column that holds a text with something in it. Raises `ValueError`."""
+    if field not in row:
+        raise ValueError(f"no field {field!r}; the row has {', '.join(map(repr, row))}")
+    value = row[field]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"field {field!r}: {shown(value)}; must be a string with text in it")
+    return value.strip()
+
+
+def gold_of(row: Mapping[str, Any], field: str, after: str = "") -> str:
+    """Return a gold answer: a text or a finite number; what stands after the last mark `after`.
+
+    Raises `ValueError` for an empty one.
+    """
+    if field not in row:
+        raise ValueError(f"no field {field!r}; the row has {', '.join(map(repr, row))}")
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"field {field!r}: {shown(value)}; must be a string or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"field {field!r}: {value}; must be a finite number")
+    text = str(value)
+    if after and after not in text:
+        raise ValueError(f"field {field!r}: {shown(value)} has no mark {after!r}; correct the row")
+    gold = (text.rpartition(after)[2] if after else text).strip()
+    if len(gold) > 2 and gold.startswith("$") and gold.endswith("$") and "$" not in gold[1:-1]:
+        gold = gold[1:-1].strip()
+    if not gold:
+        raise ValueError(f"field {field!r}: {shown(value)} is empty; give the gold answer")
+    return gold.replace(",", "") if _THOUSANDS.fullmatch(gold) else gold
+
+
+def id_of(row: Mapping[str, Any], default: str, *fields: str) -> str:
+    """Return the first of the id columns that a row has, as text; else `default`. Raises `ValueError`."""
+    field = next((name for name in fields if name in row), None)
+    if field is None:
+        return default
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise ValueError(f"field {field!r}: {shown(value)}; must be a string or an integer, or left out")
+    return str(value)
+
+
+def math_row(problem: str, answer: str, *ids: str, after: str = "") -> Convert:
+    """Return the reader of rows with a problem and a gold in LaTeX."""
+
+    def convert(default: str, row: Mapping[str, Any]) -> Row:
+        gold = gold_of(row, answer, after)
+        return Row(id_of(row, default, *ids), text_of(row, problem), gold, Kind.MATH, secrets=(gold,))
+
+    return convert
+
+
+def aime_integer(text: str) -> str | None:
+    r"""Return the canonical digits of an integer, of degrees too; None for anything else.
+
+    >>> aime_integer(r"336^\circ"), aime_integer("042"), aime_integer("4.2")
+    ('336', '42', None)
+    """
+    return integer(without_degrees(text))
+
+
+def without_degrees(text: str) -> str:
+    """Return a text without a degree sign at its end."""
+    return _DEGREES.sub("", text.strip())
+
+
+def aime_row(default: str, row: Mapping[str, Any]) -> Row:
+    r"""Read a row of any hub copy of AIME: the gold is an integer from 0 to 999, in any spelling.
+
+    The published gold of one problem of 2025 is `336^\circ`; a degree sign does not count.
+
+    >>> aime_row("x/0", {"ID": "I-1", "Problem": "Find n.", "Answer": "042"}).gold
+    '42'
+    """
+    problem = next((name for name in ("problem", "Problem", "question") if name in row), "problem")
+    answer = next((name for name in ("answer", "Answer") if name in row), "answer")
+    text, value = text_of(row, problem), gold_of(row, answer)
+    gold = aime_integer(value)
+    if gold is None or gold.startswith("-") or len(gold) > 3:
+        raise ValueError(f"field {answer!r}: {shown(value)}; an AIME answer is an integer from 0 to 999")
+    return Row(id_of(row, default, "id", "ID", "problem_idx"), text, gold, Kind.INTEGER, secrets=(gold,))
+
+
+def chat_row(default: str, row: Mapping[str, Any]) -> Row:
+    """Read a row in verl's shape: `prompt` (a text, or messages of which the last user's counts).
+
+    The gold is `reward_model.ground_truth`. The id is `extra_info.index` where there is one.
+    """
+    reward = row.get("reward_model")
+    if not isinstance(reward, Mapping):
+        raise ValueError(f"field 'reward_model': {shown(reward)}; must be a table with 'ground_truth'")
+    gold = gold_of(reward, "ground_truth")
+    prompt = row.get("prompt")
+    if isinstance(prompt, list):
+        users = [m["content"] for m in prompt if isinstance(m, Mapping) and m.get("role") == "user"]
+        prompt = users[-1] if users else None
+    text = text_of({"prompt": prompt}, "prompt")
+    text = _DAPO_TAIL.sub("", _DAPO_HEAD.sub("", text)).strip()
+    extra = row.get("extra_info")
+    identity = id_of(extra, default, "index") if isinstance(extra, Mapping) else default
+    return Row(identity, text, gold, Kind.MATH, secrets=(gold,))
+
+
+def gym_row(default: str, row: Mapping[str, Any]) -> Row:
+    """Read a frozen reasoning-gym row; its task is the stratum."""
+    from aipo.tasks.benchmarks.gym_tasks import known
+
+    name = known(text_of(row, "task")).name
+    gold, question = gold_of(row, "answer"), text_of(row, "question")
+    if not isinstance(row.get("metadata"), Mapping):
+        raise ValueError(f"field 'metadata': {shown(row.get('metadata'))}; must be a table")
+    entry = {key: row[key] for key in ("task", "question", "answer", "metadata")}
+    return Row(id_of(row, default, "id"), question, gold, Kind.REASONING_GYM, entry, (gold,), name)
