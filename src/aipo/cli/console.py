@@ -16,7 +16,10 @@ from rich.console import Console
 
 from aipo.train.events import Progress, StopRunError
 
-console = Console(highlight=False, soft_wrap=True)
+WIDE = 200
+"""Columns where there is no terminal: a table in a file or a pipe must not be cut to a screen's width."""
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 130

@@ -90,6 +90,8 @@ class Bubblewrap:
                 "--cap-add",
                 "CAP_SETGID",
             ]  # gone with the change of user
+        # Before what is bound into it: a Python may stand under /tmp too.
+        arguments += ["--perms", "1777", "--size", str(limits.file_mb << 20), "--tmpfs", "/tmp"]
         mounted = (*self._python.paths, *self._libraries)
         # bwrap would give a folder above them the mode of this machine's, so 0700 for /root.
         for folder in sorted(
@@ -103,5 +105,4 @@ class Bubblewrap:
                 arguments += ["--symlink", os.readlink(link), link]
         for device in self._python.devices:
             arguments += ["--dev-bind", device, device]
-        arguments += ["--perms", "1777", "--size", str(limits.file_mb << 20), "--tmpfs", "/tmp"]
         return [*arguments, "--remount-ro", "/", "--chdir", "/tmp"]
