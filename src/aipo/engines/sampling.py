@@ -43,18 +43,25 @@ def draw(logits: Tensor, rows: Sequence[Drawing]) -> tuple[list[int], list[float
     The log-probability is that of the tempered distribution before truncation and bans: what the training
     forward can recompute. Greedy rows (temperature 0) report it at temperature 1.
     """
-    logits = logits.float()
-    temperature = torch.tensor([row.sampling.temperature or 1.0 for row in rows], device=logits.device)
-    log_p = torch.log_softmax(logits / temperature.unsqueeze(1), dim=-1)
+    log_p = torch.log_softmax(_tempered(logits.float(), rows), dim=-1)
     allowed = _truncated(log_p, rows)
-    uniform = torch.tensor([row.uniforms.next() for row in rows], dtype=torch.float64, device=logits.device)
+    uniform = torch.tensor([[row.uniforms.next()] for row in rows], dtype=torch.float64, device=logits.device)
     # Inverse transform in float64: with a large vocabulary a float32 running sum would lose the tail.
-    cumulative = allowed.double().exp().cumsum(dim=-1)
-    target = (uniform.unsqueeze(1) * cumulative[:, -1:]).to(cumulative.dtype)
-    token = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-    greedy = torch.tensor([row.sampling.temperature == 0 for row in rows], device=logits.device)
-    token = torch.where(greedy, allowed.argmax(dim=-1), token)
-    return token.tolist(), log_p.gather(1, token.unsqueeze(1)).squeeze(1).tolist()
+    cumulative = allowed.double().exp_().cumsum_(dim=-1)
+    token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    token.clamp_(max=logits.shape[1] - 1)
+    greedy = [row.sampling.temperature == 0 for row in rows]
+    if any(greedy):
+        likeliest = allowed.argmax(dim=-1, keepdim=True)
+        token = torch.where(torch.tensor(greedy, device=logits.device).unsqueeze(1), likeliest, token)
+    return token.squeeze(1).tolist(), log_p.gather(1, token).squeeze(1).tolist()
+
+
+def _tempered(logits: Tensor, rows: Sequence[Drawing]) -> Tensor:
+    temperatures = [row.sampling.temperature or 1.0 for row in rows]
+    if all(t == 1 for t in temperatures):
+        return logits  # dividing by 1 changes no bit
+    return logits / torch.tensor(temperatures, device=logits.device).unsqueeze(1)
 
 
 def _truncated(log_p: Tensor, rows: Sequence[Drawing]) -> Tensor:
@@ -63,11 +70,12 @@ def _truncated(log_p: Tensor, rows: Sequence[Drawing]) -> Tensor:
     if not any(narrowed) and not any(row.banned for row in rows):
         return log_p
     log_p = log_p.clone()
-    for i, row in enumerate(rows):
-        if row.banned:
-            log_p[i, list(row.banned)] = -torch.inf
-        if narrowed[i]:
-            log_p[i] = _nucleus(log_p[i], row.sampling)
+    banned = [(i, token) for i, row in enumerate(rows) for token in row.banned]
+    if banned:
+        at = torch.tensor(banned, device=log_p.device)
+        log_p[at[:, 0], at[:, 1]] = -torch.inf
+    for i in (i for i, narrow in enumerate(narrowed) if narrow):
+        log_p[i] = _nucleus(log_p[i], rows[i].sampling)
     return log_p
 
 

@@ -9,6 +9,7 @@ Works for attention layers, grouped-query and sliding-window ones included. Does
 there is no mask here: `SlotCache` refuses such a model.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from transformers.cache_utils import CacheLayerMixin
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
+class Filled(Exception):
+    """Ends a forward pass that only fills the cache, as soon as its last layer has written."""
+
+
 class _Window:
     """Which rows and columns the current forward pass reads and writes."""
 
@@ -26,6 +31,8 @@ class _Window:
     row_index: Tensor
     column_index: Tensor
     width: int = 0
+    last: "_SlotLayer | None" = None
+    """The layer with whose keys and values the pass has done its work; None: it is wanted to the end."""
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -56,6 +63,8 @@ class _SlotLayer(CacheLayerMixin):
         w = self._window
         self.keys[w.row_index, w.column_index] = key_states.transpose(1, 2)
         self.values[w.row_index, w.column_index] = value_states.transpose(1, 2)
+        if self is w.last:
+            raise Filled
         return (
             self.keys[w.rows, : w.width].transpose(1, 2),
             self.values[w.rows, : w.width].transpose(1, 2),
@@ -97,19 +106,27 @@ class SlotCache:
         self._layer_types = set(layer_types)
         self._config, self._dtype = text, dtype
 
-    def open(self, rows: slice, lengths: Tensor, fed: int) -> tuple[Tensor, Tensor | dict[str, Tensor]]:
-        """Prepare a forward pass of `fed` tokens for each of `rows`, which hold `lengths` (n,) tokens.
+    def fill_only(self, wanted: bool) -> None:
+        """Say whether the next passes raise `Filled` once they have written all keys and values."""
+        self._window.last = self._layers[-1] if wanted else None
+
+    def open(
+        self, rows: slice, held: list[int], fed: int, device: torch.device
+    ) -> tuple[Tensor, Tensor | dict[str, Tensor]]:
+        """Prepare a forward pass of `fed` tokens for each of `rows`, which hold so many tokens already.
 
         Returns position ids (n, fed) and attention masks (n, 1, fed, width) as the model's attention wants
         them: True where attended, or added to the scores where it is `eager`.
         """
-        w, device = self._window, lengths.device
-        # Padding of a shorter row may run past the end; what it writes there is never attended to.
-        positions = (lengths.unsqueeze(1) + torch.arange(fed, device=device)).clamp(max=self.capacity - 1)
+        w = self._window
+        positions = torch.tensor(held, device=device).unsqueeze(1)
+        if fed > 1:
+            # Padding of a shorter row may run past the end; what it writes there is never attended to.
+            positions = (positions + torch.arange(fed, device=device)).clamp(max=self.capacity - 1)
         w.rows = rows
         w.row_index = torch.arange(rows.start, rows.stop, device=device).unsqueeze(1)
         w.column_index = positions
-        w.width = int(positions.max()) + 1
+        w.width = min(max(held) + fed, self.capacity)
         columns = torch.arange(w.width, device=device)
         mask = columns <= positions.unsqueeze(-1)
         return positions, self._masks(mask, columns, positions)
@@ -130,14 +147,22 @@ class SlotCache:
         hidden = torch.zeros(attended.shape, dtype=self._dtype, device=attended.device)
         return hidden.masked_fill(~attended, torch.finfo(self._dtype).min).unsqueeze(1)
 
+    @torch.inference_mode()  # as the forward passes are, whose memory this is
     def swap(self, a: int, b: int, length: int) -> None:
         """Exchange the first `length` positions of two rows."""
-        if a != b:
-            self.copy([a, b], [b, a], length)
+        for states in self._states():
+            kept = states[a, :length].clone()
+            states[a, :length] = states[b, :length]
+            states[b, :length] = kept
 
+    @torch.inference_mode()
     def copy(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copy the first `length` positions of row `sources[i]` to row `targets[i]`, all at once."""
+        for states in self._states():
+            states[targets, :length] = states[sources, :length]
+
+    def _states(self) -> Iterator[Tensor]:
         for layer in self._layers:
             for states in (layer.keys, layer.values):
                 if states is not None:
-                    states[targets, :length] = states[sources, :length]
+                    yield states

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from aipo.core.types import StopReason
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
 from aipo.engines.sampling import Uniforms, draw
-from aipo.engines.slots import SlotCache
+from aipo.engines.slots import Filled, SlotCache
 from aipo.engines.stops import StopFinder, end_ids
 
 LOCKSTEP_TOKENS = 16
@@ -94,9 +94,12 @@ class TransformersEngine:
             return
         if position < self._active:
             position = self._park(position)
-        self._swap(position, len(self._rows) - 1)
-        self._rows.pop()
+        last = self._rows.pop()
         del self._index[session]
+        if last.session != session:  # the last row moves into the gap; what it overwrites is forgotten
+            self._cache.copy([len(self._rows)], [position], last.cached)
+            self._rows[position] = last
+            self._index[last.session] = position
         self._wake()
 
     def _wake(self) -> None:
@@ -106,8 +109,9 @@ class TransformersEngine:
     async def _run(self) -> None:
         try:
             while self._resumed or self._active or (self._new and len(self._rows) < self._slots):
-                self._admit()
-                self._decode()
+                with torch.inference_mode():  # never across an await: it holds for the whole thread
+                    self._admit()
+                    self._decode()
                 await asyncio.sleep(0)  # lets finished rollouts consult and ask for more
         except Exception as error:
             self._fail(error)
@@ -178,7 +182,7 @@ class TransformersEngine:
             if fed := max(row.pending for row in chunk) - 1:
                 inputs = [row.ids[row.cached : -1] for row in chunk]
                 padded = [ids + [0] * (fed - len(ids)) for ids in inputs]
-                self._forward(position, padded)
+                self._fill(position, padded)
                 for row, ids in zip(chunk, inputs, strict=True):
                     row.cached += len(ids)
                     self.forwarded_tokens += len(ids)
@@ -195,13 +199,22 @@ class TransformersEngine:
 
     # decoding
 
-    @torch.no_grad()
+    def _fill(self, position: int, inputs: list[list[int]]) -> None:
+        """Compute keys and values only: nothing is sampled behind these tokens."""
+        self._cache.fill_only(True)
+        try:
+            self._forward(position, inputs)
+        except Filled:
+            pass  # what the last layer would make of them is never read
+        finally:
+            self._cache.fill_only(False)
+
     def _forward(self, position: int, inputs: list[list[int]]) -> torch.Tensor:
         """Run the model over rows from `position` on; logits (n, fed, vocabulary)."""
         rows = slice(position, position + len(inputs))
         device = self._model.device
-        lengths = torch.tensor([row.cached for row in self._rows[rows]], device=device)
-        positions, masks = self._cache.open(rows, lengths, len(inputs[0]))
+        held = [row.cached for row in self._rows[rows]]
+        positions, masks = self._cache.open(rows, held, len(inputs[0]), device)
         output = self._model(
             input_ids=torch.tensor(inputs, device=device),
             attention_mask=masks,

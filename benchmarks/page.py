@@ -1,0 +1,82 @@
+"""Write benchmarks/README.md from results/benchmarks/*.json: no figure is typed by hand.
+
+Owns the layout of that page. Must not measure. Invariant: each figure stands beside its bound or peer, what
+was asked of it, and whether that was met; a record of a quick run is refused.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from measure import RECORDS, ROOT
+
+HEAD = """# Benchmarks
+
+Written by `benchmarks/page.py` from the records in `results/benchmarks/`; do not edit.
+
+    OMP_NUM_THREADS=1 python benchmarks/overlap.py        # rollouts beside their bound and TRL's tool loop
+    OMP_NUM_THREADS=1 python benchmarks/prefill.py        # tokens forwarded over distinct tokens
+    OMP_NUM_THREADS=1 python benchmarks/decode.py         # tokens per CPU-second beside `generate` and vLLM
+    OMP_NUM_THREADS=1 python benchmarks/rollout_loop.py   # consultations per CPU-second, nothing to wait for
+    python benchmarks/page.py                             # this page
+
+`--quick` runs a tiny size, which proves nothing; `--repeats N`; `--peer COMMAND` names TRL's Python
+(`scripts/parity.sh` makes it) or vLLM's command (`scripts/vllm.sh --install`), and those in `build/` are
+found by themselves. Each script's first lines say what it measures and what it does not. Peers run in the
+same call as ours, turn by turn; figures are medians. CPU-seconds with one thread decide where something
+computes; others may share the machine.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    path = ROOT / "benchmarks" / "README.md"
+    path.write_text(page(RECORDS))
+    print(f"wrote {path}")
+
+
+def page(records: Path) -> str:
+    """Return the page. Raises `ValueError` for the record of a quick run."""
+    parts = [HEAD]
+    for path in sorted(records.glob("*.json")):
+        record = json.loads(path.read_text())
+        if record["quick"]:
+            raise ValueError(
+                f"{path} is the record of a quick run, which proves nothing; run it without --quick"
+            )
+        parts.append(section(record))
+    return "\n".join(parts)
+
+
+def section(record: dict[str, Any]) -> str:
+    """Return one record as a table and the conditions it was made in."""
+    machine, versions = record["machine"], record["versions"]
+    rows = [
+        "| what | ours | beside | ratio | asked | met |",
+        "|---|---|---|---|---|---|",
+        *map(_row, record["figures"]),
+    ]
+    conditions = (
+        f"{record['date'][:10]}, {machine['cpu']} ({machine['cores']} cores, {machine['capability']}), "
+        f"{machine['threads']} thread, load average {record['load_average'][0]:g}; "
+        f"Python {machine['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + "."
+    )
+    return "\n".join([f"## {record['benchmark']}", "", *rows, "", conditions, ""])
+
+
+def _row(figure: dict[str, Any]) -> str:
+    beside = f"{figure['beside']}: {_number(figure['theirs'])}" if figure["theirs"] is not None else ""
+    ratio = f"{figure['ratio']:.2f}" if figure["ratio"] is not None else ""
+    met = {True: "yes", False: "**no**", None: ""}[figure["passed"]]
+    ours = f"{_number(figure['ours'])} {figure['unit']}"
+    return f"| {figure['what']} | {ours} | {beside} | {ratio} | {figure['asked']} | {met} |"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main()
