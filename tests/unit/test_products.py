@@ -30,7 +30,7 @@ from aipo.tasks.products.notation import (
     problem_text,
     vocabulary,
 )
-from aipo.tasks.products.oracle import ProductsOracle, worked_words
+from aipo.tasks.products.oracle import ProductsOracle
 from aipo.tasks.products.task import (
     EASY_STRATA,
     HARD,
@@ -39,6 +39,7 @@ from aipo.tasks.products.task import (
     held_out_questions,
     stratum_of,
 )
+from aipo.tasks.worked import worked_words
 
 TASK, ORACLE = ProductsTask(), ProductsOracle()
 V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING

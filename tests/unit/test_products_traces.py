@@ -25,9 +25,10 @@ from aipo.tasks.products.notation import (
     plan,
     vocabulary,
 )
-from aipo.tasks.products.oracle import ProductsOracle, worked_words
+from aipo.tasks.products.oracle import ProductsOracle
 from aipo.tasks.products.task import EASY_STRATA, ProductsTask, held_out_questions, question_of, stratum_of
 from aipo.tasks.products.traces import HARD_PLANS, Kind, TraceSettings, steps_of, trace
+from aipo.tasks.worked import worked_words
 
 HARD_ONE = "7 4 * 6 3"
 TAGS = {

@@ -5,8 +5,6 @@ Invariant: it sees what an agent sees (problem, rollout, request) and never stat
 running sum of the last line equals the total all the same: a leak that this task has by construction.
 """
 
-import re
-
 from aipo.core.types import AgentName
 from aipo.tasks.leg_counting.notation import (
     LABELS,
@@ -18,10 +16,7 @@ from aipo.tasks.leg_counting.notation import (
     lines,
     parse_problem,
 )
-
-_REQUEST = re.compile(r"<(verify|knowledge|reasoning)>.*?</\1>", re.DOTALL)
-_NOTICE = re.compile(r"<feedback>[^<]*\b(?:left|understood|unavailable|answer)\s*</feedback>")
-_TAG = re.compile(r"</?(?:feedback|verify|knowledge|reasoning)>")
+from aipo.tasks.worked import worked_words
 
 
 class LegCountingOracle:
@@ -42,15 +37,6 @@ class LegCountingOracle:
         """Return the whole expert trajectory."""
         items = parse_problem(problem)
         return " ".join(word for row in [*lines(items), final_line(items)] for word in row)
-
-
-def worked_words(rollout: str) -> list[str]:
-    """Return the words of a rollout without requests, notices and tags, the content of feedback kept.
-
-    >>> worked_words("a <knowledge> a </knowledge> <feedback> 4 </feedback> 2 1")
-    ['a', '4', '2', '1']
-    """
-    return _TAG.sub(" ", _NOTICE.sub(" ", _REQUEST.sub(" ", rollout))).split()
 
 
 def _fact(problem: str, request: str) -> str:

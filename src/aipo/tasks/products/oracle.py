@@ -5,7 +5,6 @@ Invariant: it sees what an agent sees (problem, rollout, request) and never stat
 value of the last line equals the answer all the same: a leak that this task has by construction.
 """
 
-import re
 from collections.abc import Sequence
 
 from aipo.core.types import AgentName
@@ -21,10 +20,7 @@ from aipo.tasks.products.notation import (
     parse_operation,
     plan,
 )
-
-_REQUEST = re.compile(r"<(verify|knowledge|reasoning)>.*?</\1>", re.DOTALL)
-_NOTICE = re.compile(r"<feedback>[^<]*\b(?:left|understood|unavailable|answer)\s*</feedback>")
-_TAG = re.compile(r"</?(?:feedback|verify|knowledge|reasoning)>")
+from aipo.tasks.worked import worked_words
 
 
 class ProductsOracle:
@@ -47,15 +43,6 @@ class ProductsOracle:
         return " ".join(
             word for row in [*lines(plan(operation)), final_line(operation.value)] for word in row
         )
-
-
-def worked_words(rollout: str) -> list[str]:
-    """Return the words of a rollout without requests, notices and tags, the content of feedback kept.
-
-    >>> worked_words("6 0 * 7 0 = <knowledge> 6 0 * 7 0 </knowledge> <feedback> 2 4 0 0 </feedback> done")
-    ['6', '0', '*', '7', '0', '=', '2', '4', '0', '0', 'done']
-    """
-    return _TAG.sub(" ", _NOTICE.sub(" ", _REQUEST.sub(" ", rollout))).split()
 
 
 def _value(request: str) -> str:
