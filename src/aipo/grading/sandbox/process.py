@@ -208,7 +208,8 @@ def _end(watch: _Watch) -> None:
     process = watch.process
     if not watch.ended:
         watch.cpu_s = max(watch.cpu_s, _cpu_of_tree(process.pid))
-        process.kill()
+        # Not `process.kill()`, which reaps a process that has just ended, and with it what it used.
+        os.kill(process.pid, signal.SIGKILL)
     assert process.stdout is not None and process.stderr is not None
     for pipe in (process.stdout, process.stderr):
         while os.read(pipe.fileno(), _CHUNK):
