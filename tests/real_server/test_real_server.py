@@ -9,6 +9,10 @@ import httpx2
 import pytest
 import torch
 
+from aipo.agents.base import AgentError, AgentFailure, AgentQuery
+from aipo.agents.prompting import agent_prompt
+from aipo.agents.remote import ChatSampling, Endpoint, Prices, RemoteAgent
+from aipo.agents.retry import RetryPolicy
 from aipo.agents.scripted import ScriptedAgent
 from aipo.cli.assembly import Parts, assemble
 from aipo.config.loader import load_settings
@@ -221,6 +225,30 @@ def test_the_same_server_answers_an_openai_style_chat_request(server: VllmServer
     [first, second] = [answer["choices"][0]["message"] for answer in answers]
     assert first["role"] == "assistant" and first["content"] and first["content"] == second["content"]
     assert answers[0]["usage"]["completion_tokens"] <= 12
+
+
+@pytest.mark.parametrize("agent", AgentName)
+def test_the_same_server_answers_our_remote_agent_and_what_it_says_is_paid_for(
+    server: VllmServer, policy: Path, agent: AgentName
+) -> None:
+    """A random policy keeps to no reply format: a failure of the agent, with its tokens and its cost."""
+    remote = RemoteAgent(
+        agent,
+        Endpoint(f"{server.url}/v1"),
+        str(policy),
+        agent_prompt(agent),
+        ChatSampling(temperature=0.7, top_p=0.8, max_tokens=12),
+        RetryPolicy(retries=0, first_wait_s=0.1),
+        deadline_s=60,
+        prices=Prices(prompt=1.0, completion=2.0),
+    )
+    query = AgentQuery("How many legs have 2 dogs?", "a dog has", "legs of a dog", seed=3)
+    with pytest.raises(AgentError) as caught:
+        asyncio.run(remote.answer(query))
+    assert caught.value.failure is AgentFailure.UNREADABLE
+    usage = caught.value.usage
+    assert usage.prompt_tokens > 20 and 0 < usage.completion_tokens <= 12
+    assert usage.cost == pytest.approx((usage.prompt_tokens + 2 * usage.completion_tokens) / 1e6)
 
 
 def test_a_server_of_another_model_is_refused_before_training(
