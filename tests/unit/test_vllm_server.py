@@ -124,3 +124,12 @@ def test_a_server_does_not_outlive_a_killed_run(tmp_path: Path, number: signal.S
     assert is_gone(child)
     with pytest.raises(httpx2.HTTPError):
         httpx2.get(f"{url}/health", trust_env=False)
+
+
+def test_a_keeper_whose_parent_is_gone_already_starts_nothing(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    keeper = [sys.executable, "-m", "aipo.engines.keeper", str(gone.pid)]
+    ended = subprocess.run([*keeper, "touch", str(begun)], timeout=30, check=False)
+    assert ended.returncode == 1 and not begun.exists()

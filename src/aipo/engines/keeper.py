@@ -1,4 +1,4 @@
-"""Runs a command and ends it with whoever asked: `python -m aipo.engines.keeper COMMAND ...`.
+"""Runs a command and ends it with whoever asked: `python -m aipo.engines.keeper PARENT_PID COMMAND ...`.
 
 Owns the life of a started server's processes, all in this process's group. Must not import anything of ours.
 Invariant: when the parent dies, by whatever signal, the whole group is killed: no server outlives its run.
@@ -17,13 +17,13 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Run the command; return its exit status."""
-    parent = os.getppid()
+    parent = int(sys.argv[1])  # told, not asked for: it may have died before this line
     signal.signal(signal.SIGTERM, _end_group)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return 1  # it died before it could be watched
-    return subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, check=False).returncode
+    return subprocess.run(sys.argv[2:], stdin=subprocess.DEVNULL, check=False).returncode
 
 
 def _end_group(number: int, frame: FrameType | None) -> None:

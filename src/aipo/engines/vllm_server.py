@@ -95,7 +95,7 @@ class VllmServer:
         self._plan.log.parent.mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        keeper = [sys.executable, "-m", "aipo.engines.keeper"]
+        keeper = [sys.executable, "-m", "aipo.engines.keeper", str(os.getpid())]
         command = [*keeper, *self._plan.command, "--host", "127.0.0.1", "--port", str(port)]
         with self._plan.log.open("wb") as log:
             log.write((" ".join(command) + "\n").encode())
