@@ -209,6 +209,23 @@ def test_each_token_is_forwarded_once_and_a_groups_prompt_once_for_all() -> None
     assert engine.forwarded_tokens == len(prompt) - 1 + sum(len(r.ids) - len(prompt) for r in rollouts)
 
 
+def test_a_group_that_exceeds_the_slots_computes_its_prompt_once_all_the_same() -> None:
+    model = llama()
+    engine, prompt = engine_of(model, slots=3), tuple(range(20, 70))
+
+    async def group() -> list[Written]:
+        # Of different lengths, so that a sibling is alive whenever a slot is free.
+        inserts = [[SHORT[: 1 + i]] * (1 + i % 3) for i in range(8)]
+        return await asyncio.gather(
+            *(write(engine, f"s{i}", prompt, inserts[i], seed=i, new=4 + i) for i in range(8))
+        )
+
+    rollouts = run(group())
+    assert engine.forwarded_tokens == len(prompt) - 1 + sum(len(r.ids) - len(prompt) for r in rollouts)
+    for written in rollouts:
+        assert written.log_probs == pytest.approx(true_log_probs(model, written), abs=1e-5)
+
+
 def test_a_session_that_begins_anew_forgets_what_it_held() -> None:
     async def scenario(model: PreTrainedModel) -> Written:
         engine = engine_of(model)

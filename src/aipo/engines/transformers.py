@@ -162,16 +162,21 @@ class TransformersEngine:
         long = [row for row in rows if row.pending > LOCKSTEP_TOKENS or row.cached == 0]
         beginnings: dict[tuple[int, ...], _Row] = {}
         for row in long:
-            key = (id(row),) if row.cached else tuple(row.ids)
-            beginnings.setdefault(key, row)
-        owners = sorted(beginnings.values(), key=lambda row: row.pending)
-        copies = {
-            row.session: beginnings[tuple(row.ids)] for row in long if not row.cached and row not in owners
-        }
+            if not row.cached and tuple(row.ids) not in beginnings:
+                beginnings[tuple(row.ids)] = self._holder(row.ids) or row
+        copies = {row.session: beginnings[tuple(row.ids)] for row in long if not row.cached}
+        copies = {session: owner for session, owner in copies.items() if owner.session != session}
+        owners = sorted((row for row in long if row.session not in copies), key=lambda row: row.pending)
         for offset, row in enumerate(owners):
             self._swap(self._index[row.session], first_new + offset)
         self._prefill_rows(first_new, owners)
         self._copy_beginnings(copies)
+
+    def _holder(self, ids: list[int]) -> _Row | None:
+        """Return a row that has all but the last of `ids` in the cache: a sibling admitted earlier."""
+        fed = len(ids) - 1
+        held = (row for row in self._rows if row.cached >= fed > 0 and row.ids[:fed] == ids[:fed])
+        return next(held, None)
 
     def _prefill_rows(self, position: int, owners: list[_Row]) -> None:
         while owners:
@@ -192,8 +197,8 @@ class TransformersEngine:
         by_length: dict[int, list[tuple[int, int]]] = {}
         for session, owner in copies.items():
             row = self._rows[self._index[session]]
-            row.cached = owner.cached
-            by_length.setdefault(owner.cached, []).append((self._index[owner.session], self._index[session]))
+            row.cached = len(row.ids) - 1
+            by_length.setdefault(row.cached, []).append((self._index[owner.session], self._index[session]))
         for length, pairs in by_length.items():
             self._cache.copy([a for a, _ in pairs], [b for _, b in pairs], length)
 
