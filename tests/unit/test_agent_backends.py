@@ -20,7 +20,7 @@ from aipo.agents.prompting import agent_prompt
 from aipo.agents.remote import ChatSampling, Prices, RemoteAgent
 from aipo.agents.replies import Reading
 from aipo.cli.agent_backends import build_agents
-from aipo.config.loader import dump_settings, load_settings
+from aipo.config.loader import SettingsError, dump_settings, load_settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.protocol import Protocol
 from aipo.core.types import AgentName, ConsultOutcome
@@ -80,9 +80,17 @@ class TestSettings:
         off = build_agents(settings, None, use_cache=False)
         assert not any(isinstance(agent, CachedAgent) for agent in off.agents.values())
         identities = {name: crew.agents[name].identity for name in (K, R)}  # type: ignore[attr-defined]
-        for change in ("model=x", "temperature=0.1", "top_p=0.3", "max_reply_tokens=9", "context=request"):
+        sampled = ("temperature=0.1", "top_p=0.3", "max_reply_tokens=9", "extra_body={ top_k = 5 }")
+        for change in ("model=x", "context=request", *sampled):
             other = load_settings(None, [*REMOTE, f"agents.cache_folder={folder}", f"agents.{change}"])
             assert build_agents(other, None).agents[K].identity != identities[K]  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize(("field", "said"), [("seed", "settings of their own"), ("stream", "the form")])
+    def test_more_fields_of_a_request_may_not_be_those_that_are_set_or_that_change_its_form(
+        self, field: str, said: str
+    ) -> None:
+        with pytest.raises(SettingsError, match=f"extra_body.*{field}.*{said}"):
+            load_settings(None, [*REMOTE, f"agents.verify.extra_body={{ {field} = 1 }}"])
 
     def test_the_scripted_agents_of_before_need_no_cache_and_no_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

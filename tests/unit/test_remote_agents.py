@@ -71,6 +71,14 @@ class TestRequests:
         ask(replace(agent_at(Endpoint(server.url())), sampling=ChatSampling(0.0, 1.0, 8)))
         assert "seed" not in server.asked[-1].body
 
+    def test_more_fields_and_another_name_of_the_limit_are_sent_as_they_are(self, server: ChatServer) -> None:
+        more = '{"chat_template_kwargs": {"enable_thinking": false}}'
+        how = ChatSampling(0.0, 1.0, 8, "max_completion_tokens", more)
+        ask(replace(agent_at(Endpoint(server.url())), sampling=how))
+        body = server.asked[-1].body
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+        assert body["max_completion_tokens"] == 8 and "max_tokens" not in body
+
     def test_without_a_key_the_key_of_another_service_is_not_sent(
         self, server: ChatServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:

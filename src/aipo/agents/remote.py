@@ -6,6 +6,7 @@ stands in no field, message or record; no response is read without bound, and no
 """
 
 import asyncio
+import json
 import os
 import re
 import time
@@ -67,6 +68,10 @@ class ChatSampling:
     temperature: float
     top_p: float
     max_tokens: int
+    limit_field: str = "max_tokens"
+    """What a request calls that limit."""
+    extra_body: str = "{}"
+    """More fields of a request, a JSON object."""
 
     @property
     def seeded(self) -> bool:
@@ -191,7 +196,7 @@ class RemoteAgent:
             messages=cast(Any, messages),  # plain dictionaries of the SDK's form
             temperature=how.temperature,
             top_p=how.top_p,
-            max_tokens=how.max_tokens,
+            extra_body={**json.loads(how.extra_body), how.limit_field: how.max_tokens},
             seed=seed % _SEEDS if how.seeded else omit,
         )
         return bytes(response.content)

@@ -4,6 +4,7 @@ Owns that choice, what is shared between agents, and what a run's record says of
 Invariant: what is missing is one error that names field, value and fix; no record holds a key or credentials.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ class _Workshop:
             "prompt": prompt.version,
             "prompt_sha256": prompt.hash,
             "context": fields.context,
-            "sampling": fields.model_dump(include={"temperature", "top_p", "max_reply_tokens"}),
+            "sampling": fields.model_dump(include={"temperature", "top_p", "max_reply_tokens", "extra_body"}),
             "prices_per_million_tokens": {
                 "prompt": fields.price_prompt,
                 "completion": fields.price_completion,
@@ -161,7 +162,9 @@ def _server(fields: AgentFields) -> tuple[str, str]:
 
 
 def _sampling(fields: AgentFields) -> ChatSampling:
-    return ChatSampling(fields.temperature, fields.top_p, fields.max_reply_tokens)
+    extra = json.dumps(fields.extra_body, sort_keys=True)
+    how = (fields.temperature, fields.top_p, fields.max_reply_tokens)
+    return ChatSampling(*how, fields.token_limit_field, extra)
 
 
 def _identity(name: AgentName, fields: AgentFields) -> str:

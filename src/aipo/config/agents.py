@@ -6,7 +6,7 @@ Invariant: what an agent's own table leaves out is the common value; nothing her
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, field_validator
@@ -15,6 +15,7 @@ from aipo.config.section import Section
 from aipo.core.types import AgentName
 
 Backend = Literal["oracle", "dead", "garbage", "hostile", "remote", "local"]
+TokenLimitField = Literal["max_tokens", "max_completion_tokens"]
 Context = Literal["request", "problem+request", "problem+rollout+request"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -26,6 +27,9 @@ AtLeast0 = Annotated[int, Field(ge=0)]
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL = "http://localhost:8000/v1"
+_OURS = {"model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed"}
+_UNREAD = {"stream", "stream_options", "n", "tools", "functions", "logprobs"}
+"""What would change the form of a response."""
 
 
 class AgentFields(BaseModel):
@@ -38,6 +42,8 @@ class AgentFields(BaseModel):
     temperature: float
     top_p: float
     max_reply_tokens: int
+    token_limit_field: TokenLimitField
+    extra_body: dict[str, Any]
     concurrency: int
     retries: int
     retry_wait_s: float
@@ -69,6 +75,15 @@ class _Checked(Section):
             raise ValueError(f"{value!r} is no http(s) address; write it as in base_url = {_URL!r}")
         return value
 
+    @field_validator("extra_body", check_fields=False)
+    @classmethod
+    def _only_additions(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if ours := sorted(_OURS & set(value or {})):
+            raise ValueError(f"holds {ours}, which settings of their own say; take them out")
+        if unread := sorted(_UNREAD & set(value or {})):
+            raise ValueError(f"holds {unread}, which would change the form of responses; take them out")
+        return value
+
     @field_validator("api_key_env", check_fields=False)
     @classmethod
     def _name_of_a_variable(cls, value: str | None) -> str | None:
@@ -93,6 +108,8 @@ class AgentOverrides(_Checked):
     temperature: Temperature | None = Field(None, description="remote, local.")
     top_p: TopP | None = Field(None, description="remote, local.")
     max_reply_tokens: AtLeast1 | None = Field(None, description="remote, local.")
+    token_limit_field: TokenLimitField | None = Field(None, description="remote.")
+    extra_body: dict[str, Any] | None = Field(None, description="remote: in place of the common one.")
     concurrency: AtLeast1 | None = Field(None, description="remote.")
     retries: AtLeast0 | None = Field(None, description="remote.")
     retry_wait_s: Seconds | None = Field(None, description="remote.")
@@ -125,6 +142,15 @@ class AgentSettings(_Checked):
     top_p: TopP = Field(0.8, description="remote, local: of replies.")
     max_reply_tokens: AtLeast1 = Field(
         1024, description="remote, local: tokens that an agent may write, its thinking included."
+    )
+    token_limit_field: TokenLimitField = Field(
+        "max_tokens",
+        description="remote: what a request calls max_reply_tokens; some hosted models want the other.",
+    )
+    extra_body: dict[str, Any] = Field(
+        {},
+        description="remote: more fields of a request, as in "
+        "`{ chat_template_kwargs = { enable_thinking = false } }`; recorded, so no place for a secret.",
     )
     concurrency: AtLeast1 = Field(
         16, description="remote: requests at a time to one endpoint; agents that share it share them."
