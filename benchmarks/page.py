@@ -45,7 +45,31 @@ def page(records: Path) -> str:
                 f"{path} is the record of a quick run, which proves nothing; run it without --quick"
             )
         parts.append(section(record))
+    parts.append(gpu_section(records.parent / "gpu"))
     return "\n".join(parts)
+
+
+def gpu_section(records: Path) -> str:
+    """Return what `benchmarks/gpu/run.sh` has measured, or that it has not been run."""
+    lines = [
+        "## gpu",
+        "",
+        "`bash benchmarks/gpu/run.sh`: random weights of Qwen2.5's shapes, bf16, one GPU.",
+        "",
+    ]
+    found = sorted(records.glob("*.json"))
+    if not found:
+        return "\n".join([*lines, "Not run yet: no GPU could be had where this page was written.", ""])
+    for path in found:
+        record = json.loads(path.read_text())
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        lines += [f"{record['device']}, {record['date'][:10]}, CUDA {record['cuda']}, {versions}.", ""]
+        lines += ["| shape | what | figure | |", "|---|---|---|---|"]
+        lines += [
+            f"| {r['shape']} | {r['what']} | {_number(r['value'])} {r['unit']} | {r['detail']} |"
+            for r in record["rows"]
+        ]
+    return "\n".join([*lines, ""])
 
 
 def section(record: dict[str, Any]) -> str:
