@@ -1,0 +1,147 @@
+"""What a recorded rollout was credited with, from its verdict, its siblings and the run's settings.
+
+Owns the way from records back to `core`'s functions. Must not compute an advantage or a coefficient itself.
+Invariant: what the record does not hold is None, never a guess.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from aipo.config.settings import Settings
+from aipo.core.coefficients import Coefficient, CoefficientSettings, feedback_term
+from aipo.core.tokens import Segment, TokenStream, expert_stream
+from aipo.core.types import Condition, Source, StopReason, Verdict
+from aipo.grading.grade import Grade
+from aipo.rollout.episode import Consultation, Rollout
+from aipo.rollout.group import Group, MemberRollout
+from aipo.tasks.base import Problem
+from aipo.train.algorithm import base_algorithm, objective_settings
+from aipo.train.credit import credits_of, randomly_rewarded
+from aipo.train.schedule import algorithm_at, shape_at
+
+_FORMULAS = {
+    Coefficient.MASKED: "0: FEEDBACK tokens are masked",
+    Coefficient.RATIO: "1 at the first update, then p / p_old, clipped",
+    Coefficient.AGENT: "min(p / q, c)",
+    Coefficient.UNIT: "p",
+    Coefficient.SHAPED: "g p / (p + g)²",
+    Coefficient.ATTENUATED: "min(1, p / d)",
+    Coefficient.STOPGRAD: "max(p, d) where A > 0, else p",
+    Coefficient.FLOORED: "max(p, d) where A > 0, else p",
+    Coefficient.LIKELIHOOD: "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Credited:
+    """Advantages of one rollout; None where it was left out of the batch or the record does not tell."""
+
+    policy: float | None
+    feedback: float | None
+
+
+UNKNOWN = Credited(None, None)
+
+
+def credited(rows: Sequence[dict[str, Any]], settings: Settings) -> list[Credited]:
+    """Return what each rollout of a recorded group was credited with, by the run's own code.
+
+    Not told by records, hence unknown: which round of dynamic sampling drew a group, on which the coins of
+    `train.reward = "random"` depend.
+    """
+    step, algorithm = rows[0]["step"], algorithm_at(settings, rows[0]["step"])
+    algorithm = algorithm.model_copy(update={"stripped_copies": False})
+    try:
+        group = _group(rows, shape_at(settings, step).experts)
+    except (ValueError, KeyError, TypeError):
+        return [UNKNOWN] * len(rows)  # a record that is no rollout of this version
+    if settings.train.reward == "random":
+        if settings.train.dynamic_sampling_rounds:
+            return [UNKNOWN] * len(rows)
+        group = randomly_rewarded([group], [settings.run.seed, "rollout", step])[0]
+    credits = iter(credits_of(group, algorithm, settings.rollout.max_response_tokens))
+    result = []
+    for member in group.members:
+        if member.rollout is None or member.grade.verdict is Verdict.UNGRADED:
+            result.append(UNKNOWN)
+        else:
+            advantage = next(credits).advantage
+            result.append(Credited(advantage.policy, advantage.feedback))
+    return result
+
+
+def rule(settings: Settings) -> str:
+    """Return in words how a FEEDBACK token is weighed in this run."""
+    coefficient = objective_settings(settings.algorithm).coefficient
+    constants = {
+        Coefficient.AGENT: f"; c = {coefficient.truncation:g}, q = 1 where the agent reports none",
+        Coefficient.SHAPED: f"; g = {coefficient.shape:g}",
+    }
+    floored = coefficient.kind in (Coefficient.ATTENUATED, Coefficient.STOPGRAD, Coefficient.FLOORED)
+    constant = f"; d = {_span(settings)}" if floored else constants.get(coefficient.kind, "")
+    batch = (
+        ", before the batch is normalised" if base_algorithm(settings.algorithm).estimator.over_batch else ""
+    )
+    return f"{coefficient.kind.value}: W = {_FORMULAS[coefficient.kind]}{constant}{batch}"
+
+
+def weight(p: float, settings: Settings, step: int) -> float:
+    """Return W = dC / dlog p of a credited FEEDBACK token with probability `p`, lambda included."""
+    objective = objective_settings(algorithm_at(settings, step))
+    if not objective.feedback_trained:
+        return 0.0
+    return objective.feedback_weight * gradient_weight(p, objective.coefficient)
+
+
+def gradient_weight(p: float, coefficient: CoefficientSettings) -> float:
+    """Return dC / dlog p at A > 0 and p_old = p (with q = 1), by differentiating `core`'s own term.
+
+    >>> [round(gradient_weight(p, CoefficientSettings()), 3) for p in (0.01, 0.5)]
+    [0.1, 0.5]
+    """
+    log_p = torch.tensor(max(p, 1e-30), dtype=torch.float64).log().requires_grad_()
+    old = torch.zeros(()) if coefficient.kind is Coefficient.AGENT else log_p.detach()
+    term = feedback_term(log_p, old, torch.tensor(1.0), coefficient)
+    if not term.requires_grad:
+        return 0.0
+    return float(torch.autograd.grad(term, log_p)[0])
+
+
+def _span(settings: Settings) -> str:
+    a = settings.algorithm
+    return f"{a.floor:g}" if a.floor_end is None else f"{a.floor:g} to {a.floor_end:g}"
+
+
+def _group(rows: Sequence[dict[str, Any]], experts: int) -> Group:
+    problem = Problem(rows[0]["problem"], rows[0]["problem_text"], rows[0]["gold"], rows[0]["stratum"])
+    streams = tuple(expert_stream((0,), (0,)) for _ in range(experts))  # only their number is read
+    return Group(problem, tuple(map(_member, rows)), streams, (0,))
+
+
+def _member(row: dict[str, Any]) -> MemberRollout:
+    grade = Grade(Verdict(row["verdict"]), row["reason"])
+    rollout = None
+    if row["segments"]:
+        rollout = Rollout(
+            TokenStream(tuple(map(_segment, row["segments"]))),
+            row["response"],
+            "",
+            StopReason(row["stop"]),
+            tuple(map(_consultation, row["consultations"])),
+            (),
+        )
+    return MemberRollout(row["rollout"], Condition(row["condition"]), rollout, grade)
+
+
+def _segment(segment: dict[str, Any]) -> Segment:
+    source = Source[segment["source"].upper()]
+    return Segment(source, tuple(segment["ids"]), tuple(segment.get("log_probs", ())))
+
+
+def _consultation(row: dict[str, Any]) -> Consultation:
+    return Consultation(
+        row["agent"], row["request"], row["outcome"], row["reply"], row["reply_tokens"], "", "", 0.0
+    )
