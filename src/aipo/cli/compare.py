@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aipo.cli.console import console, duration, plain_errors
+from aipo.cli.evaluations import are_evaluations, compare_evaluations
 from aipo.cli.jobs import Job, Pace, run_jobs
 from aipo.cli.plan import WARM_START, Plan, PlannedRun, refuse_another_record
 from aipo.cli.warmstart import make_warm_start
@@ -45,7 +46,9 @@ def compare(
             for each in recipes:
                 _compare(each, overrides, pace, records)
         else:
-            _read_runs([recipe, *map(Path, overrides)])
+            folders = [recipe, *map(Path, overrides)]
+            read = compare_evaluations if are_evaluations(folders) else _read_runs
+            read(folders)
 
 
 def _compare(recipe: Path, overrides: Sequence[str], pace: Pace, records: Path | None) -> None:

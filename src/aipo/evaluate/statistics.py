@@ -159,6 +159,12 @@ def paired_difference(
     )
 
 
+def resampled_means(values: Floats, rng_seed: int) -> Floats:
+    """Return `RESAMPLES` bootstrap means of one value per problem, drawn as `estimate` draws problems."""
+    means: Floats = _draws(len(values), rng_seed) @ values
+    return means
+
+
 def _cells(records: Sequence[EvaluationRecord], stratum: str) -> list[list[ProblemResult]]:
     """Return seeds x problems, both sorted, after checking that the records belong together."""
     if not records:

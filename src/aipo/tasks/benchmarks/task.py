@@ -6,7 +6,8 @@ entries leave this module only into a grader.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from aipo.tasks.benchmarks.gym_tasks import grade_gym
 from aipo.tasks.benchmarks.load import load, packaged, part_of
 from aipo.tasks.benchmarks.programs import code_tests
 from aipo.tasks.benchmarks.schemas import aime_integer
+from aipo.tasks.files import canonical
 from aipo.tasks.splits import disjoint
 
 if TYPE_CHECKING:
@@ -132,6 +134,12 @@ class BenchmarkTask:
         for secret in self._rows[problem.id].secrets:
             hidden = without_gold(hidden or text, secret) or hidden
         return hidden
+
+    def fingerprint(self, problem: Problem) -> str:
+        """Return a digest of all that a verdict depends on but the response: question, gold and tests."""
+        row = self._rows[problem.id]
+        material = asdict(row.material) if is_dataclass(type(row.material)) else row.material
+        return sha256(canonical([problem.text, row.gold, row.kind, material]).encode()).hexdigest()
 
     def gold_response(self, problem: Problem) -> str | None:
         """Return a response that states the gold as the protocol wants it, or None without one."""

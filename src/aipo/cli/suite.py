@@ -1,0 +1,245 @@
+"""`aipo evaluate CHECKPOINT`: one policy, alone, on benchmarks by name; with agents too, where asked.
+
+Owns the way from options to an evaluation, checked before any compute: names, files, settings. Must not
+sample, grade or count by itself. Invariant: questions are loaded before the policy, and the folder is claimed
+before the first sample.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+
+from aipo.cli.agent_backends import build_agents
+from aipo.cli.assembly import build_task, oracle_of, prepare_process
+from aipo.cli.console import console, plain_errors
+from aipo.cli.suite_options import SuiteOptions, chosen_names, counts_of, files_of
+from aipo.cli.suite_policy import SLOTS, Way, loaded_policy
+from aipo.config.loader import load_settings
+from aipo.config.settings import Settings
+from aipo.core.types import SoloMode
+from aipo.engines.base import Sampling
+from aipo.evaluate.benchmark_run import SOLO, Entry
+from aipo.evaluate.manifest import EvaluationError, Questions, claim
+from aipo.evaluate.samples import SAMPLES, SampleFile
+from aipo.evaluate.score_page import RESULTS_MD, ScorePage
+from aipo.evaluate.solo import first_of_each_stratum
+from aipo.evaluate.versus import read_evaluation
+from aipo.tasks.base import Problem, Split, Task, TaskError
+from aipo.tasks.benchmarks.catalogue import BENCHMARKS, PAPER_EIGHT
+from aipo.tasks.benchmarks.load import local_file, packaged
+from aipo.tasks.benchmarks.task import BenchmarkTask
+from aipo.tasks.cpu_tasks import CPU_TASKS
+
+MAX_RESPONSE_TOKENS = 16_384
+"""Of a benchmark's response [ours]: what a reasoning policy needs; the policy's context may allow less."""
+SHORT_RESPONSES: Mapping[str, int] = {"mbpp": 8_192, **dict.fromkeys(CPU_TASKS, 128)}
+CPU_SAMPLES = 4
+DIGEST_DIGITS = 16
+MEANINGFUL = (
+    *("run.device", "run.threads", "policy.dtype", "policy.attention", "rollout.slots"),
+    *("engine.", "sandbox.", "agents.", "consult.", "task.grade_timeout_s", "task.grade_workers"),
+)
+
+
+def evaluate_checkpoint(checkpoint: str, overrides: Sequence[str], options: SuiteOptions) -> None:
+    """Evaluate a checkpoint on benchmarks; see `aipo evaluate --help`."""
+    with plain_errors():
+        refuse_no_policy(checkpoint)
+        settings = suite_settings(checkpoint, overrides, options)
+        folder = options.output or default_output(checkpoint)
+        way = Way(_solo_mode(options), _sampling(options), options.seed)
+        with ExitStack() as opened:
+            entries = load_entries(settings, options, opened)
+            crew = build_agents(settings, oracle_of(settings)) if options.with_agents else None
+            prepare_process(settings)
+            policy = loaded_policy(settings, entries, crew, way)
+            manifest = policy.manifest(checkpoint)
+            opened.callback(claim(folder, manifest).release)
+            samples = SampleFile(folder)
+            samples.mend()
+            with policy.evaluator(manifest, folder, options) as evaluator:
+                asyncio.run(evaluator.run(entries, manifest, samples))
+            page = ScorePage(read_evaluation(folder))
+            page.write(folder)
+        show(page, folder)
+
+
+def show(page: ScorePage, folder: Path) -> None:
+    """Print the tables."""
+    for condition in page.manifest.conditions:
+        title = "alone: no agent was reachable" if condition == SOLO else "with agents"
+        console.print(f"{title}\n{page.table(condition)}\n", markup=False)
+        for name, grid in page.strata(condition).items():
+            console.print(f"{name}, {condition}, by stratum\n{grid}\n", markup=False)
+    if page.worth:
+        console.print(f"what the agents were worth\n{page.agents()}\n", markup=False)
+    for note in page.notes():
+        console.print(note, markup=False)
+    console.print(f"results: {folder / RESULTS_MD}\nsamples: {folder / SAMPLES}", markup=False)
+
+
+def suite_settings(checkpoint: str, overrides: Sequence[str], options: SuiteOptions) -> Settings:
+    """Return the settings: those of `--with-agents`, if any, changed by the overrides that mean something."""
+    for override in overrides:
+        if not override.startswith(MEANINGFUL):
+            raise ValueError(
+                f"{override}: has no meaning for a checkpoint on benchmarks; what may be changed: "
+                f"{', '.join(key.rstrip('.') for key in MEANINGFUL)}; the rest are options, see `aipo "
+                "evaluate --help`"
+            )
+    recipe = options.with_agents
+    if recipe is not None and not recipe.is_file():
+        raise ValueError(f"--with-agents {recipe}: no such recipe; give a TOML file with a table `agents`")
+    settings = load_settings(recipe, [*([] if recipe else [f"rollout.slots={SLOTS}"]), *overrides])
+    if recipe and not settings.agents.enabled:
+        raise ValueError(f"--with-agents {recipe}: agents.enabled is empty; name agents there")
+    return settings.model_copy(update={"policy": settings.policy.model_copy(update={"model": checkpoint})})
+
+
+def refuse_no_policy(checkpoint: str) -> None:
+    """Refuse a folder that holds no model, before anything is loaded."""
+    folder = Path(checkpoint)
+    if (folder / "config.json").is_file() or not (folder.exists() or _looks_like_a_path(checkpoint)):
+        return
+    inside = folder / "policy"
+    hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
+    raise EvaluationError(
+        f"{checkpoint}: no config.json in it; give a Hugging Face model folder, a hub id, or a recipe "
+        f"(a .toml file){hint}"
+    )
+
+
+def default_output(checkpoint: str) -> Path:
+    """Return where an evaluation goes without `--output`."""
+    return Path("runs") / "evaluations" / "-".join(Path(checkpoint).parts[-2:]).lstrip("/-.")
+
+
+def load_entries(settings: Settings, options: SuiteOptions, opened: ExitStack) -> list[Entry]:
+    """Load every benchmark that is asked for. Graders' processes end with `opened`.
+
+    Raises `ValueError` for names, files and rows that cannot be used, before a policy is loaded.
+    """
+    names = chosen_names(options.benchmarks or "all", PAPER_EIGHT, [*BENCHMARKS, *CPU_TASKS])
+    counts = counts_of(options.samples, "--samples", names)
+    limits = counts_of(options.max_response_tokens, "--max-response-tokens", names)
+    files = _files(names, options)
+    entries = []
+    for name in names:
+        task = _task(name, files.get(name), settings)
+        if isinstance(task, BenchmarkTask):
+            opened.callback(task.close)
+        everything = task.problems(Split.TEST)
+        chosen = first_of_each_stratum(everything, options.problems) if options.problems else everything
+        source = files.get(name) or _source(name)
+        questions = Questions(
+            name=name,
+            title=_title(name),
+            kind=BENCHMARKS[name].kind.value if name in BENCHMARKS else "cpu task",
+            digest=digest(task, chosen),
+            source=str(source),
+            problems=len(chosen),
+            whole=len(chosen) == len(everything),
+            samples=counts.get(name, _samples(name)),
+            max_response_tokens=limits.get(name, SHORT_RESPONSES.get(name, MAX_RESPONSE_TOKENS)),
+            notes=BENCHMARKS[name].notes if name in BENCHMARKS else (),
+        )
+        entries.append(Entry(questions, task, tuple(chosen)))
+    return entries
+
+
+def digest(task: Task, problems: Sequence[Problem]) -> str:
+    """Return a digest of questions with all that their verdicts depend on but the response."""
+    whole = sha256()
+    for problem in problems:
+        own = (
+            task.fingerprint(problem)
+            if isinstance(task, BenchmarkTask)
+            else f"{problem.text}\x1f{problem.gold}"
+        )
+        whole.update(f"{problem.id}\x1f{problem.stratum}\x1f{own}\x1e".encode(errors="surrogatepass"))
+    return whole.hexdigest()[:DIGEST_DIGITS]
+
+
+def _files(names: Sequence[str], options: SuiteOptions) -> dict[str, Path]:
+    """Return the local files, each of which exists; with `--data` one for each benchmark that needs one."""
+    files = files_of(options.files, names)
+    if missing := [f"{name}={path}" for name, path in files.items() if not path.is_file()]:
+        raise TaskError(f"--files {','.join(missing)}: no such file")
+    for name in files:
+        if name in CPU_TASKS:
+            raise TaskError(
+                f"--files {name}=…: {name} is drawn by the package and takes no file; leave it out"
+            )
+    if options.data is None:
+        return files
+    if not options.data.is_dir():
+        raise TaskError(f"--data {options.data}: no such folder")
+    absent = []
+    for name in (n for n in names if n in BENCHMARKS and n not in files):
+        part = BENCHMARKS[name].parts.get(Split.TEST)
+        if path := local_file(BENCHMARKS[name], Split.TEST, options.data):
+            files[name] = path
+        elif part and not packaged(BENCHMARKS[name], Split.TEST):
+            absent.append(f"{part.stem}.jsonl ({name})")
+    if absent:
+        raise TaskError(
+            f"--data {options.data}: no {', '.join(absent)} in it; add them, give others with --files "
+            "NAME=FILE, or leave these out of --benchmarks"
+        )
+    return files
+
+
+def _task(name: str, file: Path | None, settings: Settings) -> Task:
+    """Return a benchmark's task with its test questions. Raises `TaskError`."""
+    if name in BENCHMARKS and Split.TEST not in BENCHMARKS[name].parts:
+        raise TaskError(
+            f"--benchmarks: {name} is a training set without a test split; evaluate on one of "
+            f"{', '.join(PAPER_EIGHT)}"
+        )
+    own = settings.task.model_copy(
+        update={"name": name, "train_file": None, "validation_file": None, "test_file": file}
+    )
+    try:
+        return build_task(own, settings.sandbox)
+    except TaskError as error:
+        hint = "" if file else f" (here: --files {name}=FILE, or --data FOLDER)"
+        raise TaskError(f"{name}: {error}{hint}") from error
+
+
+def _source(name: str) -> str:
+    if name in CPU_TASKS:
+        return "drawn by reasoning-gym" if name.startswith("leg") else "drawn by this package"
+    benchmark = BENCHMARKS[name]
+    return "packaged" if packaged(benchmark, Split.TEST) else benchmark.hub
+
+
+def _title(name: str) -> str:
+    titles = {
+        "leg_counting": "Leg counting (Reasoning-Gym)",
+        "leg_counting_long": "Leg counting, long (Reasoning-Gym)",
+        "two_digit_products": "Two-digit products",
+    }
+    return BENCHMARKS[name].title if name in BENCHMARKS else titles.get(name, name)
+
+
+def _samples(name: str) -> int:
+    """Return n of Avg@n, as the catalogue has it."""
+    return BENCHMARKS[name].samples if name in BENCHMARKS else CPU_SAMPLES
+
+
+def _solo_mode(options: SuiteOptions) -> SoloMode:
+    if options.solo_mode not in list(SoloMode):
+        raise ValueError(f"--solo-mode {options.solo_mode}: must be one of {', '.join(SoloMode)}")
+    return SoloMode(options.solo_mode)
+
+
+def _sampling(options: SuiteOptions) -> Sampling:
+    if options.top_p <= 0:
+        raise ValueError(f"--top-p {options.top_p}: must be above 0; for greedy samples give --temperature 0")
+    return Sampling(options.temperature, options.top_p, exact_log_probs=False)
+
+
+def _looks_like_a_path(checkpoint: str) -> bool:
+    return checkpoint.startswith((".", "/", "~")) or len(Path(checkpoint).parts) > 2
