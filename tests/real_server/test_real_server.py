@@ -23,7 +23,7 @@ from aipo.engines.vllm import VllmEngine
 from aipo.engines.vllm_server import VllmServer
 from aipo.rollout.group import GroupShape
 from aipo.tasks.base import Split
-from aipo.train.model import token_log_probs
+from aipo.train.log_probs import token_log_probs
 from policies_for_tests import run_cli, succeed
 
 KNOWN = "a spider has eight legs"
@@ -275,3 +275,15 @@ def test_temperature_other_than_1_needs_processed_log_probabilities(
 def test_evaluation_in_both_solo_modes_at_another_temperature(recipe: Path, overrides: list[str]) -> None:
     result = succeed("evaluate", recipe, *overrides, "evaluate.temperature=0.6", "agents.enabled=[]")
     assert "unanswered" in result.output and "banned" in result.output
+
+
+def test_the_doctor_finds_the_server_and_says_which_agent_behind_it_keeps_to_no_format(
+    recipe: Path, overrides: list[str], server: VllmServer, policy: Path
+) -> None:
+    output = " ".join(succeed("doctor", recipe, *overrides, "agents.enabled=[]").output.split())
+    assert "vllm, float32" in output and "sampler agrees" in output and "failed" not in output
+    remote = ["agents.backend=remote", f"agents.base_url={server.url}/v1", f"agents.model={policy}"]
+    result = run_cli("doctor", recipe, *overrides, *remote, "agents.max_reply_tokens=12")
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1 and "agent knowledge" in said, result.output
+    assert "FACT" in said and "cannot be reached" not in said

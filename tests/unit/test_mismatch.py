@@ -10,7 +10,7 @@ from aipo.core.batch import Row
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
-from aipo.train.model import token_log_probs
+from aipo.train.log_probs import token_log_probs
 from aipo.train.update import Updater, UpdateSettings
 from engines_for_tests import random_model
 

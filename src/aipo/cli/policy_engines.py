@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from aipo.engines.vllm import VllmEngine, VllmSettings
 from aipo.engines.vllm_facts import refuse_other_policy
 from aipo.engines.vllm_server import ServerPlan, VllmServer
 from aipo.train.journal import SERVER_LOG
+from aipo.train.model import save_plain
 
 
 class EngineSetupError(ValueError):
@@ -84,7 +86,7 @@ async def _connected(
         )
     tags = [f"<{slash}{tag}>" for tag in settings.consult.tags.values() for slash in ("", "/")]
     await refuse_other_policy(link, facts, model.config, tokenizer, tags)
-    await engine.load_weights(model.save_pretrained, 0)
+    await engine.load_weights(partial(save_plain, model), 0)
     return engine
 
 

@@ -12,7 +12,7 @@ from aipo.core.types import Condition, Verdict
 from aipo.engines.base import Sampling
 from aipo.rollout.group import GroupShape
 from aipo.tasks.base import Problem
-from aipo.train.model import token_log_probs
+from aipo.train.log_probs import token_log_probs
 
 MAX_RATIO_ERROR = 1e-4
 CHECKED_PROBLEMS = 3

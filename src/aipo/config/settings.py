@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from aipo.config.agents import AgentSettings
 from aipo.config.engines import EngineSettings
+from aipo.config.guards import GuardSettings
 from aipo.config.sandbox import SandboxSettings
 from aipo.config.section import Section as Section
 from aipo.core.types import AgentName
@@ -82,7 +83,16 @@ class PolicySettings(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Of weights and forward passes; log-probabilities are always float32."
     )
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="transformers' attention.")
+    attention: Literal["sdpa", "eager"] = Field(
+        "sdpa", description="transformers' attention; GPT-OSS needs `eager`."
+    )
+    lora_rank: int = Field(
+        0, ge=0, description="Train adapters of this rank beside frozen weights (LoRA); 0: all weights."
+    )
+    lora_alpha: float = Field(32.0, gt=0, description="What adapters add is scaled by this over the rank.")
+    lora_targets: tuple[str, ...] = Field(
+        (), description="Names of the linear layers that get adapters, as `q_proj`; (): all but the head."
+    )
 
 
 class TaskSettings(Section):
@@ -232,6 +242,15 @@ class TrainSettings(Section):
     prompts_per_step: int = Field(24, ge=1, description="Problems, hence groups, of a step.")
     minibatches_per_step: int = Field(4, ge=1, description="Optimiser steps per batch of groups.")
     microbatch_tokens: int = Field(16384, ge=1, description="Padded tokens per forward pass.")
+    logit_chunk_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Positions whose logits are in memory at a time; 0: a whole micro-batch's. None: whole up "
+        "to 2^25 logits, else so many at a time.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, a third more time."
+    )
     learning_rate: float = Field(1e-6, gt=0, description="Of AdamW, after the warm-up.")
     warmup_steps: int = Field(20, ge=0, description="Linear warm-up, in steps.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
@@ -308,5 +327,6 @@ class Settings(Section):
     rollout: RolloutSettings = RolloutSettings()
     algorithm: AlgorithmSettings = AlgorithmSettings()
     train: TrainSettings = TrainSettings()
+    guards: GuardSettings = GuardSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     warmstart: WarmstartSettings = WarmstartSettings()

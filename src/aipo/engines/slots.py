@@ -96,7 +96,8 @@ class SlotCache:
         if other := set(layer_types) - _ATTENTION_LAYERS:
             raise ValueError(
                 f"policy.model: layers of type {sorted(other)} keep a recurrent state or need another mask, "
-                "which the in-process engine cannot give them; use a model with full or sliding-window "
+                "which the in-process engine cannot give them; sample from a vLLM server instead "
+                "(engine.name = 'vllm', docs/engines.md), or use a model with full or sliding-window "
                 "attention layers only"
             )
         self.capacity = capacity

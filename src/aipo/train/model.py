@@ -1,19 +1,23 @@
-"""The policy as the trainer sees it: loading it, and the log-probability of each token of a batch.
+"""The policy's folders: loading it, writing it, taking its weights back from a checkpoint.
 
-Owns the training forward pass. Must not know rollouts or the objective.
-Invariant: at the first update after sampling these log-probabilities equal the sampler's (ratio 1 to 1e-5 in
-float32).
+Owns what is on disk of a policy. Must not know rollouts, the objective or the loop.
+Invariant: a folder that is exported is a plain Hugging Face one, whole, with the logits of the policy in
+memory.
 """
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import PolicySettings
+from aipo.train.lora import add_lora, has_lora, merged, read_adapters
+
+ADAPTERS = "adapters"
+"""Folder beside the exported policy: the adapters alone, for peft."""
 
 
 class PolicyError(ValueError):
@@ -21,7 +25,10 @@ class PolicyError(ValueError):
 
 
 def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer from a folder or the hub. Raises `PolicyError`."""
+    """Load a causal LM and its tokenizer from a folder or the hub, with adapters if asked for.
+
+    Raises `PolicyError`.
+    """
     if not settings.model:
         raise PolicyError(
             "policy.model is empty; name a folder or hub id, for the CPU task first run `aipo warmstart`"
@@ -39,7 +46,10 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
             settings.model, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise PolicyError(f"policy.model = {settings.model!r} cannot be loaded: {error}") from error
+        hint = ""
+        if settings.attention == "sdpa" and "scaled_dot_product_attention" in str(error):
+            hint = "; set policy.attention = 'eager'"
+        raise PolicyError(f"policy.model = {settings.model!r} cannot be loaded: {error}{hint}") from error
     if not tokenizer.chat_template:
         raise PolicyError(
             f"policy.model = {settings.model!r}: its tokenizer has no chat template; use an instruct model, "
@@ -49,6 +59,8 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
         raise PolicyError(
             f"policy.model = {settings.model!r}: its tokenizer has no end-of-turn token (eos_token)"
         )
+    if settings.lora_rank:
+        add_lora(model, settings)
     model.to(torch.device(device))  # type: ignore[arg-type]
     return model, tokenizer
 
@@ -56,13 +68,60 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a plain Hugging Face folder that `AutoModelForCausalLM.from_pretrained` loads.
 
-    It is written aside and renamed, so that a folder of that name is always whole.
+    It is written aside and renamed, so that a folder of that name is always whole. Adapters are merged into
+    it, and stand by themselves in `adapters/` beside it.
     """
+    aside = _aside(folder)
+    save_plain(model, aside)
+    tokenizer.save_pretrained(aside)
+    _put(aside, folder)
+    if has_lora(model):
+        beside = folder.with_name(ADAPTERS)
+        aside = _aside(beside)
+        model.save_pretrained(aside)
+        _put(aside, beside)
+
+
+def save_plain(model: PreTrainedModel, folder: Path) -> None:
+    """Write configuration and weights as `save_pretrained` does, adapters merged into them."""
+    (merged(model) if has_lora(model) else model).save_pretrained(folder)
+
+
+def restore_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Take the weights that `model.save_pretrained` wrote: all of them, or the adapters where it has some."""
+    if has_lora(model):
+        read_adapters(model, folder)
+        return
+    own: Any = type(model)
+    read, told = own.from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    if missing := sorted(told["missing_keys"]):  # transformers would draw them anew
+        raise ValueError(f"{folder} lacks the weights {', '.join(missing[:3])}")
+    model.load_state_dict(read.state_dict())
+
+
+def parameter_line(model: PreTrainedModel) -> str:
+    """Return one line on what is trained.
+
+    Parameters are counted once, however many layers share them.
+    """
+    parameters = list(model.parameters())
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters if p.requires_grad})
+    return (
+        f"{type(model).__name__}: {trained:,} of {total:,} parameters are trained "
+        f"({trained / total:.2%}), in {' and '.join(kinds)}"
+    )
+
+
+def _aside(folder: Path) -> Path:
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
+    return aside
+
+
+def _put(aside: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
@@ -70,17 +129,3 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return an id to pad with: never attended to, never trained, so any id will do."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-
-
-def token_log_probs(model: torch.nn.Module, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log p of each token given what stands before it, and the entropy there; (B, T) float32 each.
-
-    `ids` is (B, T), right-padded: behind a causal mask padding needs no attention mask. Position 0 is 0.
-    Simplification: the logits of a micro-batch are held whole, (B, T, vocabulary).
-    """
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float() / temperature
-    log_p = torch.log_softmax(logits, dim=-1)
-    chosen = log_p.gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():
-        entropy = -(log_p.exp() * log_p).sum(-1)
-    return torch.nn.functional.pad(chosen, (1, 0)), torch.nn.functional.pad(entropy, (1, 0))

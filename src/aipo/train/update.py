@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +18,8 @@ from aipo.core.batch import Row, TokenBatch, collate, corrected
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
 from aipo.core.types import Source
 from aipo.train.batch import microbatches
-from aipo.train.events import NonFiniteError
-from aipo.train.model import token_log_probs
+from aipo.train.events import NonFiniteError, StopRunError
+from aipo.train.log_probs import token_log_probs
 
 MISMATCH_RATIO = 2.0
 """A token's ratio of trainer to sampler outside [1/2, 2] is counted."""
@@ -36,6 +37,20 @@ class UpdateSettings:
     """Largest weight of the correction for a sampler that differs from the trainer; 0: no correction."""
 
 
+class MinibatchGuard(Protocol):
+    """Whoever decides about mini-batches that must not be applied; see `train/guards.py`."""
+
+    def check_minibatch(self, sums: Mapping[str, float], first: bool) -> None:
+        """Raise `StopRunError` for a mini-batch that must not be applied."""
+
+    def refuse_minibatch(self, error: StopRunError, weights_changed: bool) -> None:
+        """Return to leave it out, raise to end the step."""
+
+    def leaves_out_the_rest(self) -> bool:
+        """Say whether no further mini-batch is to be applied."""
+        ...
+
+
 class Updater:
     """Applies mini-batches to the model."""
 
@@ -45,7 +60,10 @@ class Updater:
         model: torch.nn.Module,
         optimiser: torch.optim.Optimizer,
         settings: UpdateSettings,
+        guard: MinibatchGuard | None = None,
     ) -> None:
+        """Without a `guard` the first mini-batch that is not finite ends the update."""
+        self._guard, self.steps_taken = guard, 0
         self._accelerator, self._model, self._optimiser = accelerator, model, optimiser
         self._settings, self._objective = settings, ObjectiveSettings()
         self._trainer_log_p: dict[int, tuple[float, ...]] = {}
@@ -73,14 +91,37 @@ class Updater:
             if objective.needs_old_feedback_log_p:
                 minibatches = recomputed
         apart = self._norms_by_source(minibatches[0]) if by_source and minibatches else {}
+        self.steps_taken = 0
         for rows in minibatches:
-            step_sums = self._accumulate(rows)
-            norms.append(self._step())
+            applied = self._applied(rows)
+            if applied is None:
+                continue
+            step_sums, norm = applied
+            norms.append(norm)
             for name, value in step_sums.items():
                 sums[name] += value
             first = first or step_sums
         mean_norm = sum(norms) / max(1, len(norms))
         return {**_means(sums), **_first_update(first), "grad_norm": mean_norm, **apart}
+
+    def _applied(self, rows: Sequence[Row]) -> tuple[dict[str, float], float] | None:
+        """Take the optimiser step of a mini-batch; return its sums and its gradient's norm, None if the guard
+        left it out."""
+        if self._guard is not None and self._guard.leaves_out_the_rest():
+            return None
+        try:
+            sums = self._accumulate(rows)
+            if self._guard is not None:
+                self._guard.check_minibatch(sums, first=not self.steps_taken)
+            norm = self._step()
+        except StopRunError as error:
+            self._optimiser.zero_grad(set_to_none=True)
+            if self._guard is None:
+                raise
+            self._guard.refuse_minibatch(error, weights_changed=self.steps_taken > 0)
+            return None
+        self.steps_taken += 1
+        return sums, norm
 
     def _accumulate(self, rows: Sequence[Row]) -> dict[str, float]:
         """Add up the gradient of a mini-batch; return the sums of its metrics.
@@ -100,8 +141,7 @@ class Updater:
             with torch.set_grad_enabled(learnt):
                 log_p, entropy = token_log_probs(self._model, batch.ids, self._settings.temperature)
                 loss = objective_loss(log_p, batch, self._objective)
-            if not torch.isfinite(loss):
-                raise NonFiniteError(f"the loss is {loss.item()}; no update was made")
+            _refuse_non_finite(loss, log_p, batch)
             if loss.requires_grad:
                 self._accelerator.backward(loss)
             for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
@@ -139,7 +179,7 @@ class Updater:
         )
         if not torch.isfinite(norm):
             self._optimiser.zero_grad(set_to_none=True)
-            raise NonFiniteError(f"the gradient norm is {float(norm)}; no update was made")
+            raise NonFiniteError(f"the gradient norm of a mini-batch is {float(norm)}")
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         return float(norm)
@@ -169,6 +209,15 @@ class Updater:
                 for row, values in zip(part, log_p.tolist(), strict=True)
             ]
         return result
+
+
+def _refuse_non_finite(loss: Tensor, log_p: Tensor, batch: TokenBatch) -> None:
+    """Raise `NonFiniteError`: tokens without an advantage, which the loss leaves out, count too."""
+    spoilt = int((~torch.isfinite(log_p.detach()[batch.policy_mask | batch.feedback_mask])).sum())
+    if spoilt:
+        raise NonFiniteError(f"{spoilt} log-probabilities of a mini-batch are not finite numbers")
+    if not torch.isfinite(loss):
+        raise NonFiniteError(f"the loss of a mini-batch is {loss.item()}")
 
 
 def _add_mismatch(sums: dict[str, float], log_p: Tensor, batch: TokenBatch) -> None:

@@ -1,0 +1,68 @@
+"""Settings of the guards: which numbers a run does not learn from, and what happens then.
+
+Owns the table `guards`. Must not know how a guard is checked.
+Invariant: every guard has a policy, and none of them lets a run go on for ever without learning.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from aipo.config.section import Section
+
+Policy = Literal["skip", "roll_back", "stop"]
+
+
+class GuardSettings(Section):
+    """What is done about numbers that would poison a run, and about waits that never end (docs/recovery.md).
+
+    `skip`: leave out what is spoilt, count it, go on. `roll_back`: weights and optimiser of the newest
+    periodic checkpoint, and on with other problems. `stop`: exit code 3 and a valid checkpoint.
+    """
+
+    non_finite: Policy = Field(
+        "skip",
+        description="A log-probability, advantage, loss or gradient that is not a finite number. `skip` "
+        "leaves out the rollout or the mini-batch.",
+    )
+    divergence: Policy = Field("skip", description="Beyond max_ratio or max_mismatch_nats, a mini-batch.")
+    max_ratio: float = Field(
+        4.0,
+        gt=1,
+        description="Largest mean of p/p_old over a mini-batch's POLICY tokens; 1 is healthy.",
+    )
+    max_mismatch_nats: float = Field(
+        1.0,
+        gt=0,
+        description="Largest mean distance between the trainer's and the sampler's log-probabilities before "
+        "a step's first update.",
+    )
+    entropy: Policy = Field(
+        "stop", description="Mean entropy below min_entropy_nats for entropy_steps steps."
+    )
+    min_entropy_nats: float = Field(1e-4, ge=0, description="Per POLICY token; 0: the guard is off.")
+    entropy_steps: int = Field(10, ge=1, description="In a row.")
+    zero_variance: Policy = Field(
+        "stop",
+        description="No group taught anything for zero_variance_steps steps. `skip`: only count.",
+    )
+    zero_variance_steps: int = Field(50, ge=1, description="In a row.")
+    ungraded: Policy = Field("stop", description="Beyond train.max_ungraded_share, a step.")
+    failed_consultations: Policy = Field(
+        "stop", description="Beyond train.max_failed_consultations_share, a step."
+    )
+    max_skipped_steps: int = Field(
+        3,
+        ge=0,
+        description="So many steps in a row may skip something; the next one that does stops the run.",
+    )
+    max_roll_backs: int = Field(3, ge=0, description="Of a whole run; the next one stops it instead.")
+    stall_report_s: float = Field(
+        60.0,
+        gt=0,
+        description="Without any progress for so long: say what is waited for, for whom, since when.",
+    )
+    stall_s: float = Field(1800.0, gt=0, description="Without any progress for so long the run stops.")
+    stall_exit_s: float = Field(
+        30.0, gt=0, description="A run that cannot even stop in so long after that is ended from outside."
+    )

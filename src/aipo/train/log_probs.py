@@ -1,0 +1,296 @@
+"""Log-probability and entropy of each token of a batch, never holding all logits where they are many.
+
+Owns the training forward pass: what stands between token ids and the numbers that the objective takes. Must
+not know rollouts or the objective. Invariant: what is returned is what `log_softmax` of the model's own
+logits says, whichever way it was computed.
+
+The vocabulary's matrix is applied to a few hundred positions at a time; their logits are forgotten, and the
+backward pass computes them again (as in "Cut Your Losses", arXiv 2411.09009, and Liger's linear cross
+entropy, arXiv 2410.10989, which know neither temperature nor entropy). That costs one more product with that
+matrix.
+
+Simplification: the head must be a plain linear layer, and what follows it one of the scalings that
+`Head.of` reads from the model's settings. Of any other model the logits are held whole; `PolicyForward.check`
+tells which it is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+from transformers import PreTrainedModel
+
+LOGITS_AT_ONCE = 2**25
+"""Logits at a time where nobody says otherwise: 128 MiB in float32, 220 positions of Qwen's 151,936."""
+CHECKED_TOKENS = 16
+MAX_CHECK_ERROR = {torch.bfloat16: 0.05, torch.float16: 0.02}
+"""Mean distance of log p between the two ways that rounding explains; 1e-4 in float32 and better."""
+
+
+def token_log_probs(model: nn.Module, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return log p of each token given what stands before it, and the entropy there; (B, T) float32 each.
+
+    `ids` is (B, T), right-padded: behind a causal mask padding needs no attention mask. Position 0 is 0.
+    `model` is a `PolicyForward`, however wrapped, or a transformers model. One in float64 answers in that.
+    """
+    forward = PolicyForward(model) if isinstance(model, PreTrainedModel) else model
+    log_p, entropy = forward(ids, temperature)
+    return log_p, entropy
+
+
+class PolicyForward(nn.Module):
+    """The policy as the update calls it: what is wrapped for several ranks, so that hooks see each call.
+
+    Parameters are the policy's own, under `policy.`.
+    """
+
+    def __init__(
+        self, policy: PreTrainedModel, chunk_tokens: int | None = None, gradient_checkpointing: bool = False
+    ) -> None:
+        """`chunk_tokens` positions have their logits in memory at a time; 0: all, None: by their number.
+
+        With `gradient_checkpointing` a layer's activations are computed again in the backward pass. Dropout
+        stays as the policy's mode has it. Raises `ValueError` for a model that cannot do so.
+        """
+        super().__init__()
+        self.policy = policy
+        self._chunk_tokens = chunk_tokens
+        self._vocabulary_size = int(policy.config.get_text_config(decoder=True).vocab_size)
+        self._head: Head | None = None
+        self._checked = False
+        self._layers = _checkpointing_layers(policy) if gradient_checkpointing else []
+
+    def forward(self, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """See `token_log_probs`."""
+        chunk = self.chunk_of(ids.shape[0] * (ids.shape[1] - 1))
+        with _checkpointing(self._layers):
+            if not chunk or not self._usable_head(ids):
+                return self._whole(ids, temperature)
+            return self._chunked(ids, temperature, chunk)
+
+    def chunk_of(self, positions: int) -> int:
+        """Return how many of so many positions are computed at a time; 0: all at once."""
+        vocabulary = self._vocabulary_size
+        chunk = self._chunk_tokens
+        if chunk is None:
+            chunk = 0 if positions * vocabulary <= LOGITS_AT_ONCE else max(1, LOGITS_AT_ONCE // vocabulary)
+        return chunk if chunk < positions else 0
+
+    def check(self, ids: Tensor | None = None) -> str:
+        """Compare both ways on a few tokens, once; return what must be said if the logits will be held whole.
+
+        Degenerate case: without `ids`, tokens spread over the vocabulary.
+        """
+        if self._checked:
+            return ""
+        if ids is None:
+            spread = torch.arange(CHECKED_TOKENS, device=self.policy.device) * 7919
+            ids = spread.unsqueeze(0) % self._vocabulary_size
+        ids, self._checked = ids[:1, :CHECKED_TOKENS], True
+        name = type(self.policy).__name__
+        head = Head.of(self.policy)
+        if head is None:
+            return f"{name}: its head is no plain linear layer; the logits of a micro-batch are held whole"
+        self._head = head
+        with torch.no_grad():
+            expected = self._whole(ids, 1.0)
+            found = self._chunked(ids, 1.0, CHECKED_TOKENS // 4)
+        apart = max(float((a - b).abs().mean()) for a, b in zip(expected, found, strict=True))
+        weight = self.policy.get_output_embeddings().weight
+        if apart <= MAX_CHECK_ERROR.get(_product_precision(weight, weight), 1e-4):
+            return ""
+        self._head = None
+        return (
+            f"{name}: log-probabilities computed in chunks are {apart:.2g} from those of its own logits; the "
+            "logits of a micro-batch are held whole. Lower train.microbatch_tokens if memory runs out"
+        )
+
+    def _usable_head(self, ids: Tensor) -> bool:
+        self.check(ids)
+        return self._head is not None
+
+    def _whole(self, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits = _at_least_float32(self.policy(input_ids=ids, use_cache=False).logits[:, :-1]) / temperature
+        log_p = torch.log_softmax(logits, dim=-1)
+        chosen = log_p.gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
+        with torch.no_grad():
+            entropy = -(log_p.exp() * log_p).sum(-1)
+        return pad(chosen, (1, 0)), pad(entropy, (1, 0))
+
+    def _chunked(self, ids: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+        assert self._head is not None
+        hidden = self.policy.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        layer = self.policy.get_output_embeddings()
+        plan = _Plan(self._head, temperature, chunk)
+        log_p, entropy = _ChunkedLogProbs.apply(
+            hidden.reshape(-1, hidden.shape[-1]), layer.weight, layer.bias, ids[:, 1:].reshape(-1), plan
+        )
+        shape = hidden.shape[:2]
+        return pad(log_p.view(shape), (1, 0)), pad(entropy.view(shape), (1, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a model makes of the product with its vocabulary's matrix before it calls that logits."""
+
+    scale: float = 1.0
+    """Granite divides by `logits_scaling`; Cohere and Falcon-H1 multiply."""
+    softcap: float = 0.0
+    """Gemma 2 and later: c tanh(x / c); 0: none."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Head | None":
+        """Return the model's; None if it is no plain linear layer."""
+        layer = model.get_output_embeddings()
+        if type(layer) is not nn.Linear:
+            return None
+        config: Any = model.config.get_text_config(decoder=True)
+        scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        return cls(scale, getattr(config, "final_logit_softcapping", None) or 0.0)
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return logits (n, vocabulary) in the model's precision, as the model's own forward rounds them."""
+        logits = linear(hidden, weight, bias)
+        if self.scale != 1.0:
+            logits = logits.mul_(self.scale)
+        if self.softcap:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def backward_(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Turn, in place, the gradient of the `logits` into that of the product; `logits` are spent."""
+        if self.softcap:
+            gradient.mul_(logits.div_(self.softcap).square_().neg_().add_(1.0))
+        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    head: Head
+    temperature: float
+    chunk: int
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    """Hidden states (n, size), head and targets (n,) to log p and entropy (n,), part by part."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, plan: _Plan
+    ) -> tuple[Tensor, Tensor]:
+        log_p, entropy = [], []
+        ctx.precision = _product_precision(hidden, weight)
+        hidden, weight, bias = _as(ctx.precision, hidden, weight, bias)
+        for states, chosen in zip(hidden.split(plan.chunk), targets.split(plan.chunk), strict=True):
+            of_all = torch.log_softmax(_scores(plan, states, weight, bias), dim=-1)
+            log_p.append(of_all.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
+            entropy.append(-of_all.exp().mul_(of_all).sum(-1))
+            del of_all  # or it is still there when the next one is made
+        ctx.plan = plan
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        result = torch.cat(log_p), torch.cat(entropy)
+        ctx.mark_non_differentiable(result[1])
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        wanted_hidden, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
+        of_hidden = torch.empty_like(hidden) if wanted_hidden else None
+        of_weight = torch.zeros_like(weight, dtype=gradients[0].dtype) if wanted_weight else None
+        of_bias = torch.zeros_like(bias, dtype=gradients[0].dtype) if wanted_bias else None
+        start = 0
+        for given, chosen in zip(gradients[0].split(plan.chunk), targets.split(plan.chunk), strict=True):
+            states = hidden[start : start + len(chosen)]
+            product = _product_gradient(plan, (states, weight, bias), given, chosen)
+            if of_bias is not None:
+                of_bias += product.sum(0)
+            product = product.to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(product, weight, out=of_hidden[start : start + len(chosen)])
+            if of_weight is not None and of_weight.dtype == hidden.dtype:
+                of_weight.addmm_(product.t(), states)
+            elif of_weight is not None:
+                of_weight += product.t() @ states
+            start += len(chosen)
+            del product
+        return (
+            of_hidden,
+            of_weight.to(weight.dtype) if of_weight is not None else None,
+            of_bias.to(bias.dtype) if of_bias is not None else None,
+            None,
+            None,
+        )
+
+
+def _scores(plan: _Plan, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return logits over temperature, in float32 or better, as new memory."""
+    logits = plan.head.logits(states, weight, bias)
+    return _at_least_float32(logits).div_(plan.temperature)
+
+
+def _product_gradient(
+    plan: _Plan, head: tuple[Tensor, Tensor, Tensor | None], given: Tensor, chosen: Tensor
+) -> Tensor:
+    """Return d(sum of given * log p) / d(hidden @ weight.T + bias), (n, vocabulary)."""
+    scores = _scores(plan, *head)
+    gradient = torch.log_softmax(scores, dim=-1).exp_().mul_(-given.unsqueeze(-1))
+    gradient.scatter_add_(-1, chosen.unsqueeze(-1), given.unsqueeze(-1))
+    gradient.div_(plan.temperature)
+    return plan.head.backward_(gradient, scores.mul_(plan.temperature))
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _product_precision(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Return what the model's own product would be computed in, under autocast too."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def _as(precision: torch.dtype, *tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple(None if tensor is None else tensor.to(precision) for tensor in tensors)
+
+
+def _checkpointing_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Switch gradient checkpointing on; return the layers that it applies to."""
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"train.gradient_checkpointing: {type(model).__name__} cannot do so; set it to false and lower "
+            "train.microbatch_tokens"
+        )
+    enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.20 on
+    if enable is not None:
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Not needed without re-entrance, and it would reach into the engine's forward passes.
+    model.disable_input_require_grads()
+    return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+
+
+@contextmanager
+def _checkpointing(layers: list[nn.Module]) -> Iterator[None]:
+    """Let layers forget their activations: transformers does so in training mode only.
+
+    Their submodules stay in the mode that they are in, so no dropout is switched on; and it ends with the
+    forward pass, because a layer in that mode also forgets the key-value cache that the engine hands it.
+    """
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training = mode
