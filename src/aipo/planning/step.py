@@ -1,0 +1,178 @@
+"""One step, planned: where its time goes, what memory holds, how many agent servers it takes, what it costs.
+
+Owns the order of the phases: rollouts, verdicts, update, weights to the engine, one after the other on the
+same GPUs. Must not print. Invariant: the rows of `Step.rows` add up to `Step.total_s`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import ceil
+
+from aipo.planning.agents import AgentService
+from aipo.planning.engine import gpu_rates
+from aipo.planning.estimate import Update, sync_of, update_of
+from aipo.planning.hardware import H100, Cluster, Efficiency
+from aipo.planning.memory import Memory, Training, memory_of
+from aipo.planning.model import PRESETS, ModelShape
+from aipo.planning.simulation import Phase, graded_s, simulate
+from aipo.planning.workload import Workload, draw_trajectories
+
+BUSY = 0.05
+"""Agents keep the policy busy where waiting for them adds less than this share to decoding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """All that a plan depends on."""
+
+    model: ModelShape = PRESETS["qwen2.5-7b"]
+    cluster: Cluster = field(default_factory=lambda: Cluster(H100, 8))
+    workload: Workload = field(default_factory=Workload)
+    service: AgentService = field(default_factory=AgentService)
+    training: Training = field(default_factory=Training)
+    efficiency: Efficiency = field(default_factory=Efficiency)
+    max_sequences: int = 256
+    steps: int = 300
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Agents:
+    """What the agents' servers do to a step."""
+
+    exposed_s: float
+    """What the phase takes longer than with agents that answer at once."""
+    exposed_unlimited_s: float
+    """The same without a queue: what their own latency costs, whatever the number of servers."""
+    seats_asked: float
+    """Seats that answer on average, if the phase took no longer than with agents that answer at once."""
+    servers_needed: int | None
+    """Fewest with an exposed time below 5 % of decoding; None: no number reaches it."""
+    servers_useful: int
+    """Fewest that come within 5 % of decoding of what unlimited servers do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A planned step."""
+
+    setting: Setting
+    replicas: int
+    tensor_parallel: int
+    memory: Memory
+    phase: Phase
+    instant: Phase
+    """The same rollouts with agents that answer at once."""
+    agents: Agents
+    grade_exposed_s: float
+    update: Update
+    sync_s: float
+    trained_tokens: int
+
+    @property
+    def rows(self) -> dict[str, float]:
+        """Where the time goes: seconds on the clock, one after the other."""
+        wait = min(self.agents.exposed_s, self.phase.wall_s)
+        prefill = min(self.instant.prefill_s, self.phase.wall_s - wait)
+        return {
+            "decode": self.phase.wall_s - wait - prefill,
+            "prefill": prefill,
+            "consult": wait,
+            "grade": self.grade_exposed_s,
+            "old_log_probs": self.update.old_log_probs_s,
+            "update": self.update.compute_s + self.update.imbalance_s + self.update.optimiser_s,
+            "gather": self.update.gather_s,
+            "weight_sync": self.sync_s,
+        }
+
+    @property
+    def total_s(self) -> float:
+        """The step."""
+        return sum(self.rows.values())
+
+    @property
+    def gpus(self) -> int:
+        """The policy's and the agents'."""
+        servers = self.setting.service.servers
+        count = self.agents.servers_useful if servers is None else servers
+        asked = count if self.phase.consultations else 0
+        return self.setting.cluster.gpus + asked * self.setting.service.gpus_per_server
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of one step, agents included."""
+        return self.gpus * self.total_s / 3600
+
+
+def plan_step(setting: Setting, *, search: bool = True) -> Step:
+    """Return the planned step. Raises `ValueError` where it does not fit.
+
+    Without `search`, the numbers of servers are not looked for: `servers_needed` is None then, and
+    `servers_useful` what seats are asked for on average.
+    """
+    memory, split = memory_of(
+        setting.model, setting.cluster, setting.workload, setting.training, setting.efficiency
+    )
+    trajectories = draw_trajectories(setting.workload, setting.seed)
+    cache = memory.rollout_cache * split / setting.model.kv_bytes_per_token
+    rates = replace(
+        gpu_rates(setting.model, setting.cluster, split, setting.efficiency, cache),
+        max_sequences=setting.max_sequences,
+    )
+    replicas = setting.cluster.gpus // split
+
+    def run(service: AgentService) -> Phase:
+        return simulate(trajectories, rates, replicas, service)
+
+    phase = run(setting.service)
+    instant = run(replace(setting.service, servers=None, instant=True))
+    done = graded_s(phase.ends_s, setting.workload.grade_s, setting.workload.grade_workers)
+    return Step(
+        setting=setting,
+        replicas=replicas,
+        tensor_parallel=split,
+        memory=memory,
+        phase=phase,
+        instant=instant,
+        agents=_agents(setting, phase, instant, run, search),
+        grade_exposed_s=done - phase.wall_s,
+        update=update_of(setting.model, setting.cluster, trajectories, setting.training, setting.efficiency),
+        sync_s=sync_of(setting.model, setting.cluster, split, setting.training, setting.efficiency),
+        trained_tokens=sum(t.length for t in trajectories),
+    )
+
+
+def _agents(
+    setting: Setting, phase: Phase, instant: Phase, run: Callable[[AgentService], Phase], search: bool
+) -> Agents:
+    if not phase.consultations:
+        return Agents(0.0, 0.0, 0.0, 0, 0)
+    bearable_s = BUSY * instant.decode_s
+    free = run(replace(setting.service, servers=None))
+    unlimited_s = max(0.0, free.wall_s - instant.wall_s)
+    exposed_s = max(0.0, phase.wall_s - instant.wall_s)
+    seats = phase.busy_s / instant.wall_s
+    most = max(1, ceil(free.peak_asked / setting.service.concurrency))
+    if not search:
+        return Agents(exposed_s, unlimited_s, seats, None, max(1, ceil(seats / setting.service.concurrency)))
+
+    def exposed(servers: int) -> float:
+        return run(replace(setting.service, servers=servers)).wall_s - instant.wall_s
+
+    useful = _fewest(most, lambda n: exposed(n) < unlimited_s + bearable_s)
+    needed = None
+    if unlimited_s < bearable_s:
+        needed = _fewest(most, lambda n: exposed(n) < bearable_s)
+    return Agents(exposed_s, unlimited_s, seats, needed, useful)
+
+
+def _fewest(most: int, enough: Callable[[int], bool]) -> int:
+    """Return the smallest number up to `most` that is enough; `most` is, since nobody queues then."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
