@@ -49,6 +49,8 @@ VERBS = {
         "goes on",
         "results.md",
     ],
+    "report": ["--rollouts", "--baseline", "opens from disk"],
+    "plan": ["--model", "--gpus", "--agent-servers"],
     "rollout": ["recipe", "--problems", "--stratum", "green", "coloured"],
     "version": ["version"],
 }
