@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
+from aipo.train.events import EXIT_STOPPED as EXIT_STOPPED
 from aipo.train.events import Progress, StopRunError
 
 WIDE = 200
@@ -22,7 +23,7 @@ WIDE = 200
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
 
 @contextmanager
@@ -35,10 +36,11 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except StopRunError as error:
         errors.print(f"stopped: {error}", style="bold red", markup=False)
-        raise typer.Exit(EXIT_STOPPED) from None
+        gc.freeze()  # or the interpreter looks through every object of torch once more: seconds, not worth it
+        raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on from the last checkpoint", style="yellow")
-        gc.freeze()  # or the interpreter looks through every object of torch once more: seconds, not worth it
+        gc.freeze()
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -56,6 +58,27 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def remaining_s(progress: Progress) -> float:
+    """Return the seconds that the steps to come will take at the pace of those that this process did."""
+    pace_s = progress.elapsed_s / max(1, progress.steps_done_now)
+    return pace_s * (progress.steps - progress.step)
+
+
+class _Terminal:
+    """What is on the terminal besides lines."""
+
+    screen = False
+
+
+terminal = _Terminal()
+
+
+def print_passing(text: str) -> None:
+    """Print a line that the next one replaces; nothing where that cannot be, or a screen says it already."""
+    if sys.stdout.isatty() and not terminal.screen:
+        console.print(text, end="\r", markup=False)
+
+
 class StepLines:
     """Prints a line for a step now and then: the numbers that matter and the time that remains."""
 
@@ -69,16 +92,15 @@ class StepLines:
         if now - self._last < self._every_s and not last_step:
             return
         self._last = now
-        remaining = progress.elapsed_s / progress.steps_done_now * (progress.steps - progress.step)
         console.print(
             f"step {progress.step}/{progress.steps}  {_numbers(progress.metrics)}  "
-            f"remaining {duration(remaining)}",
+            f"remaining {duration(remaining_s(progress))}",
             markup=False,
         )
         sys.stdout.flush()
 
 
-_SHOWN = {
+SHOWN = {
     "reward_solo": "reward solo",
     "reward_consulting": "consulting",
     "consultations_per_rollout": "consultations",
@@ -89,4 +111,4 @@ _SHOWN = {
 
 
 def _numbers(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{label} {metrics[name]:.3g}" for name, label in _SHOWN.items() if name in metrics)
+    return "  ".join(f"{label} {metrics[name]:.3g}" for name, label in SHOWN.items() if name in metrics)

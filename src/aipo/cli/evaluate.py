@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from aipo.cli.assembly import Parts, assemble
-from aipo.cli.console import console, plain_errors
+from aipo.cli.console import console, plain_errors, print_passing
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.evaluate.records import SCHEMA, EvaluationRecord, ProblemResult, append_record, read_records
@@ -70,5 +69,8 @@ def _refuse_ungraded(settings: Settings, mode: str, results: Sequence[ProblemRes
 
 
 def _report(done: int, total: int) -> None:
-    if done == total or sys.stdout.isatty():
-        console.print(f"evaluated {done}/{total} problems", end="\r" if done < total else "\n", markup=False)
+    line = f"evaluated {done}/{total} problems"
+    if done < total:
+        print_passing(line)
+    else:
+        console.print(line, markup=False)

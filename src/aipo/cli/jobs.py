@@ -21,6 +21,7 @@ from aipo.train.journal import METRICS
 POLL_S = 0.5
 REPORT_EVERY_S = 10.0
 LOG_LINES_SHOWN = 15
+END_S = 30.0
 
 
 class JobFailedError(ValueError):
@@ -114,10 +115,19 @@ def run_jobs(
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
-            process.wait(timeout=30)
+            _wait_for_end(process)
     took = duration(time.monotonic() - begun)
     console.print(f"{what}: {total - len(queue)}/{total} runs done in {took}", markup=False)
     return not queue
+
+
+def _wait_for_end(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for a run that was told to end: it finishes its step and saves, if that does not take too long."""
+    try:
+        process.wait(timeout=END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # the same command goes on from its newest checkpoint
+        process.wait()
 
 
 def _next(queue: "list[Job]", running: Mapping[str, object]) -> Job | None:

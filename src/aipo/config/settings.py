@@ -72,6 +72,9 @@ class RunSettings(Section):
     threads: int = Field(
         1, ge=1, description="CPU threads of this process; 1 is fastest when two runs share two cores."
     )
+    trackers: tuple[str, ...] = Field(
+        (), description="Of accelerate's: `wandb`, `trackio`, `tensorboard`, `mlflow`, … None is required."
+    )
 
 
 class PolicySettings(Section):
@@ -245,8 +248,8 @@ class TrainSettings(Section):
     logit_chunk_tokens: int | None = Field(
         None,
         ge=0,
-        description="Positions whose logits are in memory at a time; 0: a whole micro-batch's. None: whole up "
-        "to 2^25 logits, else so many at a time.",
+        description="Positions whose logits are in memory at a time; 0: a whole micro-batch's. None: whole "
+        "up to 2^25 logits, else so many at a time.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."

@@ -8,6 +8,7 @@ trained on. An agent's failure is an outcome, never an exception and never a rew
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 from aipo.agents.base import NOTHING_USED, Agent, AgentFailure, AgentQuery, Usage
 from aipo.consult.codec import FeedbackBlock, TagCodec
@@ -16,9 +17,12 @@ from aipo.consult.protocol import Malformed, Protocol, Request
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import AgentName, Condition, ConsultOutcome, SoloMode, Source, StopReason
-from aipo.engines.base import Engine, GenerationRequest, Sampling
+from aipo.engines.base import Engine, EngineError, GenerationRequest, Sampling
 from aipo.rollout.asking import Answer, ask
 from aipo.rollout.leaks import Hide, LeakPolicy, guarded
+
+NOT_FINITE = "the policy gave log-probabilities that are not finite numbers"
+"""What a rollout is lost to when weights or logits have become NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,8 @@ class _Episode:
                 seed=spec.seed,
             )
         )
+        if not all(map(isfinite, completion.log_probs)):
+            raise EngineError(NOT_FINITE)
         self._append(Segment(Source.POLICY, completion.ids, completion.log_probs))
         if completion.weights_version is not None:
             self._versions.add(completion.weights_version)

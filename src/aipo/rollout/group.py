@@ -123,7 +123,10 @@ class Sampler:
             produced = await rollout(self.engine, spec, self.desk)
         except EngineError as error:
             return MemberRollout(spec.id, spec.condition, None, Grade(Verdict.UNGRADED, f"engine: {error}"))
-        grade = await self.task.grade(problem, produced.policy_text)
+        try:
+            grade = await self.task.grade(problem, produced.policy_text)
+        except Exception as error:  # a bug in a task of the user's own is no verdict
+            grade = Grade(Verdict.UNGRADED, f"task: {error!r}")
         return MemberRollout(spec.id, spec.condition, produced, grade)
 
     def _expert(self, problem: Problem, prompt_ids: tuple[int, ...]) -> TokenStream:

@@ -4,6 +4,8 @@ Owns the record's shape. Must not know training. Invariant: the same seed gives 
 that is measured with a clock stands in them; the times of consultations are recorded with the step's timings.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from aipo.core.tokens import Segment
@@ -18,6 +20,21 @@ LOG_PROB_DECIMALS = 6
 def rollout_records(group: Group, step: int, desk: Desk) -> list[dict[str, Any]]:
     """Return a JSON-ready object for each rollout of a group."""
     return [_record(group, member, step, desk) for member in group.members]
+
+
+def consultation_times(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """Return the seconds of each consultation by rollout: for the step's timings, where clocks belong.
+
+    Degenerate cases: a rollout that asked nothing has no entry; nor has a problem that a step drew twice,
+    whose rollouts share their ids.
+    """
+    drawn = Counter(group.problem.id for group in groups)
+    return {
+        member.id: [round(c.latency_s, 6) for c in member.rollout.consultations]
+        for group in groups
+        for member in group.members
+        if drawn[group.problem.id] == 1 and member.rollout and member.rollout.consultations
+    }
 
 
 def _record(group: Group, member: MemberRollout, step: int, desk: Desk) -> dict[str, Any]:

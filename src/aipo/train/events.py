@@ -1,18 +1,46 @@
 """What the loop tells whoever started it: progress, and why it stopped.
 
 Owns the words between the loop and a display. Must not import torch: an error message must be quick.
-Invariant: a run that stops on purpose says so with one of these errors, and its last checkpoint is valid.
+Invariant: a run that stops on purpose says so with one of these errors, and a valid checkpoint is there.
 """
 
 from dataclasses import dataclass
 
+EXIT_STOPPED = 3
+_SIGNALLED = 128
+"""A shell's exit code for a process that a signal ended, without the signal's number."""
+
 
 class StopRunError(RuntimeError):
-    """The run stops on purpose; its last checkpoint is valid. The message says what happened."""
+    """The run stops on purpose; a valid checkpoint is there. The message says what happened."""
+
+    exit_code = EXIT_STOPPED
 
 
 class NonFiniteError(StopRunError):
-    """A loss or gradient is not a finite number; the weights have not been touched by it."""
+    """A log-probability, loss or gradient is not a finite number; the weights have not been touched by it."""
+
+
+class StalledError(StopRunError):
+    """Nothing has moved for `guards.stall_s`; the message says what was waited for."""
+
+
+class SignalledError(StopRunError):
+    """A signal asked for the end; the step under way was finished and a checkpoint written."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = _SIGNALLED + signal_number
+
+
+@dataclass(frozen=True, slots=True)
+class LastConsultation:
+    """One consultation of the step, to be looked at; its words are foreign text."""
+
+    agent: str
+    request: str
+    outcome: str
+    reply: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,4 +52,5 @@ class Progress:
     metrics: dict[str, float]
     elapsed_s: float
     steps_done_now: int
-    """Steps since this process began, for an honest remaining time after a resume."""
+    """Steps since this process began, for an honest remaining time after a resume; 0 for a step of before."""
+    last_consultation: LastConsultation | None = None

@@ -7,62 +7,105 @@ happened.
 
 import fcntl
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from aipo.config.loader import diff_settings, dump_settings, load_settings
+from aipo.config.loader import dump_settings
 from aipo.config.settings import Settings
+from aipo.train.changes import SETTINGS as SETTINGS
+from aipo.train.changes import Changes
+from aipo.train.changes import RunFolderError as RunFolderError
+from aipo.train.durable import sync, write_whole
+from aipo.train.events import StopRunError
 
-SETTINGS = "settings.toml"
 METRICS, ROLLOUTS, TIMINGS = "metrics.jsonl", "rollouts.jsonl", "timings.jsonl"
 EVALUATION = "evaluation.jsonl"
 SERVER_LOG = "policy-server.log"
 """Of a policy server that was started for the run: before its folder is claimed, and also where it fails."""
 AGENTS = "agents.json"
 LOCK = ".lock"
+STOPPED = "stopped.txt"
+"""Why the run stopped; gone once it goes on."""
+_RECORDS = (METRICS, ROLLOUTS, TIMINGS, EVALUATION)
 
 
-class RunFolderError(ValueError):
-    """The output folder cannot be used; the message names the difference and the fix."""
+class NotRecordedError(StopRunError):
+    """A record could not be written: most likely the disk is full."""
 
 
 class Journal:
     """Writes a run's files; as long as its process lives, no other one does."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, may_change: Collection[str] = ()) -> None:
         """Claim the output folder. Raises `RunFolderError` if it holds another run or foreign files, or if
-        another process is writing to it."""
+        another process is writing to it. Settings named by `may_change` may differ from the run's."""
         self.folder = settings.run.output
-        stored = self.folder / SETTINGS
-        begun = refuse_other_run(settings)
+        begun = refuse_other_run(settings, may_change)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder)
-        if begun:
-            return
-        aside = stored.with_suffix(".partial")
-        aside.write_text(dump_settings(settings))
-        aside.rename(stored)
+        if not begun:
+            write_whole(self.folder / SETTINGS, dump_settings(settings))
+        self.changes = Changes(settings, may_change)
 
     def close(self) -> None:
         """Let go of the folder; the end of the process does so too."""
         self._lock.close()
 
     def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append records, each with its `step`, to one of the run's files."""
-        with (self.folder / name).open("a") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        """Append records, each with its `step`, to one of the run's files. Raises `NotRecordedError`."""
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        try:
+            with (self.folder / name).open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise NotRecordedError(
+                f"{str(self.folder / name)!r} could not be written ({error}); make room. The same command "
+                "goes on from the newest checkpoint, and a torn line is dropped then"
+            ) from error
+
+    def sync(self) -> None:
+        """Wait until all records are on the disk: a checkpoint must not outlive the lines it counts on."""
+        for name in _RECORDS:
+            if (self.folder / name).exists():
+                sync(self.folder / name)
+        sync(self.folder)
+
+    def lines_up_to(self, step: int) -> dict[str, int]:
+        """Return how many lines the run itself has written for steps 1 to `step`, of files that must not
+        shrink; rollouts and timings may be packed away by hand."""
+        found = {}
+        for name in (METRICS, EVALUATION):
+            path = self.folder / name
+            lines = _lines(path) if path.exists() else []
+            found[name] = sum(0 < _step_of(line, path) <= step for line in lines)
+        return found
 
     def rewind(self, step: int) -> None:
         """Drop every line of a later step, and a torn last line."""
-        for name in (METRICS, ROLLOUTS, TIMINGS, EVALUATION):
+        for name in _RECORDS:
             path = self.folder / name
             if not path.exists():
                 continue
-            kept = [line for line in _lines(path) if _step_of(line, path) <= step]
+            kept = b"".join(line + b"\n" for line in _lines(path) if _step_of(line, path) <= step)
+            if path.read_bytes().startswith(kept):
+                os.truncate(path, len(kept))  # needs no room, which may be why the run stopped
+                continue
             aside = path.with_suffix(".partial")
-            aside.write_bytes(b"".join(line + b"\n" for line in kept))
+            aside.write_bytes(kept)
             aside.replace(path)
+
+    def say_stopped(self, why: str) -> None:
+        """Leave the reason of a stop in the folder, for whoever comes back to it."""
+        try:
+            (self.folder / STOPPED).write_text(why + "\n")
+        except OSError:
+            return  # a full disk may be the reason; it is also on the screen
+
+    def say_going_on(self) -> None:
+        """Take back the reason of an earlier stop."""
+        (self.folder / STOPPED).unlink(missing_ok=True)
 
 
 def _locked(folder: Path) -> IO[str]:
@@ -91,25 +134,19 @@ def record_agents(folder: Path, step: int, agents: Mapping[str, Mapping[str, Any
         return False
     # What was written for steps that are run again now is no longer true.
     kept = [entry for entry in entries if entry["from_step"] <= step]
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps([*kept, {"from_step": step + 1, "agents": agents}], indent=1) + "\n")
-    aside.replace(path)
+    write_whole(path, json.dumps([*kept, {"from_step": step + 1, "agents": agents}], indent=1) + "\n")
     return bool(kept)
 
 
-def refuse_other_run(settings: Settings) -> bool:
-    """Say whether the output folder holds this very run already.
+def refuse_other_run(settings: Settings, may_change: Collection[str] = ()) -> bool:
+    """Say whether the output folder holds this very run already, but for what `may_change` names.
 
     Raises `RunFolderError` if it holds another run or foreign files.
     """
     folder = settings.run.output
     stored = folder / SETTINGS
     if stored.exists():
-        if changed := diff_settings(load_settings(stored, []), settings):
-            raise RunFolderError(
-                f"run.output = {str(folder)!r} holds a run with other settings; choose another "
-                "folder or go back to its settings:\n  " + "\n  ".join(changed)
-            )
+        Changes(settings, may_change)
         return True
     ours = {folder / LOCK, stored.with_suffix(".partial"), *folder.glob(f"{Path(SERVER_LOG).stem}*.log")}
     if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= ours):

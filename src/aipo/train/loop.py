@@ -4,10 +4,12 @@ Owns the order of a step. Must not know which model, task or agents it is given.
 Invariant: what a step does depends on the settings, the weights and the step's number, never on the clock.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from math import isfinite
 
 import torch
 from accelerate import Accelerator
@@ -16,19 +18,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from aipo.config.settings import Settings
 from aipo.engines.base import EngineError, WeightSink
 from aipo.rollout.group import Group, Sampler
-from aipo.rollout.records import rollout_records
+from aipo.rollout.records import consultation_times, rollout_records
 from aipo.tasks.base import Problem
 from aipo.train.algorithm import objective_settings
 from aipo.train.batch import minibatches
-from aipo.train.checkpoint import Checkpoints
-from aipo.train.events import Progress, StopRunError
+from aipo.train.credit import Credit
+from aipo.train.durable import sync_tree
+from aipo.train.events import LastConsultation, Progress, SignalledError, StopRunError
 from aipo.train.experience import Experience
-from aipo.train.guards import refuse_failing_agents
-from aipo.train.journal import METRICS, ROLLOUTS, TIMINGS, Journal
-from aipo.train.metrics import rollout_metrics, spending
-from aipo.train.model import pad_id, save_policy
+from aipo.train.guards import Guards, RollBackError, SkipStepError
+from aipo.train.journal import METRICS, ROLLOUTS, TIMINGS, Journal, read_lines
+from aipo.train.log_probs import PolicyForward
+from aipo.train.metrics import last_consultation, rollout_metrics, spending
+from aipo.train.model import pad_id, save_plain, save_policy
 from aipo.train.schedule import algorithm_at
+from aipo.train.state import RunState
+from aipo.train.trackers import FOLDER, start_trackers
 from aipo.train.update import Updater, UpdateSettings
+from aipo.train.waits import Waits, watched
+
+AfterStep = Callable[[Progress], Awaitable[None]]
 
 
 class Trainer:
@@ -41,18 +50,25 @@ class Trainer:
         tokenizer: PreTrainedTokenizerBase,
         sampler: Sampler,
         problems: Sequence[Problem],
+        may_change: Collection[str] = (),
     ) -> None:
         """Claim the output folder and restore its newest checkpoint. Raises `ValueError`s before any
-        compute."""
+        compute. Settings that `may_change` names may differ from those that the run began with."""
         self._settings, self._model, self._tokenizer = settings, model, tokenizer
-        self._sampler = sampler
-        self._experience = Experience(settings, sampler, problems)
-        self._accelerator = Accelerator(cpu=settings.run.device == "cpu")
+        self.waits = Waits()
+        self.waits.watch_forward_passes(model)
+        self.sampler = watched(sampler, self.waits)
+        self._experience = Experience(settings, self.sampler, problems)
+        trackers, project = list(settings.run.trackers), settings.run.output / FOLDER
+        cpu = settings.run.device == "cpu"
+        self._accelerator = Accelerator(cpu=cpu, log_with=trackers, project_dir=project)
         if self._accelerator.num_processes > 1:
             raise ValueError("several ranks are not supported yet; start one process")
         t = settings.train
-        optimiser = torch.optim.AdamW(model.parameters(), lr=t.learning_rate, weight_decay=t.weight_decay)
-        prepared, self._optimiser = self._accelerator.prepare(model, optimiser)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay)
+        forward = PolicyForward(model, t.logit_chunk_tokens, t.gradient_checkpointing)
+        prepared, self._optimiser = self._accelerator.prepare(forward, optimiser)
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: min(1.0, (step + 1) / (t.warmup_steps + 1))
         )
@@ -63,42 +79,101 @@ class Trainer:
             pad_id(tokenizer),
             settings.algorithm.mismatch_truncation,
         )
-        self._updater = Updater(self._accelerator, prepared, self._optimiser, update)
-        self._journal = Journal(settings)
-        self._checkpoints = Checkpoints(settings.run.output / "checkpoints", t.keep_checkpoints)
+        self._guards = Guards(settings)
+        self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards)
+        self._journal = Journal(settings, may_change)
+        self._signalled: SignalledError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._last_said: LastConsultation | None = None
         with ExitStack() as on_error:
             on_error.callback(self.close)
-            self.step = self._restore()
+            learner = (model, self._optimiser, self._scheduler)
+            self._state = RunState(settings, self._journal, learner, self._experience, self._guards)
+            self._state.restore()
+            start_trackers(self._accelerator, settings)
             on_error.pop_all()
 
+    @property
+    def step(self) -> int:
+        """The last step that is done and recorded."""
+        return self._state.step
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should be told about the resume."""
+        return self._state.notes
+
     def close(self) -> None:
-        """Let go of the run's folder."""
+        """Let go of the run's folder and of the trackers."""
+        if self._accelerator.trackers:
+            self._accelerator.end_training()
         self._journal.close()
 
-    async def run(self, after_step: Callable[[Progress], Awaitable[None]]) -> None:
-        """Train up to the last step and export the policy. Raises `StopRunError`.
+    async def run(self, after_step: AfterStep) -> None:
+        """Train up to the last step and export the policy. Raises `StopRunError`; a checkpoint is there then.
 
         `after_step` is awaited before the step's checkpoint, so what it writes is repeated, not lost, after a
         crash.
         """
-        begun, first, total = time.monotonic(), self.step, self._settings.train.steps
+        self._loop, self._begun_s, self._first = asyncio.get_running_loop(), time.monotonic(), self.step
+        try:
+            with self.waits.cancelled_by_stop():
+                await self._steps(after_step)
+        except StopRunError as stop:
+            with self.waits.on("checkpoint", "the stop"):
+                self._state.save_after(stop, self._updater.steps_taken > 0)
+            raise
+
+    async def _steps(self, after_step: AfterStep) -> None:
         await self._hand_over_weights()
-        while self.step < total:
+        if self._state.after_step_due:
+            await self._finish_step(read_lines(self._settings.run.output / METRICS)[-1], after_step)
+        while self.step < self._settings.train.steps:
+            self._state.begin_step()
             metrics = await self._one_step(self.step + 1)
-            self.step += 1
             await self._hand_over_weights()
-            await after_step(Progress(self.step, total, metrics, time.monotonic() - begun, self.step - first))
-            if self.step % self._settings.train.checkpoint_every_steps == 0 or self.step == total:
-                self._checkpoint()
+            await self._finish_step(metrics, after_step)
         self.export()
+
+    async def _finish_step(self, metrics: dict[str, float], after_step: AfterStep) -> None:
+        """Do what follows a step that is recorded: stop if a guard says so, evaluate, save."""
+        state, total = self._state, self._settings.train.steps
+        self._guards.end()
+        elapsed_s, done = time.monotonic() - self._begun_s, self.step - self._first
+        with self.waits.on("what follows a step", f"step {self.step}"):
+            await after_step(Progress(self.step, total, metrics, elapsed_s, done, self._last_said))
+        state.after_step_due = False
+        due = self.step % self._settings.train.checkpoint_every_steps == 0 or self.step == total
+        with self.waits.on("checkpoint", f"step {self.step}"):
+            if due or state.rolled_back:
+                state.save(periodic=True)
+        if self._signalled is not None and self.step < total:
+            raise self._signalled
+
+    def stop_soon(self, signal_number: int, finish_step: bool) -> None:
+        """Ask for the end: after the step under way, or as soon as it waits. For a signal's handler.
+
+        What is whole is saved as soon as the event loop turns, because whoever sent the signal may not wait
+        for the end of the step.
+        """
+        why = f"signal {signal_number} after step {self.step}; the same command goes on"
+        self._signalled = SignalledError(why, signal_number)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._save_what_is_whole, finish_step)
+
+    def _save_what_is_whole(self, finish_step: bool) -> None:
+        with suppress(StopRunError):  # it is tried again, and said, when the step is done
+            self._state.save_for_stop(self._updater.steps_taken > 0)
+        if not finish_step and self._signalled is not None:
+            self.waits.stop(self._signalled)
 
     async def _hand_over_weights(self) -> None:
         """Give the weights to an engine that has its own; between steps nothing is in flight."""
-        engine = self._sampler.engine
+        engine = self.sampler.engine
         if not isinstance(engine, WeightSink):
             return
         try:
-            await engine.load_weights(self._model.save_pretrained, self.step)
+            await engine.load_weights(partial(save_plain, self._model), self.step)
         except EngineError as error:
             raise StopRunError(
                 f"after step {self.step} the policy's engine did not take the new weights: {error}\n"
@@ -107,69 +182,67 @@ class Trainer:
 
     async def _one_step(self, step: int) -> dict[str, float]:
         clock = [time.monotonic()]
-        settings, algorithm = self._settings, algorithm_at(self._settings, step)
-        groups, credits = await self._experience.of_step(step, algorithm)
+        algorithm = algorithm_at(self._settings, step)
+        self._guards.begin(step)
+        self._updater.steps_taken = 0
+        with self.waits.on("sampling", f"step {step}"):
+            groups, credits = await self._experience.of_step(step, algorithm)
         clock.append(time.monotonic())
         metrics = rollout_metrics(groups)
         metrics["agent_cost"] = metrics.get("agent_cost", 0.0) + self._experience.approval_cost
         metrics["sampled_groups"] = len(groups)
         metrics["teaching_groups"] = sum(any(c.teaches for c in credit) for credit in credits)
-        self._refuse_ungraded(metrics, groups)
-        refuse_failing_agents(groups, settings.train, step)
-        t, longest = settings.train, settings.rollout.max_response_tokens
-        batches = minibatches(credits, algorithm, t.minibatches_per_step, longest)
-        every = t.source_gradients_every_steps
-        by_source = every > 0 and step % every == 0
-        metrics |= self._updater.apply(
-            [rows for rows in batches if rows], objective_settings(algorithm), by_source
-        )
+        rolled_back = False
+        try:
+            credits = self._guards.check_rollouts(groups, credits)
+            with self.waits.on("update", f"step {step}"):
+                metrics |= self._update(step, credits)
+            self._guards.check_step(metrics)
+        except SkipStepError:
+            pass  # the guards have counted it
+        except RollBackError:
+            self._state.roll_back()
+            rolled_back = True
+        metrics |= self._guards.count_step()
         metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         clock.append(time.monotonic())
         self._record(step, groups, metrics, clock)
+        self._state.end_step(rolled_back)
         return metrics
 
-    def _refuse_ungraded(self, metrics: dict[str, float], groups: Sequence[Group]) -> None:
-        share, limit = metrics.get("ungraded_share", 0.0), self._settings.train.max_ungraded_share
-        if share > limit:
-            reasons = sorted(
-                {m.grade.reason for g in groups for m in g.members if m.grade.verdict == "ungraded"}
-            )
-            raise StopRunError(
-                f"step {self.step + 1}: {share:.0%} of the rollouts could not be graded, more than "
-                f"train.max_ungraded_share = {limit}; nothing was learnt from this step. "
-                f"Reasons: {'; '.join(reasons[:3])}"
-            )
+    def _update(self, step: int, credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
+        t, longest = self._settings.train, self._settings.rollout.max_response_tokens
+        algorithm = algorithm_at(self._settings, step)
+        batches = minibatches(credits, algorithm, t.minibatches_per_step, longest)
+        every = t.source_gradients_every_steps
+        by_source = every > 0 and step % every == 0
+        return self._updater.apply(
+            [rows for rows in batches if rows], objective_settings(algorithm), by_source
+        )
 
     def _record(
         self, step: int, groups: Sequence[Group], metrics: dict[str, float], clock: Sequence[float]
     ) -> None:
         metrics["expert_tokens_raw"] = self._experience.expert_tokens.raw
         metrics["expert_tokens_distinct"] = self._experience.expert_tokens.distinct
-        if step % self._settings.train.record_rollouts_every_steps == 0 or step == 1:
-            desk = self._sampler.desk
+        recorded = step % self._settings.train.record_rollouts_every_steps == 0 or step == 1
+        if recorded:
+            desk = self.sampler.desk
             self._journal.append(ROLLOUTS, [r for g in groups for r in rollout_records(g, step, desk)])
-        self._journal.append(METRICS, [{"step": step, **metrics}])
+        numbers = {
+            name: value for name, value in metrics.items() if isfinite(value)
+        }  # JSON has no word for NaN
+        self._journal.append(METRICS, [{"step": step, **numbers}])
+        self._accelerator.log(numbers, step=step)
+        self._last_said = last_consultation(groups)
         waits = [c.latency_s for g in groups for m in g.members if m.rollout for c in m.rollout.consultations]
         times = {"rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "consult_s": sum(waits)}
-        self._journal.append(TIMINGS, [{"step": step, **times, **spending(groups)}])
-
-    def _checkpoint(self) -> None:
-        state = {"step": self.step, "experience": self._experience.state()}
-        self._checkpoints.save(self.step, self._model, self._optimiser, self._scheduler, state)
-
-    def _restore(self) -> int:
-        steps = self._checkpoints.steps()
-        if not steps:
-            self._journal.rewind(0)
-            return 0
-        state: dict[str, Any] = self._checkpoints.restore(
-            steps[-1], self._model, self._optimiser, self._scheduler
-        )
-        self._experience.restore(state["experience"])
-        self._journal.rewind(state["step"])
-        return int(state["step"])
+        each = {"consultations_s": consultation_times(groups)} if recorded else {}
+        self._journal.append(TIMINGS, [{"step": step, **times, **spending(groups), **each}])
 
     def export(self) -> None:
         """Write the policy as a plain Hugging Face folder, `policy/` in the run's folder."""
-        save_policy(self._model, self._tokenizer, self._settings.run.output / "policy")
+        folder = self._settings.run.output / "policy"
+        save_policy(self._model, self._tokenizer, folder)
+        sync_tree(folder)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from aipo.agents.base import AgentFailure
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.rollout.group import Group, MemberRollout
+from aipo.train.events import LastConsultation
 
 NO_ANSWER = (ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR, ConsultOutcome.EMPTY)
 """Outcomes of a question that an agent was asked and did not answer."""
@@ -100,6 +101,15 @@ def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout]) 
         for outcome in NO_ANSWER:
             metrics[f"failures/{agent}/{outcome}"] = float(failed[agent, outcome])
         metrics[f"unreadable_replies/{agent}"] = float(unreadable[agent])
+
+
+def last_consultation(groups: Sequence[Group]) -> LastConsultation | None:
+    """Return the last consultation of the last rollout that consulted, for a display."""
+    said = [c for g in groups for m in g.members if m.rollout for c in m.rollout.consultations]
+    if not said:
+        return None
+    last = said[-1]
+    return LastConsultation(last.agent or "nobody", last.request, last.outcome, last.reply)
 
 
 def spending(groups: Sequence[Group]) -> dict[str, float]:

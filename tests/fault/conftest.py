@@ -1,0 +1,14 @@
+"""What several tests of faults share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from kill_points_for_tests import Zygote
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
