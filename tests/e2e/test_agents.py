@@ -175,7 +175,8 @@ class TestRuns:
         verify = entry["agents"]["verify"]
         assert entry["from_step"] == 1 and (verify["backend"], verify["model"]) == ("remote", "m")
         assert verify["host"].startswith("127.0.0.1:") and len(verify["prompt_sha256"]) == 12
-        assert verify["sampling"] == {"temperature": 0.0, "top_p": 0.8, "max_reply_tokens": 1024, "extra_body": {}}
+        sampling = {"temperature": 0.0, "top_p": 0.8, "max_reply_tokens": 1024, "extra_body": {}}
+        assert verify["sampling"] == sampling
         rows = lines(tmp_path / "run" / "metrics.jsonl")
         rollouts = lines(tmp_path / "run" / "rollouts.jsonl")
         used = [c for r in rollouts for c in r["consultations"]]
