@@ -200,7 +200,9 @@ class TestARealRun:
             assert words in inside, words
         assert "not recorded" not in inside
         card.locator(".token").first.hover()
-        assert "W = max(p, d)" in page.locator("#tip").inner_text()
+        said = page.locator("#tip").inner_text()
+        assert "W = max(p, d)" in said and re.search(r"p (1|0|0\.\d+|\S*e-\d+) · log p", said), said
+        assert "A +" not in said or re.search(r"^W \d", said, re.MULTILINE), said
 
     def test_tokens_tell_probability_and_credit(self, report: Path, open_page: Open) -> None:
         page = open_page(report)

@@ -273,7 +273,9 @@ class TrainSettings(Section):
     source_gradients_every_steps: int = Field(
         0, ge=0, description="Measure the gradient norms of POLICY and FEEDBACK apart so often; 0: never."
     )
-    checkpoint_every_steps: int = Field(50, ge=1, description="What a crash can lose.")
+    checkpoint_every_steps: int = Field(
+        1, ge=1, description="Steps that a crash can lose; raise it where a checkpoint is long beside a step."
+    )
     keep_checkpoints: int = Field(2, ge=1, description="The newest so many; older ones are removed.")
     max_ungraded_share: float = Field(
         0.05, ge=0, le=1, description="Above this share of UNGRADED rollouts in a step the run stops."

@@ -5,13 +5,15 @@ Invariant: whatever a model wrote, the result is bounded; what was cut off says 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from math import exp
 from typing import Any
 
 from aipo.config.settings import Settings
 from aipo.report.scan import RawGroup, Row
 from aipo.report.tokens import Pieces
-from aipo.report.weights import UNKNOWN, Credited, credited
+from aipo.report.weights import UNKNOWN, Credited, credited, weight
 
 MOST_CHARS = 40_000
 """Of one text; the rest stays in rollouts.jsonl."""
@@ -21,6 +23,7 @@ PER_NAT = 1000
 """Log-probabilities are kept as whole thousandths of a nat: 0 to 4 digits instead of 9 characters a token."""
 Latencies = dict[tuple[int, str], list[float]]
 """Seconds of each consultation, by step and rollout."""
+Weigher = Callable[[int], float]
 
 
 def shown_groups(
@@ -47,6 +50,7 @@ def _group(
 ) -> dict[str, Any]:
     first = rows[0]
     credits = credited(rows, settings) if settings else [UNKNOWN] * len(rows)
+    weigh = _weigher(settings, first["step"]) if settings else None
     return {
         "step": first["step"],
         "problem": cut(str(first["problem"]), 500)["text"],
@@ -54,12 +58,20 @@ def _group(
         "gold": cut(str(first.get("gold", "")), 2000)["text"],
         "stratum": str(first.get("stratum", ""))[:200],
         "rollouts": [
-            _rollout(row, credit, pieces, latencies) for row, credit in zip(rows, credits, strict=True)
+            _rollout(row, credit, partial(_segment, pieces=pieces, weigh=weigh), latencies)
+            for row, credit in zip(rows, credits, strict=True)
         ],
     }
 
 
-def _rollout(row: Row, credit: Credited, pieces: Pieces, latencies: Latencies) -> dict[str, Any]:
+def _weigher(settings: Settings, step: int) -> Weigher:
+    """Return W by log p in thousandths of a nat; a rollout repeats few of them."""
+    return cache(lambda nats: float(f"{weight(exp(-nats / PER_NAT), settings, step):.3g}"))
+
+
+def _rollout(
+    row: Row, credit: Credited, segment: Callable[[dict[str, Any]], dict[str, Any]], latencies: Latencies
+) -> dict[str, Any]:
     waited = latencies.get((row["step"], row["rollout"]), [])
     inserted = [i for i, s in enumerate(row["segments"]) if s["source"] in ("feedback", "scaffold")]
     consultations = row["consultations"][:MOST_CONSULTATIONS]
@@ -71,7 +83,7 @@ def _rollout(row: Row, credit: Credited, pieces: Pieces, latencies: Latencies) -
         "stop": row.get("stop"),
         "weights": row.get("weights_version"),
         "credit": [_short(credit.policy), _short(credit.feedback)],
-        "segments": [_segment(segment, pieces) for segment in row["segments"]],
+        "segments": [segment(one) for one in row["segments"]],
         "consultations": [
             # What came of the n-th request is the n-th insertion, unless the rollout ended before it fitted.
             _consultation(
@@ -83,15 +95,18 @@ def _rollout(row: Row, credit: Credited, pieces: Pieces, latencies: Latencies) -
     }
 
 
-def _segment(segment: dict[str, Any], pieces: Pieces) -> dict[str, Any]:
+def _segment(segment: dict[str, Any], pieces: Pieces, weigh: Weigher | None) -> dict[str, Any]:
     text = cut(segment["text"])
     shown = {"source": segment["source"], "tokens": len(segment["ids"]), **text}
     cuts = pieces.cuts(segment["ids"], segment["text"]) if not text["more"] else None
     if cuts:
         shown["cuts"] = cuts
-    if log_probs := segment.get("log_probs"):
+    log_probs = segment.get("log_probs") or segment.get("policy_log_probs")
+    if log_probs:
         kept = log_probs if not text["more"] else log_probs[:MOST_CHARS]
         shown["nats"] = [round(-log_prob * PER_NAT) for log_prob in kept]
+    if weigh and "policy_log_probs" in segment and log_probs:
+        shown["weights"] = [weigh(nats) for nats in shown["nats"]]
     return shown
 
 

@@ -5,21 +5,29 @@ that is measured with a clock stands in them; the times of consultations are rec
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from aipo.core.tokens import Segment
+from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
 from aipo.rollout.episode import Consultation, Desk
 from aipo.rollout.group import Group, MemberRollout
 
 SCHEMA = 1
 LOG_PROB_DECIMALS = 6
+NOTHING_LEARNT: Mapping[int, Sequence[float]] = MappingProxyType({})
 
 
-def rollout_records(group: Group, step: int, desk: Desk) -> list[dict[str, Any]]:
-    """Return a JSON-ready object for each rollout of a group."""
-    return [_record(group, member, step, desk) for member in group.members]
+def rollout_records(
+    group: Group, step: int, desk: Desk, learnt: Mapping[int, Sequence[float]] = NOTHING_LEARNT
+) -> list[dict[str, Any]]:
+    """Return a JSON-ready object for each rollout of a group.
+
+    `learnt` holds log p of each stream's FEEDBACK tokens under the policy that learnt from them, by the
+    stream's `id`; a rollout that nothing was learnt from is not in it.
+    """
+    return [_record(group, member, step, desk, learnt) for member in group.members]
 
 
 def consultation_times(groups: Sequence[Group]) -> dict[str, list[float]]:
@@ -37,7 +45,9 @@ def consultation_times(groups: Sequence[Group]) -> dict[str, list[float]]:
     }
 
 
-def _record(group: Group, member: MemberRollout, step: int, desk: Desk) -> dict[str, Any]:
+def _record(
+    group: Group, member: MemberRollout, step: int, desk: Desk, learnt: Mapping[int, Sequence[float]]
+) -> dict[str, Any]:
     produced = member.rollout
     return {
         "schema": SCHEMA,
@@ -53,9 +63,18 @@ def _record(group: Group, member: MemberRollout, step: int, desk: Desk) -> dict[
         "stop": produced.stop.value if produced else None,
         "weights_version": produced.weights_version if produced else None,
         "response": produced.response if produced else None,
-        "segments": [_segment(s, desk) for s in produced.stream.segments] if produced else [],
+        "segments": _segments(produced.stream, desk, learnt.get(id(produced.stream))) if produced else [],
         "consultations": [_consultation(c) for c in produced.consultations] if produced else [],
     }
+
+
+def _segments(stream: TokenStream, desk: Desk, learnt: Sequence[float] | None) -> list[dict[str, Any]]:
+    left = iter(learnt or ())
+    records = [_segment(segment, desk) for segment in stream.segments]
+    for segment, record in zip(stream.segments, records, strict=True):
+        if learnt is not None and segment.source is Source.FEEDBACK:
+            record["policy_log_probs"] = [round(next(left), LOG_PROB_DECIMALS) for _ in segment.ids]
+    return records
 
 
 def _segment(segment: Segment, desk: Desk) -> dict[str, Any]:

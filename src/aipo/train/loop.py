@@ -61,7 +61,7 @@ class Trainer:
         self._experience = Experience(settings, self.sampler, problems)
         trackers, project = list(settings.run.trackers), settings.run.output / FOLDER
         cpu = settings.run.device == "cpu"
-        self._accelerator = Accelerator(cpu=cpu, log_with=trackers, project_dir=project)
+        self._accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=project)
         if self._accelerator.num_processes > 1:
             raise ValueError("several ranks are not supported yet; start one process")
         t = settings.train
@@ -218,18 +218,23 @@ class Trainer:
         every = t.source_gradients_every_steps
         by_source = every > 0 and step % every == 0
         return self._updater.apply(
-            [rows for rows in batches if rows], objective_settings(algorithm), by_source
+            [rows for rows in batches if rows], objective_settings(algorithm), by_source, self._recorded(step)
         )
+
+    def _recorded(self, step: int) -> bool:
+        """Say whether the rollouts of a step are written down."""
+        return step % self._settings.train.record_rollouts_every_steps == 0 or step == 1
 
     def _record(
         self, step: int, groups: Sequence[Group], metrics: dict[str, float], clock: Sequence[float]
     ) -> None:
         metrics["expert_tokens_raw"] = self._experience.expert_tokens.raw
         metrics["expert_tokens_distinct"] = self._experience.expert_tokens.distinct
-        recorded = step % self._settings.train.record_rollouts_every_steps == 0 or step == 1
-        if recorded:
-            desk = self.sampler.desk
-            self._journal.append(ROLLOUTS, [r for g in groups for r in rollout_records(g, step, desk)])
+        if self._recorded(step):
+            desk, learnt = self.sampler.desk, self._updater.feedback_log_p
+            self._journal.append(
+                ROLLOUTS, [r for g in groups for r in rollout_records(g, step, desk, learnt)]
+            )
         numbers = {
             name: value for name, value in metrics.items() if isfinite(value)
         }  # JSON has no word for NaN
@@ -238,7 +243,7 @@ class Trainer:
         self._last_said = last_consultation(groups)
         waits = [c.latency_s for g in groups for m in g.members if m.rollout for c in m.rollout.consultations]
         times = {"rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "consult_s": sum(waits)}
-        each = {"consultations_s": consultation_times(groups)} if recorded else {}
+        each = {"consultations_s": consultation_times(groups)} if self._recorded(step) else {}
         self._journal.append(TIMINGS, [{"step": step, **times, **spending(groups), **each}])
 
     def export(self) -> None:

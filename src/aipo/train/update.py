@@ -68,17 +68,24 @@ class Updater:
         self._settings, self._objective = settings, ObjectiveSettings()
         self._trainer_log_p: dict[int, tuple[float, ...]] = {}
         """Of each stream, by its `id`, before the first step; empty without the correction."""
+        self._keep_feedback = False
+        self.feedback_log_p: dict[int, list[float]] = {}
+        """Of the FEEDBACK tokens of each stream, by its `id`, as its own mini-batch found them."""
 
     def apply(
-        self, minibatches: Sequence[Sequence[Row]], objective: ObjectiveSettings, by_source: bool = False
+        self,
+        minibatches: Sequence[Sequence[Row]],
+        objective: ObjectiveSettings,
+        by_source: bool = False,
+        keep_feedback: bool = False,
     ) -> dict[str, float]:
         """Take one optimiser step for each mini-batch; return the update's metrics.
 
         With `by_source`, also the norms of POLICY's and of FEEDBACK's part of the first gradient, at the cost
-        of two more backward passes. Raises `NonFiniteError` before the optimiser has seen a gradient that is
-        not finite.
+        of two more backward passes; with `keep_feedback`, `feedback_log_p` is filled. Raises `NonFiniteError`
+        before the optimiser has seen a gradient that is not finite.
         """
-        self._objective = objective
+        self._objective, self._keep_feedback, self.feedback_log_p = objective, keep_feedback, {}
         sums: defaultdict[str, float] = defaultdict(float)
         first: dict[str, float] = {}
         norms = []
@@ -147,9 +154,16 @@ class Updater:
             for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
                 sums[name] += value
             _add_mismatch(sums, log_p.detach(), sampled)
+            if self._keep_feedback:
+                self._keep(part, log_p.detach(), sampled)
             sums["entropy"] += float((entropy * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())
         return dict(sums)
+
+    def _keep(self, rows: Sequence[Row], log_p: Tensor, batch: TokenBatch) -> None:
+        feedback = batch.sources == Source.FEEDBACK
+        for i, row in enumerate(rows):
+            self.feedback_log_p[id(row.stream)] = log_p[i, feedback[i]].tolist()
 
     def _teaches(self, row: Row) -> bool:
         feedback = self._objective.feedback_trained and row.advantage.feedback != 0

@@ -98,6 +98,7 @@ function tokenFacts(token, item) {
   }
   const credit = rollout.credit[segment.source === "feedback" ? 1 : 0];
   if (segment.source === "policy") lines.push(credit === null ? "not credited" : `A ${signed(credit)} · coefficient 1 at the first update`);
+  if (segment.weights && index !== null && credit > 0) lines.push(`W ${number(segment.weights[index])}`);
   if (segment.source === "feedback") lines.push(credit === null ? "not credited" : `A ${signed(credit)} · ${run.rule || "coefficient unknown"}`);
   if (segment.source === "scaffold") lines.push("a notice of the system: never trained");
   return [el("div", { class: "quiet" }, `${segment.source}${index === null ? "" : ` · token ${index + 1} of ${segment.tokens}`}`), ...lines];
