@@ -29,6 +29,7 @@ if [[ "$(cat "$venv/parity.stamp" 2>/dev/null)" != "$stamp" ]]; then
     echo "parity.sh: installed in $((SECONDS - started)) s" >&2
 fi
 
+export VERL_USE_EXTERNAL_PLUGINS=none # what verl's trainer needs is not there; scripts/verl.sh tests the plugin
 export PYTHONPATH="$PWD/src" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # The tests skip where these cannot be imported; here that is a failure.
 "$venv/bin/python" -c 'import aipo, trl, verl.trainer.ppo.core_algos; from trl import GRPOTrainer'

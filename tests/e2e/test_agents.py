@@ -202,6 +202,25 @@ class TestRuns:
         succeed("train", path, "train.min_consultations_to_stop=1", *allowed)
         assert len(lines(tmp_path / "allowed" / "metrics.jsonl")) == 2
 
+    def test_a_run_stops_before_the_step_that_its_money_does_not_reach_for_and_goes_on_with_more(
+        self, recipe: Recipe, tmp_path: Path, server: ChatServer
+    ) -> None:
+        path, limit = recipe(check_at_start=False), "guards.max_agent_cost=1e-6"
+        result = run_cli("train", path, limit)
+        said = " ".join(result.output.split())
+        assert result.exit_code == 3, result.output
+        assert "step 2: consultations have cost" in said and "guards.max_agent_cost = 1e-06 in all" in said
+        [first] = lines(tmp_path / "run" / "metrics.jsonl")
+        assert first["agent_cost"] > 1e-6
+        asked = len(server.asked)
+        assert (
+            run_cli("train", path, limit).exit_code == 3
+            and len(lines(tmp_path / "run" / "metrics.jsonl")) == 1
+        )
+        assert len(server.asked) <= asked + 1  # of the self-test, which no run is without
+        succeed("train", path, "guards.max_agent_cost=9", "--allow-change", "guards.max_agent_cost")
+        assert [row["step"] for row in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
     def test_few_consultations_do_not_stop_a_run(self, recipe: Recipe) -> None:
         path = recipe(Fault.UNFORMATTED, check_at_start=False, cache=False)
         succeed("train", path, "train.min_consultations_to_stop=10000", "train.steps=1")

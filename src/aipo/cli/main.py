@@ -17,9 +17,11 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import typer
 
 from aipo import __version__
-from aipo.cli import agents, tasks
+from aipo.cli import agents, data, tasks, verl
 from aipo.cli.options import (
+    AllowChange,
     AtOnce,
+    Baseline,
     Checkpoint,
     ComparisonRecipe,
     Method,
@@ -29,9 +31,15 @@ from aipo.cli.options import (
     Overrides,
     Problems,
     Recipe,
+    RecipeOrCheckpoint,
     Records,
+    ReportFile,
+    RolloutsShown,
+    Runs,
     Stratum,
 )
+from aipo.cli.planning_options import NO_PLAN_OPTIONS, PlanOptions, with_plan_options
+from aipo.cli.suite_options import NO_OPTIONS, SuiteOptions, with_suite_options
 
 app = typer.Typer(
     name="aipo",
@@ -42,6 +50,8 @@ app = typer.Typer(
 )
 app.add_typer(agents.app)
 app.add_typer(tasks.app)
+app.add_typer(data.app)
+app.add_typer(verl.app)
 
 
 @app.command()
@@ -59,33 +69,62 @@ def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: Recipe, overrides: Overrides = None, no_cache: NoCache = False) -> None:
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    no_cache: NoCache = False,
+    allow_change: AllowChange = "",
+) -> None:
     """Train a policy. The same command goes on where an interrupted run was.
 
     Writes to run.output: settings.toml, metrics.jsonl (one line a step), rollouts.jsonl, checkpoints/ and, at
     the end, policy/, a plain Hugging Face folder. What remote and local agents said is kept in a cache, so
     that a step that is run again after a crash asks nobody twice.
+
+    Exit codes: 2 bad input, 3 a guard stopped the run, 130 and 143 ended by SIGINT and SIGTERM. All but 2
+    leave a valid checkpoint (docs/recovery.md).
     """
     _refuse_bad_recipe(recipe, overrides or [])
     from aipo.cli.train import train as run
 
-    run(recipe, overrides or [], use_cache=not no_cache)
+    names = [name.strip() for name in allow_change.split(",") if name.strip()]
+    run(recipe, overrides or [], use_cache=not no_cache, may_change=names)
 
 
 @app.command()
+@with_suite_options
 def evaluate(
-    recipe: Recipe, overrides: Overrides = None, checkpoint: Checkpoint = None, method: Method = "policy"
+    recipe: RecipeOrCheckpoint,
+    overrides: Overrides = None,
+    checkpoint: Checkpoint = None,
+    method: Method = "policy",
+    suite: SuiteOptions = NO_OPTIONS,
 ) -> None:
-    """Evaluate a policy without agents: accuracy and pass@k with intervals, in both solo modes.
+    """Evaluate a policy without agents: accuracy and pass@k with intervals.
 
+    A checkpoint is evaluated on benchmarks: Avg@n and pass@k alone, every sample kept; killed, the same
+    command goes on (docs/evaluation.md). A recipe is evaluated on its own task, in both solo modes.
     unanswered: a request gets no reply, the policy writes on. banned: request tags cannot be sampled. A third
     mode, agents, may be added to evaluate.modes to see what the agents are worth. Appends to evaluation.jsonl
     in run.output; modes that are there already are not sampled again.
     """
-    _refuse_bad_recipe(recipe, overrides or [])
-    from aipo.cli.evaluate import evaluate as run
+    from aipo.cli.console import plain_errors
 
-    run(recipe, overrides or [], checkpoint, method)
+    if recipe.suffix == ".toml" or recipe.is_file():
+        with plain_errors():
+            if given := suite.given():
+                raise ValueError(f"{', '.join(given)}: for a checkpoint, not for a recipe ({recipe})")
+        _refuse_bad_recipe(recipe, overrides or [])
+        from aipo.cli.evaluate import evaluate as run
+
+        run(recipe, overrides or [], checkpoint, method)
+        return
+    with plain_errors():
+        if checkpoint is not None or method != "policy":
+            raise ValueError(f"--checkpoint and --method are for a recipe; {recipe} is the checkpoint")
+    from aipo.cli.suite import evaluate_checkpoint
+
+    evaluate_checkpoint(str(recipe), overrides or [], suite)
 
 
 @app.command()
@@ -101,12 +140,27 @@ def compare(
     Learning rates are chosen on the validation split. Runs what is not recorded yet, and writes results.md,
     results.csv and figures to the comparison's folder, with a compact record of each run to keep.
     Interrupted, the same command goes on, run by run. A folder of recipes is compared recipe by recipe. Given
-    folders of finished runs instead, it reads their evaluations and prints one table and one plot.
+    folders of finished runs instead, it reads their evaluations and prints one table and one plot; given
+    folders of `aipo evaluate CHECKPOINT`, it compares them question by question (docs/evaluation.md).
     """
     _refuse_bad_comparison(recipe, overrides or [])
     from aipo.cli.compare import compare as run
 
     run(recipe, overrides or [], at_once, minutes, records)
+
+
+@app.command()
+def report(
+    runs: Runs, output: ReportFile = None, rollouts: RolloutsShown = 400, baseline: Baseline = ""
+) -> None:
+    """Write runs as one HTML file: summary, curves, results, the value of consultation, a rollout viewer.
+
+    The file opens from disk, without a server or the network, and makes no request. A folder may be a run's
+    or a comparison's; several runs stand on the same axes. Rollouts are a sample of whole groups.
+    """
+    from aipo.cli.report import report as run
+
+    run(runs, output, rollouts, baseline)
 
 
 @app.command()
@@ -121,6 +175,24 @@ def rollout(
     from aipo.cli.rollout import rollout as run
 
     run(recipe, overrides or [], problems, stratum)
+
+
+@app.command()
+@with_plan_options
+def plan(
+    recipe: OptionalRecipe = None, overrides: Overrides = None, options: PlanOptions = NO_PLAN_OPTIONS
+) -> None:
+    """Plan a step on GPUs: where its time goes, memory, agent servers, cost, and how it scales.
+
+    A simulation of rollouts and agents, and closed formulas for the rest; nothing is loaded or trained. Sizes
+    come from the recipe, rates from a run (--like), both replaced by options. Formulas and assumptions:
+    docs/planning.md.
+    """
+    if recipe is not None:
+        _refuse_bad_recipe(recipe, overrides or [])
+    from aipo.cli.planning import plan as run
+
+    run(recipe, overrides or [], options)
 
 
 @app.command()

@@ -11,6 +11,12 @@ import typer
 Recipe = Annotated[
     Path, typer.Argument(help="TOML recipe, for example recipes/tiny.toml. All fields: docs/settings.md.")
 ]
+RecipeOrCheckpoint = Annotated[
+    Path,
+    typer.Argument(
+        help="Model folder or hub id, evaluated on --benchmarks; or a TOML recipe, evaluated on its own task."
+    ),
+]
 OptionalRecipe = Annotated[
     Path | None, typer.Argument(help="TOML recipe; without one, only the machine is looked at.")
 ]
@@ -39,5 +45,25 @@ Checkpoint = Annotated[
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Ask agents again what they were asked before; keep no reply.")
 ]
+AllowChange = Annotated[
+    str,
+    typer.Option(
+        help="Settings, separated by commas, that may differ from those that the run began with "
+        "(docs/recovery.md), for example train.steps,agents.base_url."
+    ),
+]
 Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
 Stratum = Annotated[str, typer.Option(help="Only problems of this stratum, for example hard.")]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(help="Folders of runs (run.output of `aipo train`), or of a comparison with runs in it."),
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The file; without it, report.html in the first folder.")
+]
+RolloutsShown = Annotated[
+    int, typer.Option("--rollouts", min=1, help="About how many rollouts it shows, of all runs together.")
+]
+Baseline = Annotated[
+    str, typer.Option(help="The method that the others are compared with; without it, the first run's.")
+]

@@ -51,6 +51,12 @@ class GuardSettings(Section):
     failed_consultations: Policy = Field(
         "stop", description="Beyond train.max_failed_consultations_share, a step."
     )
+    max_agent_cost: float = Field(
+        0.0,
+        ge=0,
+        description="Consultations may cost so much in a run, by the prices of `agents`; then it stops. "
+        "0: no limit.",
+    )
     max_skipped_steps: int = Field(
         3,
         ge=0,

@@ -47,6 +47,7 @@ class _Kept:
     low_entropy_steps: int = 0
     zero_variance_steps: int = 0
     roll_backs: int = 0
+    agent_cost: float = 0.0
 
 
 class Guards:
@@ -65,9 +66,13 @@ class Guards:
     # a step, in the order of its events
 
     def begin(self, step: int) -> None:
-        """Begin a step: nothing has tripped."""
+        """Begin a step: nothing has tripped. Raises `StopRunError` when the run's money is spent."""
+        limit, spent = self._limits.max_agent_cost, self._kept.agent_cost
         self._step, self._trips = step, dict.fromkeys(Guard, 0)
         self._skipped_minibatches, self._skipped, self._stop = 0, False, ""
+        if limit and spent >= limit:
+            what = f"consultations have cost {spent:.4g} so far, guards.max_agent_cost = {limit:g} in all"
+            raise StopRunError(self._paragraph(what, "max_agent_cost"))
 
     def check_rollouts(
         self, groups: Sequence[Group], credits: Sequence[Sequence[Credit]]
@@ -147,8 +152,9 @@ class Guards:
                 "so does train.dynamic_sampling_rounds",
             )
 
-    def count_step(self) -> dict[str, float]:
+    def count_step(self, agent_cost: float) -> dict[str, float]:
         """Close the step's books; return what its record says of the guards."""
+        self._kept.agent_cost += agent_cost
         self._kept.skipped_steps = self._kept.skipped_steps + 1 if self._skipped else 0
         if self._kept.skipped_steps > self._limits.max_skipped_steps and not self._stop:
             tripped = ", ".join(guard for guard, number in self._trips.items() if number)
@@ -197,7 +203,8 @@ class Guards:
         if self._kept.roll_backs >= self._limits.max_roll_backs:
             used_up = f"{what}; guards.max_roll_backs = {self._limits.max_roll_backs} are used up"
             raise StopRunError(self._paragraph(used_up, guard))
-        kept = _Kept(roll_backs=self._kept.roll_backs + 1, skipped_steps=self._kept.skipped_steps)
+        kept = _Kept(skipped_steps=self._kept.skipped_steps, agent_cost=self._kept.agent_cost)
+        kept.roll_backs = self._kept.roll_backs + 1
         self._kept, self._skipped = kept, True
 
     def _paragraph(self, what: str, setting: str) -> str:

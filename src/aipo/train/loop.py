@@ -203,7 +203,7 @@ class Trainer:
         except RollBackError:
             self._state.roll_back()
             rolled_back = True
-        metrics |= self._guards.count_step()
+        metrics |= self._guards.count_step(metrics["agent_cost"])
         metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         clock.append(time.monotonic())

@@ -1,0 +1,10 @@
+"""What pytest does not collect: what imports verl, where that is not installed, and shims for verl."""
+
+from importlib.util import find_spec
+
+_ON_VERL = [
+    f"src/aipo/integrations/verl/{n}.py" for n in ("agent_loop", "output", "plugin", "rows", "trainer")
+]
+collect_ignore = ["tests/on_verl/cpu_for_verl.py"]  # importing it changes verl
+if find_spec("transfer_queue") is None:
+    collect_ignore += [*_ON_VERL, "tests/verl_for_tests.py"]

@@ -1,0 +1,1 @@
+"""Engines of others that AIPO runs on; each calls `core` and the one rollout coroutine and holds no maths."""

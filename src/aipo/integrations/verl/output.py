@@ -1,0 +1,102 @@
+"""A rollout on its way into verl's data plane, and what is read of it there.
+
+Owns the fields that cross processes: `token_sources`, one `Source` for each response token, and `aipo`, what
+the trainer must know of a rollout. Must not know the loss. Invariant: every record has both, of a failed
+rollout too, because verl's transfer queue drops a field from a whole batch where one record lacks it; and an
+UNGRADED rollout is carried as SCAFFOLD, which nothing trains on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+
+from aipo.core.advantages import REWARD
+from aipo.core.types import ConsultOutcome, Source, Verdict
+from aipo.integrations.verl.about import ABOUT, About
+from aipo.integrations.verl.loss import SOURCES
+from aipo.rollout.episode import Consultation
+from aipo.rollout.group import MemberRollout
+
+
+class AipoOutput(AgentLoopOutput):
+    """verl's output with the source of every response token."""
+
+    token_sources: list[int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return verl's fields and `token_sources` as a tensor: a list would not become a per-token field."""
+        values = super().as_dict()
+        values[SOURCES] = torch.tensor(self.token_sources, dtype=torch.int64)
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a rollout took, and the versions of the weights behind it."""
+
+    generate_s: float
+    versions: tuple[int, ...]
+    step: int
+    """verl's step when it was asked for: the version of a rollout that nothing was sampled of."""
+
+
+def output_of(
+    member: MemberRollout, prompt_ids: tuple[int, ...], end_id: int, measured: Measured
+) -> AipoOutput:
+    """Return verl's record of a rollout. One that the engine lost holds a single end token as SCAFFOLD."""
+    produced = member.rollout
+    graded = member.grade.verdict is not Verdict.UNGRADED
+    if produced is None:
+        ids: tuple[int, ...] = (end_id,)
+        sources: tuple[Source, ...] = (Source.SCAFFOLD,)
+        log_probs: tuple[float, ...] = (0.0,)
+        consultations: tuple[Consultation, ...] = ()
+    else:
+        begin = produced.stream.prompt_length
+        prompt_ids, ids = produced.stream.ids[:begin], produced.stream.ids[begin:]
+        log_probs = produced.stream.log_probs[begin:]
+        sources = produced.stream.sources[begin:] if graded else (Source.SCAFFOLD,) * len(ids)
+        consultations = produced.consultations
+    versions = measured.versions or (measured.step,)
+    return AipoOutput(
+        prompt_ids=list(prompt_ids),
+        response_ids=list(ids),
+        response_mask=[int(source is Source.POLICY) for source in sources],
+        response_logprobs=list(log_probs),
+        token_sources=[int(source) for source in sources],
+        # verl asks its own reward loop where there is none; the trainer takes UNGRADED rollouts out.
+        reward_score=REWARD.get(member.grade.verdict, 0.0),
+        num_turns=2 + 2 * len(consultations),
+        metrics=AgentLoopMetrics(
+            generate_sequences=measured.generate_s, tool_calls=sum(c.latency_s for c in consultations)
+        ),
+        extra_fields={
+            ABOUT: _about(member, consultations).table(),
+            "reward_extra_info": _reward_info(member.grade.verdict),
+            "min_global_steps": min(versions),
+            "max_global_steps": max(versions),
+            "turn_scores": [],
+            "tool_rewards": [],
+        },
+    )
+
+
+def _about(member: MemberRollout, consultations: tuple[Consultation, ...]) -> About:
+    failed = (ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR)
+    return About(
+        member.grade.verdict,
+        member.condition,
+        member.grade.reason,
+        tuple(c.outcome for c in consultations),
+        sum(c.leaked for c in consultations),
+        sum(c.reply_tokens for c in consultations),
+        tuple(f"{c.agent}: {c.detail}" for c in consultations if c.outcome in failed),
+    )
+
+
+def _reward_info(verdict: Verdict) -> dict[str, float]:
+    """Return what verl's validation averages: `acc_success_only` leaves UNGRADED out, `acc` counts it 0."""
+    ungraded = {"ungraded": float(verdict is Verdict.UNGRADED)}
+    return ungraded if verdict is Verdict.UNGRADED else {"acc": REWARD[verdict], **ungraded}

@@ -1,0 +1,156 @@
+"""What of verl's configuration would make the objective wrong, each with its reason and its fix.
+
+Owns the list. Must not change a configuration, and imports nothing of verl. Invariant: `refuse` is called
+before anything is sampled: by the trainer, by each agent-loop process, and by `aipo verl check`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aipo.core.coefficients import Coefficient
+from aipo.integrations.verl.estimators import PREFIX
+from aipo.integrations.verl.plan import Plan
+
+TRAINER = "aipo_sync"
+BATCH_ESTIMATORS = ("reinforce_plus_plus",)
+"""verl's estimators that need no sibling."""
+GROUP_ESTIMATORS = ("grpo", "rloo", "rloo_vectorized", "reinforce_plus_plus_baseline", "opo", "gpg")
+"""verl's estimators over a group's outcomes."""
+
+
+class RefusedError(ValueError):
+    """This configuration is not trained with; the message names each reason and its fix."""
+
+
+def refuse(config: Any) -> None:
+    """Raise `RefusedError` with everything that is wrong. `config` is verl's whole configuration.
+
+    Works on an OmegaConf configuration and on nested mappings whose values are read by key.
+    """
+    if _get(config, "aipo.plan") is None:
+        raise RefusedError(
+            "the configuration has no table `aipo`; write one with `aipo verl config RECIPE`, run that"
+        )
+    plan = Plan.from_table(_table(_get(config, "aipo.plan")))
+    found = [reason for check in _CHECKS for reason in check(config, plan)]
+    if found:
+        raise RefusedError("AIPO does not run with this configuration of verl:\n  " + "\n  ".join(found))
+
+
+def _wants(config: Any, key: str, wanted: Any, why: str, allowed: tuple[Any, ...] = ()) -> Iterator[str]:
+    value = _get(config, key)
+    if value != wanted and value not in allowed:
+        yield f"{key} = {value}: {why}; set {key}={'null' if wanted is None else wanted}"
+
+
+def _rollout_correction(config: Any, plan: Plan) -> Iterator[str]:
+    key = "algorithm.rollout_correction"
+    why = "verl would weigh or reject tokens that the source stream does not know of"
+    yield from _wants(
+        config, f"{key}.rollout_is", None, f"{why} (algorithm.mismatch_truncation of the recipe corrects)"
+    )
+    yield from _wants(config, f"{key}.rollout_rs", None, why)
+    recomputed = plan.objective.needs_old_feedback_log_p or plan.mismatch_truncation > 0
+    if _get(config, f"{key}.bypass_mode") and recomputed:
+        wants = (
+            Coefficient.RATIO if plan.objective.needs_old_feedback_log_p else "algorithm.mismatch_truncation"
+        )
+        yield (
+            f"{key}.bypass_mode = True: no log-probabilities are recomputed, but {wants} needs them; set "
+            f"{key}.bypass_mode=False"
+        )
+
+
+def _sampler(config: Any, plan: Plan) -> Iterator[str]:
+    key = "actor_rollout_ref.rollout"
+    yield from _wants(
+        config,
+        f"{key}.calculate_log_probs",
+        True,
+        "without response_log_probs no token of the policy has a log-probability",
+    )
+    yield from _wants(config, f"{key}.name", "vllm", "stop strings end a request on verl's vLLM servers only")
+    truncated = "a truncated sampler is not the policy that is trained"
+    yield from _wants(config, f"{key}.top_p", 1, truncated, (1.0,))
+    yield from _wants(config, f"{key}.top_k", -1, truncated, (0,))
+    size = plan.consulting + plan.solo
+    yield from _wants(config, f"{key}.n", size, f"a group holds {plan.consulting} + {plan.solo} rollouts")
+    yield from _wants(
+        config,
+        f"{key}.response_length",
+        plan.max_response_tokens,
+        "the rollout ends at the recipe's limit, verl cuts at its own",
+    )
+
+
+def _token_in_token_out(config: Any, plan: Plan) -> Iterator[str]:
+    key = "actor_rollout_ref.rollout"
+    again = "another loop would tokenise the history again, and the trained ids are not the sampled ones"
+    yield from _wants(config, f"{key}.agent.agent_loop_manager_class", None, again)
+    yield from _wants(config, f"{key}.agent.agent_loop_config_path", None, again)
+    yield from _wants(config, f"{key}.multi_turn.enable", False, again, (None,))
+
+
+def _our_loss(config: Any, plan: Plan) -> Iterator[str]:
+    yield from _wants(config, "trainer.use_v1", True, "the older trainer drops the sources of tokens")
+    yield from _wants(
+        config,
+        "trainer.v1.trainer_mode",
+        TRAINER,
+        "only this trainer sets AIPO's loss on the workers",
+    )
+    actor = "actor_rollout_ref.actor"
+    replaced = "AIPO's loss replaces verl's and has no such part"
+    yield from _wants(config, f"{actor}.use_kl_loss", False, replaced)
+    yield from _wants(config, f"{actor}.entropy_coeff", 0, replaced, (0.0,))
+    yield from _wants(config, f"{actor}.policy_loss.loss_mode", "vanilla", replaced, (None,))
+    yield from _wants(config, "distillation.enabled", False, replaced, (None,))
+    yield from _wants(
+        config,
+        f"{actor}.shuffle",
+        False,
+        "each token's weight is that of its mini-batch, which is fixed before the update",
+        (None,),
+    )
+
+
+def _advantages(config: Any, plan: Plan) -> Iterator[str]:
+    key = "algorithm"
+    yield from _wants(config, f"{key}.use_kl_in_reward", False, "rewards are verdicts")
+    yield from _wants(config, f"{key}.use_pf_ppo", False, "it draws rows anew", (None,))
+    yield from _wants(
+        config,
+        f"{key}.filter_groups.enable",
+        False,
+        "it judges a group by its scores, which an UNGRADED rollout does not have",
+        (None,),
+    )
+    name = str(_get(config, f"{key}.adv_estimator"))
+    if name not in GROUP_ESTIMATORS + BATCH_ESTIMATORS and not name.startswith(PREFIX):
+        yield (
+            f"{key}.adv_estimator = {name}: it needs a critic, or more than one outcome a rollout; set "
+            f"{key}.adv_estimator={PREFIX}{plan.estimator.value} or one of "
+            f"{', '.join(GROUP_ESTIMATORS + BATCH_ESTIMATORS)}"
+        )
+
+
+_CHECKS: tuple[Callable[[Any, Plan], Iterator[str]], ...] = (
+    _rollout_correction,
+    _sampler,
+    _token_in_token_out,
+    _our_loss,
+    _advantages,
+)
+
+
+def _get(config: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        if config is None:
+            return None
+        config = config.get(name) if hasattr(config, "get") else None
+    return config
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """Return nested plain dictionaries of an OmegaConf configuration or a mapping."""
+    return {str(k): _table(value[k]) if hasattr(value[k], "keys") else value[k] for k in value}
