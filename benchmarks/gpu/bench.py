@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from random import Random
@@ -84,7 +85,7 @@ class Bench:
         new = 8 if self.quick else 64
         walls = {}
         for latency_s in LATENCIES_S[: 2 if self.quick else 3]:
-            walls[latency_s] = self._timed(lambda wait=latency_s: self._rollouts(new, wait, CONSULTATIONS))
+            walls[latency_s] = self._timed(partial(self._rollouts, new, latency_s, CONSULTATIONS))
             if latency_s:
                 lost = walls[latency_s] - walls[0.0]
                 waited = CONSULTATIONS * latency_s
