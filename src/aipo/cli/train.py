@@ -73,8 +73,6 @@ def _train(settings: Settings, parts: Parts, may_change: Collection[str]) -> Non
         parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
     refuse_silent_agents(settings, parts.crew)
     self_test(parts, problems, settings.rollout.temperature)
-    for line in _notes(settings, parts):
-        console.print(line, markup=False)
     whole = (parts.model, parts.tokenizer, parts.sampler, problems)
     with closing(Trainer(settings, *whole, may_change=may_change)) as trainer:
         _run(settings, replace(parts, sampler=trainer.sampler), trainer)
@@ -103,6 +101,8 @@ def _notes(settings: Settings, parts: Parts) -> list[str]:
 def _run(settings: Settings, parts: Parts, trainer: Trainer) -> None:
     if record_agents(settings.run.output, trainer.step, parts.crew.record):
         console.print(f"the agents have changed: see {AGENTS}", markup=False)
+    for line in _notes(settings, parts):
+        console.print(line, markup=False)
     for note in trainer.notes:
         errors.print(note, style="yellow", markup=False)
     if 0 < trainer.step < settings.train.steps:

@@ -184,7 +184,7 @@ class Trainer:
         clock = [time.monotonic()]
         algorithm = algorithm_at(self._settings, step)
         self._guards.begin(step)
-        self._updater.steps_taken = 0
+        self._updater.begin_step()
         with self.waits.on("sampling", f"step {step}"):
             groups, credits = await self._experience.of_step(step, algorithm)
         clock.append(time.monotonic())

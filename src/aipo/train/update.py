@@ -72,6 +72,10 @@ class Updater:
         self.feedback_log_p: dict[int, list[float]] = {}
         """Of the FEEDBACK tokens of each stream, by its `id`, as its own mini-batch found them."""
 
+    def begin_step(self) -> None:
+        """Forget the last step's, whose streams are gone: a step may end before its update."""
+        self.steps_taken, self.feedback_log_p = 0, {}
+
     def apply(
         self,
         minibatches: Sequence[Sequence[Row]],

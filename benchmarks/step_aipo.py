@@ -1,0 +1,68 @@
+"""Our side of step.py: the Trainer on the parts that `aipo train` assembles, a turn for each step.
+
+Plain GRPO without agents; guards and the record of every step as they are by default. The verdict is a coin's
+(train.reward = "random"), so that both groups of a step teach. Not in the clock: the start's self-test.
+"""
+
+import asyncio
+from contextlib import closing
+from pathlib import Path
+
+from aipo.cli.assembly import assemble
+from aipo.config.settings import Settings
+from aipo.tasks.base import Split
+from aipo.train.events import Progress
+from aipo.train.loop import Trainer
+from step_work import LEARNING_RATE, PROMPTS, ROLLOUTS, Turns, Work
+
+EVER = 1_000_000
+
+
+def settings_of(work: Work) -> Settings:
+    """Return what a recipe would say."""
+    folder, number = Path(work.folder), PROMPTS * ROLLOUTS
+    return Settings.model_validate(
+        {
+            "run": {"output": folder / "run"},
+            "policy": {"model": str(folder / "policy")},
+            "task": {"name": "jsonl", "train_file": folder / "problems.jsonl", "match": "exact"},
+            "agents": {"enabled": ()},
+            "consult": {"solo_prompt": ""},
+            "rollout": {
+                "rollouts_per_prompt": ROLLOUTS,
+                "max_prompt_tokens": work.capacity - work.new_tokens,
+                "max_response_tokens": work.new_tokens,
+                "slots": number,
+            },
+            "algorithm": {"name": "grpo", "coefficient": "masked", "stripped_copies": False},
+            "train": {
+                "steps": EVER,
+                "prompts_per_step": PROMPTS,
+                "minibatches_per_step": 1,
+                "learning_rate": LEARNING_RATE,
+                "warmup_steps": 0,
+                "checkpoint_every_steps": EVER,
+                "reward": "random",
+            },
+        }
+    )
+
+
+def main() -> None:
+    """Make steps."""
+    work, turns = Work.given(), Turns()
+    settings = settings_of(work)
+    with closing(assemble(settings)) as parts:
+        problems = parts.task.problems(Split.TRAIN)
+        with closing(Trainer(settings, parts.model, parts.tokenizer, parts.sampler, problems)) as trainer:
+
+            async def after_step(progress: Progress) -> None:
+                m = progress.metrics
+                turns.wait({"tokens": m["policy_tokens"], "teaching": m["teaching_groups"]})
+
+            turns.wait()
+            asyncio.run(trainer.run(after_step))
+
+
+if __name__ == "__main__":
+    main()
