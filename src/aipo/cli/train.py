@@ -24,6 +24,7 @@ from aipo.train.journal import AGENTS, record_agents, refuse_other_run
 from aipo.train.log_probs import PolicyForward
 from aipo.train.loop import Trainer
 from aipo.train.model import parameter_line
+from aipo.train.ranks import Ranks, join
 from aipo.train.trackers import check_trackers
 
 BFLOAT16_RATE = 4e-5
@@ -55,15 +56,17 @@ def train_run(
             "policy.model is empty; name a model folder or hub id, or first run `aipo warmstart`"
         )
     check_trackers(settings.run.trackers)
-    refuse_other_run(settings, may_change)
+    ranks = join(settings)
+    console.quiet = console.quiet or not ranks.leads
+    ranks.first(lambda: refuse_other_run(settings, may_change))
     with closing(assemble(settings, agents, use_cache, log_folder=settings.run.output)) as parts:
-        _train(settings, parts, may_change)
-    write_model_card(settings.run.output, policy)
+        _train(settings, parts, may_change, ranks)
+    ranks.first(lambda: write_model_card(settings.run.output, policy))
     console.print(f"policy written to {policy}", markup=False)
     return policy
 
 
-def _train(settings: Settings, parts: Parts, may_change: Collection[str]) -> None:
+def _train(settings: Settings, parts: Parts, may_change: Collection[str], ranks: Ranks) -> None:
     problems = parts.task.problems(Split.TRAIN)
     if late := [step for step in settings.evaluate.at_steps if step > settings.train.steps]:
         raise ValueError(
@@ -71,11 +74,11 @@ def _train(settings: Settings, parts: Parts, may_change: Collection[str]) -> Non
         )
     if settings.evaluate.at_steps:
         parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
-    refuse_silent_agents(settings, parts.crew)
+    ranks.first(lambda: refuse_silent_agents(settings, parts.crew))
     self_test(parts, problems, settings.rollout.temperature)
     whole = (parts.model, parts.tokenizer, parts.sampler, problems)
-    with closing(Trainer(settings, *whole, may_change=may_change)) as trainer:
-        _run(settings, replace(parts, sampler=trainer.sampler), trainer)
+    with closing(Trainer(settings, *whole, may_change=may_change, ranks=ranks)) as trainer:
+        _run(settings, replace(parts, sampler=trainer.sampler), trainer, ranks)
 
 
 def _lost_updates(settings: Settings) -> str:
@@ -98,20 +101,22 @@ def _notes(settings: Settings, parts: Parts) -> list[str]:
     return [line for line in (parameter_line(parts.model), notice, lost) if line]
 
 
-def _run(settings: Settings, parts: Parts, trainer: Trainer) -> None:
-    if record_agents(settings.run.output, trainer.step, parts.crew.record):
+def _run(settings: Settings, parts: Parts, trainer: Trainer, ranks: Ranks) -> None:
+    if ranks.leads and record_agents(settings.run.output, trainer.step, parts.crew.record):
         console.print(f"the agents have changed: see {AGENTS}", markup=False)
     for line in _notes(settings, parts):
         console.print(line, markup=False)
     for note in trainer.notes:
-        errors.print(note, style="yellow", markup=False)
+        if ranks.leads:
+            errors.print(note, style="yellow", markup=False)
     if 0 < trainer.step < settings.train.steps:
         console.print(f"going on from step {trainer.step}", markup=False)
 
     with ExitStack() as stack:
         stack.enter_context(signals_end_the_step(trainer))
-        stack.enter_context(watchdog_of(trainer, settings.guards, settings.run.output))
-        screen = LiveScreen(console, str(settings.run.output)) if console.is_terminal else None
+        if ranks.leads:  # the others wait for it, and end when it does
+            stack.enter_context(watchdog_of(trainer, settings.guards, settings.run.output))
+        screen = LiveScreen(console, str(settings.run.output)) if console.is_terminal and ranks.leads else None
         show = stack.enter_context(screen) if screen else StepLines()
 
         async def after_step(progress: Progress) -> None:

@@ -72,6 +72,16 @@ class RunSettings(Section):
     threads: int = Field(
         1, ge=1, description="CPU threads of this process; 1 is fastest when two runs share two cores."
     )
+    ranks: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="What several processes share, where torchrun starts several: the work (`ddp`), or also "
+        "trained weights, gradients and the optimiser's state (`fsdp`); docs/ranks.md.",
+    )
+    rank_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="Ranks wait so long for one another, evaluations by rank 0 included; then the run ends.",
+    )
     trackers: tuple[str, ...] = Field(
         (), description="Of accelerate's: `wandb`, `trackio`, `tensorboard`, `mlflow`, … None is required."
     )

@@ -51,6 +51,21 @@ def _whitened(credits: Sequence[Sequence[Credit]]) -> list[list[Credit]]:
     ]
 
 
+def microbatches_of_rank(
+    rows: Sequence[Row], max_tokens: int, rank: int, size: int
+) -> list[tuple[list[Row], bool]]:
+    """Return what one of `size` ranks takes of the rows, as `microbatches`; equally many parts on all ranks.
+
+    A rank that has fewer fills up with a row that weighs nothing, because ranks wait for one another in each
+    pass. The flag says whether a part is to be counted.
+    """
+    ordered = sorted(rows, key=lambda row: len(row.stream))
+    shares = [microbatches(ordered[other::size], max_tokens) for other in range(size)]
+    missing = max(map(len, shares)) - len(shares[rank])
+    filler = [([replace(row, weight=0.0)], False) for row in ordered[:1]]
+    return [(part, True) for part in shares[rank]] + filler * missing
+
+
 def microbatches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
     """Cut rows, sorted by length, so that no part pads to more than `max_tokens` tokens."""
     parts: list[list[Row]] = []

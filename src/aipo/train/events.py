@@ -25,6 +25,10 @@ class StalledError(StopRunError):
     """Nothing has moved for `guards.stall_s`; the message says what was waited for."""
 
 
+class LostRankError(StopRunError):
+    """Another rank of the run is gone or does not answer; no checkpoint can be made together with it."""
+
+
 class SignalledError(StopRunError):
     """A signal asked for the end; the step under way was finished and a checkpoint written."""
 

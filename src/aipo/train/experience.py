@@ -10,22 +10,25 @@ from typing import Any
 from aipo.config.settings import AlgorithmSettings, Settings
 from aipo.core.seeds import seed_of
 from aipo.core.types import AgentName
-from aipo.rollout.copies import approval
+from aipo.rollout.copies import Approval, approval
 from aipo.rollout.group import Group, Sampler
 from aipo.tasks.base import Problem
 from aipo.train.credit import Credit, credits_of, randomly_rewarded
 from aipo.train.metrics import ExpertTokens
 from aipo.train.problems import ProblemBatches
+from aipo.train.ranks import ALONE, Ranks
 from aipo.train.schedule import shape_at
 
 
 class Experience:
     """Samples the groups of one step after another."""
 
-    def __init__(self, settings: Settings, sampler: Sampler, problems: Sequence[Problem]) -> None:
-        """Raises `ValueError` where the settings ask for data, an expert or an agent that is not there."""
+    def __init__(
+        self, settings: Settings, sampler: Sampler, problems: Sequence[Problem], ranks: Ranks = ALONE
+    ) -> None:
+        """Each of the `ranks` samples its share, and all learn from everything. Raises `ValueError` where the settings ask for data, an expert or an agent that is not there."""
         _refuse_what_is_missing(settings, sampler)
-        self._settings, self._sampler = settings, sampler
+        self._settings, self._sampler, self._ranks = settings, sampler, ranks
         self._batches = ProblemBatches(problems, settings)
         self._batches_drawn = 0
         self.expert_tokens = ExpertTokens()
@@ -49,7 +52,8 @@ class Experience:
             self._batches_drawn += 1
             path: list[str | int] = [settings.run.seed, "rollout", step]
             path += [round_] if round_ else []
-            sampled = await self._sampler.groups(self._batches.batch(self._batches_drawn), shape, path)
+            batch = self._ranks.share(self._batches.batch(self._batches_drawn))
+            sampled = self._ranks.woven(await self._sampler.groups(batch, shape, path))
             groups += sampled
             for group in randomly_rewarded(sampled, path) if settings.train.reward == "random" else sampled:
                 credit = credits_of(group, algorithm, settings.rollout.max_response_tokens)
@@ -65,20 +69,18 @@ class Experience:
     async def _verified(self, step: int, credits: Sequence[Sequence[Credit]]) -> list[list[Credit]]:
         """Leave out the copies that the Verify Agent does not approve of; its words are paid for."""
         self.approval_cost = 0.0
-        kept: list[list[Credit]] = []
-        for of_group in credits:
-            kept.append([])
-            for credit in of_group:
-                if not credit.copy_of or await self._approved(step, credit):
-                    kept[-1].append(credit)
-        return kept
+        copies = [credit for of_group in credits for credit in of_group if credit.copy_of]
+        answers = self._ranks.woven([await self._approval(step, c) for c in self._ranks.share(copies)])
+        refused = set()
+        for copy, answer in zip(copies, answers, strict=True):
+            self.approval_cost += answer.cost
+            self.expert_tokens.add_reply(f"copy:{seed_of(*copy.stream.ids):016x}", answer.reply_tokens)
+            refused |= set() if answer.approved else {id(copy)}
+        return [[credit for credit in of_group if id(credit) not in refused] for of_group in credits]
 
-    async def _approved(self, step: int, copy: Credit) -> bool:
+    async def _approval(self, step: int, copy: Credit) -> Approval:
         seed = seed_of(self._settings.run.seed, "verified copy", step, copy.copy_of)
-        verdict = await approval(copy.stream, copy.problem, self._sampler.desk, seed)
-        self.approval_cost += verdict.cost
-        self.expert_tokens.add_reply(f"copy:{seed_of(*copy.stream.ids):016x}", verdict.reply_tokens)
-        return verdict.approved
+        return await approval(copy.stream, copy.problem, self._sampler.desk, seed)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

@@ -38,10 +38,15 @@ class NotRecordedError(StopRunError):
 class Journal:
     """Writes a run's files; as long as its process lives, no other one does."""
 
-    def __init__(self, settings: Settings, may_change: Collection[str] = ()) -> None:
+    def __init__(self, settings: Settings, may_change: Collection[str] = (), claim: bool = True) -> None:
         """Claim the output folder. Raises `RunFolderError` if it holds another run or foreign files, or if
-        another process is writing to it. Settings named by `may_change` may differ from the run's."""
+        another process is writing to it. Settings named by `may_change` may differ from the run's. Whoever
+        does not `claim` it, a rank but the first, must only read."""
         self.folder = settings.run.output
+        self._lock: IO[str] | None = None
+        if not claim:
+            self.changes = Changes(settings, may_change)
+            return
         begun = refuse_other_run(settings, may_change)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder)
@@ -51,7 +56,8 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the folder; the end of the process does so too."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records, each with its `step`, to one of the run's files. Raises `NotRecordedError`."""

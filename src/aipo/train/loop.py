@@ -12,14 +12,16 @@ from functools import partial
 from math import isfinite
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import Settings
+from aipo.core.seeds import seed_of
 from aipo.engines.base import EngineError, WeightSink
 from aipo.rollout.group import Group, Sampler
 from aipo.rollout.records import consultation_times, rollout_records
 from aipo.tasks.base import Problem
+from aipo.train import generators
 from aipo.train.algorithm import objective_settings
 from aipo.train.batch import minibatches
 from aipo.train.credit import Credit
@@ -31,7 +33,9 @@ from aipo.train.journal import METRICS, ROLLOUTS, TIMINGS, Journal, read_lines
 from aipo.train.log_probs import PolicyForward
 from aipo.train.metrics import last_consultation, rollout_metrics, spending
 from aipo.train.model import pad_id, save_plain, save_policy
+from aipo.train.ranks import ALONE, Ranks
 from aipo.train.schedule import algorithm_at
+from aipo.train.sharded import Sharded, Whole, use_fsdp
 from aipo.train.state import RunState
 from aipo.train.trackers import FOLDER, start_trackers
 from aipo.train.update import Updater, UpdateSettings
@@ -51,27 +55,32 @@ class Trainer:
         sampler: Sampler,
         problems: Sequence[Problem],
         may_change: Collection[str] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         """Claim the output folder and restore its newest checkpoint. Raises `ValueError`s before any
         compute. Settings that `may_change` names may differ from those that the run began with."""
-        self._settings, self._model, self._tokenizer = settings, model, tokenizer
+        self._settings, self._model, self._tokenizer, self._ranks = settings, model, tokenizer, ranks
         self.waits = Waits()
-        self.waits.watch_forward_passes(model)
+        sharded = ranks.several and settings.run.ranks == "fsdp"
+        self._policy = Sharded(model) if sharded else Whole(model)
+        for watched_model in {model, self._policy.trained}:
+            self.waits.watch_forward_passes(watched_model)
         self.sampler = watched(sampler, self.waits)
-        self._experience = Experience(settings, self.sampler, problems)
+        if ranks.several:
+            ranks.waiting = partial(self.waits.on, "the other ranks", f"rank {ranks.rank}")
+        self._experience = Experience(settings, self.sampler, problems, ranks)
         trackers, project = list(settings.run.trackers), settings.run.output / FOLDER
         cpu = settings.run.device == "cpu"
-        self._accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=project)
-        if self._accelerator.num_processes > 1:
-            raise ValueError("several ranks are not supported yet; start one process")
-        t = settings.train
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay)
-        forward = PolicyForward(model, t.logit_chunk_tokens, t.gradient_checkpointing)
-        prepared, self._optimiser = self._accelerator.prepare(forward, optimiser)
-        self._scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: min(1.0, (step + 1) / (t.warmup_steps + 1))
+        no_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)  # nor are they ever trained
+        self._accelerator = Accelerator(
+            cpu=cpu, log_with=trackers or None, project_dir=project, kwargs_handlers=[no_buffers]
         )
+        if self._accelerator.num_processes != ranks.size:
+            raise ValueError("several processes were started, but this one was not told of the others")
+        if sharded:
+            use_fsdp(self._accelerator, model)
+        prepared, self._optimiser = self._prepared()
+        t = settings.train
         update = UpdateSettings(
             settings.rollout.temperature,
             t.microbatch_tokens,
@@ -80,18 +89,35 @@ class Trainer:
             settings.algorithm.mismatch_truncation,
         )
         self._guards = Guards(settings)
-        self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards)
-        self._journal = Journal(settings, may_change)
-        self._signalled: SignalledError | None = None
+        self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
+        self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.leads))
+        self._signal = 0
+        """The signal that asked for the end; 0: none did."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_said: LastConsultation | None = None
         with ExitStack() as on_error:
             on_error.callback(self.close)
-            learner = (model, self._optimiser, self._scheduler)
-            self._state = RunState(settings, self._journal, learner, self._experience, self._guards)
+            learner = (model, self._policy.wrapped(self._optimiser), self._scheduler)
+            self._state = RunState(
+                settings, self._journal, learner, self._experience, self._guards, ranks, self._policy
+            )
             self._state.restore()
             start_trackers(self._accelerator, settings)
             on_error.pop_all()
+
+    def _prepared(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """Make the optimiser and its scheduler; return what accelerate makes of the policy, and that optimiser."""
+        t, model = self._settings.train, self._policy.trained
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay)
+        forward = PolicyForward(model, t.logit_chunk_tokens, t.gradient_checkpointing)
+        if self._ranks.several:
+            forward.check()  # now, on all ranks: later only those would that have a long micro-batch
+        prepared, prepared_optimiser = self._accelerator.prepare(forward, optimiser)
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: min(1.0, (step + 1) / (t.warmup_steps + 1))
+        )
+        return prepared, prepared_optimiser
 
     @property
     def step(self) -> int:
@@ -140,32 +166,33 @@ class Trainer:
         state, total = self._state, self._settings.train.steps
         self._guards.end()
         elapsed_s, done = time.monotonic() - self._begun_s, self.step - self._first
-        with self.waits.on("what follows a step", f"step {self.step}"):
-            await after_step(Progress(self.step, total, metrics, elapsed_s, done, self._last_said))
+        with self.waits.on("what follows a step", f"step {self.step}"), self._ranks.together():
+            if self._ranks.leads:
+                await after_step(Progress(self.step, total, metrics, elapsed_s, done, self._last_said))
         state.after_step_due = False
         due = self.step % self._settings.train.checkpoint_every_steps == 0 or self.step == total
         with self.waits.on("checkpoint", f"step {self.step}"):
             if due or state.rolled_back:
                 state.save(periodic=True)
-        if self._signalled is not None and self.step < total:
-            raise self._signalled
+        told = [number for number in self._ranks.gathered(self._signal) if number]
+        if told and self.step < total:
+            raise _signalled(self.step, told[0])
 
     def stop_soon(self, signal_number: int, finish_step: bool) -> None:
         """Ask for the end: after the step under way, or as soon as it waits. For a signal's handler.
 
         What is whole is saved as soon as the event loop turns, because whoever sent the signal may not wait
-        for the end of the step.
+        for the end of the step. Several ranks finish it in any case, because they have to stop together.
         """
-        why = f"signal {signal_number} after step {self.step}; the same command goes on"
-        self._signalled = SignalledError(why, signal_number)
-        if self._loop is not None:
+        self._signal = signal_number
+        if self._loop is not None and not self._ranks.several:
             self._loop.call_soon_threadsafe(self._save_what_is_whole, finish_step)
 
     def _save_what_is_whole(self, finish_step: bool) -> None:
         with suppress(StopRunError):  # it is tried again, and said, when the step is done
             self._state.save_for_stop(self._updater.steps_taken > 0)
-        if not finish_step and self._signalled is not None:
-            self.waits.stop(self._signalled)
+        if not finish_step and self._signal:
+            self.waits.stop(_signalled(self.step, self._signal))
 
     async def _hand_over_weights(self) -> None:
         """Give the weights to an engine that has its own; between steps nothing is in flight."""
@@ -182,6 +209,8 @@ class Trainer:
 
     async def _one_step(self, step: int) -> dict[str, float]:
         clock = [time.monotonic()]
+        if self._ranks.several:  # a checkpoint has the generators of rank 0 only, and so needs none
+            generators.seed(seed_of(self._settings.run.seed, "rank", self._ranks.rank, step))
         algorithm = algorithm_at(self._settings, step)
         self._guards.begin(step)
         self._updater.begin_step()
@@ -197,6 +226,7 @@ class Trainer:
             credits = self._guards.check_rollouts(groups, credits)
             with self.waits.on("update", f"step {step}"):
                 metrics |= self._update(step, credits)
+            self._policy.pull()
             self._guards.check_step(metrics)
         except SkipStepError:
             pass  # the guards have counted it
@@ -207,7 +237,8 @@ class Trainer:
         metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         clock.append(time.monotonic())
-        self._record(step, groups, metrics, clock)
+        self._last_said = last_consultation(groups)
+        self._ranks.first(lambda: self._record(step, groups, metrics, clock))
         self._state.end_step(rolled_back)
         return metrics
 
@@ -240,7 +271,6 @@ class Trainer:
         }  # JSON has no word for NaN
         self._journal.append(METRICS, [{"step": step, **numbers}])
         self._accelerator.log(numbers, step=step)
-        self._last_said = last_consultation(groups)
         waits = [c.latency_s for g in groups for m in g.members if m.rollout for c in m.rollout.consultations]
         times = {"rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "consult_s": sum(waits)}
         each = {"consultations_s": consultation_times(groups)} if self._recorded(step) else {}
@@ -249,5 +279,9 @@ class Trainer:
     def export(self) -> None:
         """Write the policy as a plain Hugging Face folder, `policy/` in the run's folder."""
         folder = self._settings.run.output / "policy"
-        save_policy(self._model, self._tokenizer, folder)
-        sync_tree(folder)
+        self._ranks.first(lambda: save_policy(self._model, self._tokenizer, folder))
+        self._ranks.first(lambda: sync_tree(folder))
+
+
+def _signalled(step: int, signal_number: int) -> SignalledError:
+    return SignalledError(f"signal {signal_number} after step {step}; the same command goes on", signal_number)

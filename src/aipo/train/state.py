@@ -6,7 +6,7 @@ that was saved. docs/recovery.md says of each part why it is there.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -21,11 +21,13 @@ from aipo.train.checkpoint import (
     NotSavedError,
     same_fields,
 )
-from aipo.train.events import NonFiniteError, StopRunError
+from aipo.train.events import LostRankError, NonFiniteError, StalledError, StopRunError
 from aipo.train.experience import Experience
 from aipo.train.guards import Guards
 from aipo.train.journal import METRICS, Journal, NotRecordedError, read_lines
 from aipo.train.provenance import code_revision, differences, library_versions
+from aipo.train.ranks import ALONE, Ranks
+from aipo.train.sharded import Whole
 
 
 class RunState:
@@ -38,11 +40,15 @@ class RunState:
         learner: tuple[Any, Any, Any],
         experience: Experience,
         guards: Guards,
+        ranks: Ranks = ALONE,
+        policy: Whole | None = None,
     ) -> None:
-        """`learner`: model, optimiser, scheduler."""
+        """`learner`: model, optimiser, scheduler. Of several `ranks` all restore and the first one writes."""
         train = settings.train
+        self._ranks, self._policy = ranks, policy
         self._learner, self._experience, self._guards, self._journal = learner, experience, guards, journal
-        self._checkpoints = Checkpoints(settings.run.output / "checkpoints", train.keep_checkpoints)
+        folder = settings.run.output / "checkpoints"
+        self._checkpoints = ranks.in_turn(lambda: Checkpoints(folder, train.keep_checkpoints))
         self._seed, self._steps = settings.run.seed, train.steps
         limits = settings.guards
         policies = (limits.non_finite, limits.divergence, limits.entropy, limits.zero_variance)
@@ -86,7 +92,10 @@ class RunState:
 
     def save_after(self, stop: StopRunError, weights_changed: bool) -> None:
         """`save_for_stop` after an error: if the disk is the reason, it is not tried again."""
-        self._journal.say_stopped(str(stop))
+        if self._ranks.leads:
+            self._journal.say_stopped(str(stop))
+        if self._ranks.several and isinstance(stop, (LostRankError, StalledError)):
+            return  # of this rank alone: the others would not take part
         if not isinstance(stop, (NotSavedError, NotRecordedError)):
             with suppress(NonFiniteError):  # then an older checkpoint is the valid one
                 self.save_for_stop(weights_changed)
@@ -105,6 +114,11 @@ class RunState:
         if self._saved == _position(state) and not periodic:
             return
         self._refuse_spoilt_weights(state["step"])
+        with self._policy.collected() if self._policy else nullcontext():
+            self._ranks.first(lambda: self._write_files(state, periodic))
+        self._saved = _position(state)
+
+    def _write_files(self, state: Mapping[str, Any], periodic: bool) -> None:
         self._journal.sync()
         state = {
             **state,
@@ -114,7 +128,6 @@ class RunState:
             "libraries": library_versions(),
         }
         self._checkpoints.save(state["step"], *self._learner, state, periodic)
-        self._saved = _position(state)
 
     def _refuse_spoilt_weights(self, step: int) -> None:
         """Raise `NonFiniteError`: a checkpoint of NaNs would push out those that can be gone back to."""
@@ -134,23 +147,26 @@ class RunState:
         Raises `CheckpointError` where there are checkpoints and none can be read, or the newest is that of
         other settings.
         """
-        state = self._restored(self._checkpoints.steps())
+        state = self._restored()
         if state is None:
             if lost := read_lines(self._journal.folder / METRICS):
                 self.notes.append(f"no checkpoint is there: {len(lost)} steps are made again")
             generators.seed(self._seed)
         else:
             self._adopt(state)
-            self._checkpoints.drop_old()  # a crash may have come between the newest and this
+            self._ranks.first(self._checkpoints.drop_old)  # a crash may have come between the newest and this
         if self.step > self._steps:
             raise CheckpointError(
                 f"train.steps = {self._steps}, but the run has made {self.step} already; raise it"
             )
+        self._ranks.first(self._begin_files)
+        if state is None and self._may_roll_back:
+            self.save(periodic=True)
+
+    def _begin_files(self) -> None:
         self._journal.rewind(self.step)
         self._journal.changes.hold_from(self.step)
         self._journal.say_going_on()
-        if state is None and self._may_roll_back:
-            self.save(periodic=True)
 
     def roll_back(self) -> None:
         """Take the weights and the optimiser of the newest periodic checkpoint; all else stays as it is.
@@ -159,12 +175,21 @@ class RunState:
         """
         *_, scheduler = self._learner
         here = scheduler.state_dict()
-        if self._restored(self._checkpoints.steps(periodic_only=True)) is None:
+        if self._restored(periodic_only=True) is None:
             raise StopRunError(f"step {self.step + 1}: there is no checkpoint to roll back to")
         scheduler.load_state_dict(here)
 
-    def _restored(self, steps: list[int]) -> dict[str, Any] | None:
-        """Load the newest of these checkpoints that is as it was written; set newer ones aside."""
+    def _restored(self, periodic_only: bool = False) -> dict[str, Any] | None:
+        """Load the newest checkpoint that is as it was written; set newer ones aside. All ranks."""
+        state = self._ranks.in_turn(lambda: self._restored_here(self._checkpoints.steps(periodic_only)))
+        found = self._ranks.gathered(state["step"] if state else None)
+        if found.count(found[0]) < len(found):
+            raise CheckpointError(f"ranks read checkpoints of steps {found}; is run.output the same for all?")
+        if self._policy is not None:
+            self._policy.push()
+        return state
+
+    def _restored_here(self, steps: list[int]) -> dict[str, Any] | None:
         damaged: list[DamagedCheckpointError] = []
         for step in reversed(steps):
             try:

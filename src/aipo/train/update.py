@@ -5,7 +5,8 @@ no gradient, because each token's weight was fixed for the whole mini-batch.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import log
 from typing import Protocol
@@ -13,16 +14,21 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from aipo.core.batch import Row, TokenBatch, collate, corrected
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
 from aipo.core.types import Source
-from aipo.train.batch import microbatches
+from aipo.train.batch import microbatches_of_rank
 from aipo.train.events import NonFiniteError, StopRunError
 from aipo.train.log_probs import token_log_probs
+from aipo.train.ranks import ALONE, Ranks
+from aipo.train.sharded import reshard
 
 MISMATCH_RATIO = 2.0
 """A token's ratio of trainer to sampler outside [1/2, 2] is counted."""
+_LARGEST = frozenset({"mismatch_max"})
+"""Of the sums of a mini-batch, what is no sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +67,13 @@ class Updater:
         optimiser: torch.optim.Optimizer,
         settings: UpdateSettings,
         guard: MinibatchGuard | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Without a `guard` the first mini-batch that is not finite ends the update."""
-        self._guard, self.steps_taken = guard, 0
+        """Without a `guard` the first mini-batch that is not finite ends the update.
+
+        Each of the `ranks` is given all rows and computes its share; what is returned is of all of them.
+        """
+        self._guard, self.steps_taken, self._ranks = guard, 0, ranks
         self._accelerator, self._model, self._optimiser = accelerator, model, optimiser
         self._settings, self._objective = settings, ObjectiveSettings()
         self._trainer_log_p: dict[int, tuple[float, ...]] = {}
@@ -144,17 +154,23 @@ class Updater:
         sums: defaultdict[str, float] = defaultdict(float)
         taught = [row for row in rows if self._teaches(row)] or list(rows)
         rest = [row for row in rows if not self._teaches(row)] if len(taught) < len(rows) else []
-        limit = self._settings.microbatch_tokens
-        parts = [(part, True) for part in microbatches(taught, limit)]
-        for part, learnt in [*parts, *((part, False) for part in microbatches(rest, limit))]:
+        parts = [*self._parts(taught, learnt=True), *self._parts(rest, learnt=False)]
+        spoilt: NonFiniteError | None = None
+        for part, counted, learnt, synced in parts:
             sampled = self._collate(part)
             batch = self._corrected(sampled, part)
-            with torch.set_grad_enabled(learnt):
+            with torch.set_grad_enabled(learnt), synced:
                 log_p, entropy = token_log_probs(self._model, batch.ids, self._settings.temperature)
                 loss = objective_loss(log_p, batch, self._objective)
-            _refuse_non_finite(loss, log_p, batch)
-            if loss.requires_grad:
-                self._accelerator.backward(loss)
+                try:
+                    _refuse_non_finite(loss, log_p, batch)
+                except NonFiniteError as error:
+                    if not self._ranks.several:
+                        raise
+                    spoilt = spoilt or error  # the other ranks wait for this one's passes
+                self._backward(loss)
+            if not counted:
+                continue
             for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
                 sums[name] += value
             _add_mismatch(sums, log_p.detach(), sampled)
@@ -162,7 +178,43 @@ class Updater:
                 self._keep(part, log_p.detach(), sampled)
             sums["entropy"] += float((entropy * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())
-        return dict(sums)
+        reshard(self._model)
+        with self._ranks.together():
+            if spoilt is not None:
+                raise spoilt
+        self._share_feedback(rows)
+        return self._ranks.summed(sums, largest=_LARGEST)
+
+    def _parts(
+        self, rows: Sequence[Row], learnt: bool
+    ) -> Iterator[tuple[list[Row], bool, bool, AbstractContextManager[None]]]:
+        """Yield this rank's micro-batches: whether they count, are learnt from, and when gradients meet.
+
+        Under DDP that is in the last one's backward pass. Under FSDP it is in each, or the gradient of all
+        weights would be on each rank.
+        """
+        limit = self._settings.microbatch_tokens
+        parts = microbatches_of_rank(rows, limit, self._ranks.rank, self._ranks.size)
+        for i, (part, counted) in enumerate(parts):
+            alone = not self._ranks.several or self._accelerator.is_fsdp2
+            later = learnt and i < len(parts) - 1 and not alone
+            yield part, counted, learnt, self._accelerator.no_sync(self._model) if later else nullcontext()
+
+    def _backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient. A token's weight is that of the whole mini-batch, so shares of ranks
+        are to be added, and both DDP and FSDP take their mean."""
+        if loss.requires_grad:
+            self._accelerator.backward(loss * self._ranks.size if self._ranks.several else loss)
+
+    def _share_feedback(self, rows: Sequence[Row]) -> None:
+        """Tell the other ranks what was kept of this mini-batch's FEEDBACK tokens."""
+        if not (self._keep_feedback and self._ranks.several):
+            return
+        own = [self.feedback_log_p.get(id(row.stream)) for row in rows]
+        for of_rank in self._ranks.gathered(own):
+            for row, log_p in zip(rows, of_rank, strict=True):
+                if log_p is not None:
+                    self.feedback_log_p[id(row.stream)] = log_p
 
     def _keep(self, rows: Sequence[Row], log_p: Tensor, batch: TokenBatch) -> None:
         feedback = batch.sources == Source.FEEDBACK
@@ -179,22 +231,24 @@ class Updater:
         """Return the norm of each source's part of a mini-batch's gradient, which is left as it was: zero."""
         norms = {}
         for source in (Source.POLICY, Source.FEEDBACK):
-            for part in microbatches(rows, self._settings.microbatch_tokens):
+            for part, _, _, synced in self._parts(rows, learnt=True):
                 batch = self._corrected(self._collate(part), part)
                 batch = replace(batch, weight=batch.weight * (batch.sources == source))
-                log_p, _ = token_log_probs(self._model, batch.ids, self._settings.temperature)
-                loss = objective_loss(log_p, batch, self._objective)
-                if loss.requires_grad:
-                    self._accelerator.backward(loss)
-            norm = self._accelerator.clip_grad_norm_(self._model.parameters(), float("inf"))
+                with synced:
+                    log_p, _ = token_log_probs(self._model, batch.ids, self._settings.temperature)
+                    self._backward(objective_loss(log_p, batch, self._objective))
+            norm = self._clipped(float("inf"))
             self._optimiser.zero_grad(set_to_none=True)
             norms[f"grad_norm_{source.name.lower()}"] = float(norm)
         return norms
 
+    def _clipped(self, max_norm: float) -> Tensor:
+        """Scale the gradient down to a norm, and return the one that it had: of all ranks' parts together."""
+        norm: Tensor = self._accelerator.clip_grad_norm_(self._model.parameters(), max_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
     def _step(self) -> float:
-        norm: Tensor = self._accelerator.clip_grad_norm_(
-            self._model.parameters(), self._settings.max_grad_norm
-        )
+        norm = self._clipped(self._settings.max_grad_norm)
         if not torch.isfinite(norm):
             self._optimiser.zero_grad(set_to_none=True)
             raise NonFiniteError(f"the gradient norm of a mini-batch is {float(norm)}")
@@ -219,14 +273,16 @@ class Updater:
     @torch.no_grad()
     def _recomputed(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows, sorted by length, with log p under the policy as it is now, before any step."""
-        result = []
-        for part in microbatches(rows, self._settings.microbatch_tokens):
+        own: list[tuple[float, ...]] = []
+        for part, counted, *_ in self._parts(rows, learnt=False):
             log_p, _ = token_log_probs(self._model, self._collate(part).ids, self._settings.temperature)
-            result += [
-                replace(row, recomputed=tuple(values[: len(row.stream)]))
-                for row, values in zip(part, log_p.tolist(), strict=True)
-            ]
-        return result
+            if counted:
+                own += [
+                    tuple(of_row[: len(row.stream)]) for row, of_row in zip(part, log_p.tolist(), strict=True)
+                ]
+        reshard(self._model)
+        ordered = sorted(rows, key=lambda row: len(row.stream))
+        return [replace(row, recomputed=v) for row, v in zip(ordered, self._ranks.woven(own), strict=True)]
 
 
 def _refuse_non_finite(loss: Tensor, log_p: Tensor, batch: TokenBatch) -> None:

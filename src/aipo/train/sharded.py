@@ -1,0 +1,176 @@
+"""A policy whose trained copy is split over ranks (FSDP), beside the whole one that samples and is saved.
+
+Owns the way of weights and of the optimiser's state between the two. Must not know the loop.
+Invariant: after `pull` and after `push` both copies are the same policy; a checkpoint is that of one process.
+
+Simplification: every rank keeps the whole policy in memory to sample from. What FSDP splits is the other copy
+of the weights, the gradients and the optimiser's state.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+
+class Whole:
+    """The policy of one process or under DDP: what is trained is what samples, and nothing has to be moved."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.trained = model
+
+    def wrapped(self, optimiser: torch.optim.Optimizer) -> Any:
+        """Return the optimiser as a checkpoint reads and writes it; after accelerate has prepared it."""
+        return optimiser
+
+    def pull(self) -> None:
+        """Let the policy that samples take over what was trained; all ranks at once."""
+
+    def push(self) -> None:
+        """Train on from the policy that samples."""
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Have the optimiser's whole state at hand on rank 0 within a block; all ranks at once."""
+        yield
+
+
+class Sharded(Whole):
+    """The policy under FSDP."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises `ValueError` for a model without a list of layers to split."""
+        _layer_names(model)
+        self._model, self.trained = model, deepcopy(model)
+        self._split: list[DTensor] = []
+        self._optimiser: WholeOptimiser | None = None
+
+    def wrapped(self, optimiser: torch.optim.Optimizer) -> "WholeOptimiser":
+        """See `Whole`."""
+        # Noted now: in and behind a forward pass the model's parameters may be the whole ones.
+        self._split = [_split(parameter) for parameter in _learning(self.trained)]
+        self._optimiser = WholeOptimiser(optimiser)
+        return self._optimiser
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """See `Whole`."""
+        for whole, split in zip(_learning(self._model), self._split, strict=True):
+            whole.copy_(split.full_tensor())
+
+    @torch.no_grad()
+    def push(self) -> None:
+        """See `Whole`."""
+        for whole, split in zip(_learning(self._model), self._split, strict=True):
+            split.copy_(_split_as(split, whole))
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """See `Whole`."""
+        assert self._optimiser is not None
+        self._optimiser.collect()
+        try:
+            yield
+        finally:
+            self._optimiser.forget()
+
+
+class WholeOptimiser:
+    """An optimiser of split parameters, as a checkpoint of one process reads and writes it."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer) -> None:
+        self._optimiser = optimiser
+        self._whole: dict[str, Any] | None = None
+
+    def collect(self) -> None:
+        """Gather the state; all ranks at once. What a rank other than 0 is told, it forgets at once."""
+        found = self._optimiser.state_dict()
+        leads = torch.distributed.get_rank() == 0
+        state: dict[int, dict[str, Any]] = {}
+        for index, of_parameter in found["state"].items():
+            whole = {name: _whole(value, leads) for name, value in of_parameter.items()}
+            state[index] = whole if leads else {}
+        self._whole = {**found, "state": state}
+
+    def forget(self) -> None:
+        """Let go of what was gathered."""
+        self._whole = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was collected; before that, this rank's part."""
+        return self._whole or self._optimiser.state_dict()
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take this rank's part of a whole state; no talk."""
+        parameters = [p for group in self._optimiser.param_groups for p in group["params"]]
+        state = {
+            index: {
+                name: _split_as(parameters[index], value) if value.shape == parameters[index].shape else value
+                for name, value in of_parameter.items()
+            }
+            for index, of_parameter in saved["state"].items()
+        }
+        self._optimiser.load_state_dict({**saved, "state": state})
+
+
+def use_fsdp(accelerator: Accelerator, model: PreTrainedModel) -> None:
+    """Let `accelerator.prepare` split models layer by layer, by FSDP 2.
+
+    The head stays in the outermost unit, because `PolicyForward` reads its weights. By itself accelerate
+    splits on GPUs only; torch does it on CPUs too, so it is told here, and a CPU runs the same code.
+    """
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=_layer_names(model),
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+    accelerator.state.distributed_type = DistributedType.FSDP
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of whole parameters after a forward pass that no backward pass follows: they would grow stale,
+    because the optimiser changes the split ones."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _layer_names(model: PreTrainedModel) -> list[str]:
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(
+            f"run.ranks = 'fsdp': {type(model).__name__} has no list of layers to split; use run.ranks = 'ddp'"
+        )
+    return sorted({type(layer).__name__ for layer in layers})
+
+
+def _learning(model: PreTrainedModel) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _split(parameter: Tensor) -> DTensor:
+    assert isinstance(parameter, DTensor)
+    return parameter
+
+
+def _split_as(split: DTensor, whole: Tensor) -> DTensor:
+    """Return `whole` split as `split` is; each rank takes its part of what it holds."""
+    there = whole.detach().to(split.device)
+    return distribute_tensor(there, split.device_mesh, split.placements, src_data_rank=None)
+
+
+def _whole(value: Any, keep: bool) -> Any:
+    if not isinstance(value, DTensor):
+        return value
+    whole = value.full_tensor()
+    return whole.cpu() if keep else None
