@@ -1,28 +1,34 @@
 """Two CPU ranks that torchrun starts train as one process does, and none waits for ever for another.
 
-Proves: the series of losses, gradient norms and rewards of one process, under DDP and FSDP, mini-batches that
-leave a rank without a row included; a run that is killed goes on to the same bytes, and with another number of
-ranks; a rank's bad number is every rank's; a rank that dies ends the run with an error.
+Proves, under DDP and FSDP: the series of losses, gradient norms and rewards of one process, and its gradient
+to 1e-9 however rows fall on ranks; a killed run goes on to the same bytes, and with one process too; a rank's
+bad number or signal is every rank's; a rank that dies or is silent ends the run with an error.
 """
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from aipo.train.update import Updater, UpdateSettings
 from policies_for_tests import counting_policy, counting_recipe, succeed
+from updates_for_tests import LONGEST, OBJECTIVE, UNEVEN_ROWS, double_model, gradient_of
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
-TIMES = {"timings.jsonl"}
+UPDATES = Path(__file__).parents[1] / "updates_on_ranks.py"
 SMALL = [
     "train.steps=3",
     "train.reward=random",  # so that there is something to learn in every step
@@ -31,6 +37,9 @@ SMALL = [
     "rollout.max_response_tokens=40",
     "run.rank_timeout_s=120",
 ]
+SILENT_S = 20
+GIVEN_UP_S = 60
+"""torchrun gives the processes that are left 30 s to end, and a stopped one needs all of them."""
 Train = Callable[..., Path]
 
 
@@ -41,10 +50,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def torchrun(log: Path, ranks: int, *arguments: str | Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    paths = os.pathsep.join(path for path in sys.path if path)
     with log.open("ab") as file:
         return subprocess.Popen(
-            [*command, "-m", "aipo", *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [*command, *map(str, arguments)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
             stdout=file,
             stderr=file,
             start_new_session=True,
@@ -61,11 +71,52 @@ def train(policy: Path, tmp_path: Path) -> Train:
             succeed("train", counting_recipe(tmp_path), *own)
         else:
             log = tmp_path / f"{name}.log"
-            process = torchrun(log, ranks, "train", counting_recipe(tmp_path), *own)
+            process = torchrun(log, ranks, "-m", "aipo", "train", counting_recipe(tmp_path), *own)
             assert process.wait(timeout=400) == 0, log.read_text()
         return tmp_path / name
 
     return run
+
+
+@contextmanager
+def started(folder: Path, policy: Path, *overrides: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start two ranks in `folder/run`; at the end of the block none is left."""
+    own = [f"policy.model={policy}", f"run.output={folder / 'run'}", *SMALL, *overrides]
+    process = torchrun(folder / "run.log", 2, "-m", "aipo", "train", counting_recipe(folder), *own)
+    try:
+        yield process
+    finally:
+        for left in [*psutil.Process(process.pid).children(recursive=True), process]:
+            left.kill()
+        process.wait()
+
+
+def workers_after_a_step(process: "subprocess.Popen[bytes]", run: Path) -> list[psutil.Process]:
+    """Wait for the first checkpoint; return the processes of rank 0 and 1."""
+    until = time.monotonic() + 200
+    while not (run / "checkpoints" / "step-000001" / "manifest.json").exists():
+        assert process.poll() is None and time.monotonic() < until, run.with_suffix(".log").read_text()
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    ranks = {child.environ().get("RANK"): child for child in children}
+    return [ranks["0"], ranks["1"]]
+
+
+def update_on_two_ranks(folder: Path, kind: str, microbatch_tokens: int, fault: str) -> dict[str, Any]:
+    log = folder / "log"
+    process = torchrun(log, 2, UPDATES, folder / "found.pt", kind, str(microbatch_tokens), fault)
+    assert process.wait(timeout=200) == 0, log.read_text()
+    found: dict[str, Any] = torch.load(folder / "found.pt")
+    return found
+
+
+def update_of_one(microbatch_tokens: int) -> tuple[list[torch.Tensor], Updater, dict[str, float]]:
+    """The same in this process; the gradient is that of the objective on the whole mini-batch at once."""
+    model = double_model()
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    updater = Updater(Accelerator(cpu=True), model, optimiser, UpdateSettings(1.0, microbatch_tokens, 1e6, 0))
+    found = updater.apply([UNEVEN_ROWS], OBJECTIVE, by_source=True, keep_feedback=True)
+    return gradient_of(UNEVEN_ROWS), updater, found
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -93,3 +144,79 @@ def test_two_ranks_learn_what_one_process_does(train: Train, ranks: str) -> None
     assert_same_policy(one, two)
     records = [(run / "rollouts.jsonl").read_text().count("\n") for run in (one, two)]
     assert records == [3 * 4 * 4] * 2
+
+
+@pytest.mark.parametrize("ranks", ["ddp", "fsdp"])
+def test_a_killed_run_of_two_ranks_goes_on_to_the_same_bytes_and_with_one_process_as_well(
+    train: Train, policy: Path, tmp_path: Path, ranks: str
+) -> None:
+    how = [f"run.ranks={ranks}", "evaluate.at_steps=[2]", "evaluate.problems=1", "evaluate.pass_at=[1]"]
+    whole = train("whole", *how, ranks=2)
+    run = tmp_path / "run"
+    with started(tmp_path, policy, *how) as process:
+        for worker in workers_after_a_step(process, run):
+            worker.kill()
+        assert process.wait(timeout=GIVEN_UP_S) != 0
+    assert not (run / "policy").exists()
+    run.rename(tmp_path / "kept")
+    for number in (2, 1):
+        shutil.copytree(tmp_path / "kept", run)
+        train("run", *how, ranks=number)
+        if number == 2:
+            for name in ("metrics.jsonl", "rollouts.jsonl", "policy/model.safetensors"):
+                assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+            shutil.rmtree(run)
+    assert_same_series(whole, run)
+    assert_same_policy(whole, run)
+    assert (run / "evaluation.jsonl").read_text().count("\n") == 2, "each mode once: rank 0 alone evaluates"
+
+
+def test_a_signal_ends_all_ranks_after_the_same_step(train: Train, policy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started(tmp_path, policy, "train.steps=2000") as process:
+        workers = workers_after_a_step(process, run)
+        workers[1].send_signal(signal.SIGTERM)  # to one of them: the other one is told
+        assert process.wait(timeout=GIVEN_UP_S) != 0
+    done = len(metrics(run))
+    assert (run / "stopped.txt").read_text().startswith(f"signal 15 after step {done};")
+    assert (run / "checkpoints" / f"step-{done:06d}" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP], ids=["gone", "silent"])
+def test_a_rank_that_is_gone_or_silent_ends_the_run_with_an_error(
+    policy: Path, tmp_path: Path, what: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    with started(tmp_path, policy, "train.steps=2000", f"run.rank_timeout_s={SILENT_S}") as process:
+        workers_after_a_step(process, run)[1].send_signal(what)
+        assert process.wait(timeout=SILENT_S + GIVEN_UP_S) != 0
+    if what is signal.SIGSTOP:
+        told = (run / "stopped.txt").read_text()
+        assert told.startswith(
+            "rank 0: another rank has ended, or was silent for more than run.rank_timeout_s"
+        )
+    assert list((run / "checkpoints").glob("step-*/manifest.json"))
+
+
+@pytest.mark.parametrize("microbatch_tokens", [8 * LONGEST, 18, 1], ids=["few", "uneven", "single rows"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_the_gradient_of_two_ranks_is_that_of_the_whole_mini_batch(
+    tmp_path: Path, kind: str, microbatch_tokens: int
+) -> None:
+    two = update_on_two_ranks(tmp_path, kind, microbatch_tokens, "")
+    expected, updater, metrics_of_one = update_of_one(microbatch_tokens)
+    assert two["split"] is (kind == "fsdp")
+    for ours, change in zip(two["changes"], expected, strict=True):
+        torch.testing.assert_close(ours, change, rtol=0, atol=1e-9)
+    assert two["metrics"] == pytest.approx(metrics_of_one, rel=1e-6, abs=1e-9)
+    assert {"grad_norm_policy", "grad_norm_feedback"} < two["metrics"].keys()
+    kept = [updater.feedback_log_p[id(row.stream)] for row in UNEVEN_ROWS]
+    assert torch.tensor(two["feedback"]).allclose(torch.tensor(kept), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_what_is_not_a_number_on_one_rank_is_refused_by_all(tmp_path: Path, kind: str) -> None:
+    two = update_on_two_ranks(tmp_path, kind, 18, "nan")
+    assert len(two["errors"]) == 2
+    assert all("NonFiniteError" in error and "log-probabilities" in error for error in two["errors"])
+    assert all(not change.any() for change in two["changes"])

@@ -19,6 +19,7 @@ from aipo.train import update
 from aipo.train.log_probs import token_log_probs
 from aipo.train.update import Updater, UpdateSettings
 from engines_for_tests import random_model
+from updates_for_tests import EVEN_ROWS, OBJECTIVE, double_model, gradient_of
 
 CONFIG = LlamaConfig(
     vocab_size=50,
@@ -143,3 +144,26 @@ def test_gradient_norms_by_source_are_those_of_their_tokens_and_leave_the_step_a
         norm = torch.cat([g.flatten() for g in gradient(rows, FLOORED, source).values()]).norm()
         assert metrics[f"grad_norm_{source.name.lower()}"] == pytest.approx(float(norm), rel=1e-4)
     assert "grad_norm_policy" not in updated(rows, FLOORED)[1]
+
+
+@pytest.mark.parametrize(("parts", "rows_in_each"), [(1, 8), (2, 4), (8, 1)])
+def test_how_a_mini_batch_is_cut_changes_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, parts: int, rows_in_each: int
+) -> None:
+    learnt: list[int] = []
+
+    def watched(
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
+        return token_log_probs(model, ids, temperature)
+
+    monkeypatch.setattr(update, "token_log_probs", watched)
+    model = double_model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    settings = UpdateSettings(1.0, rows_in_each * len(EVEN_ROWS[0].stream), 1e6, 0)
+    Updater(Accelerator(cpu=True), model, optimiser, settings).apply([EVEN_ROWS], OBJECTIVE)
+    assert learnt == [rows_in_each] * parts
+    for old, new, expected in zip(before, model.parameters(), gradient_of(EVEN_ROWS), strict=True):
+        torch.testing.assert_close(old - new.detach(), expected, rtol=0, atol=1e-9)

@@ -116,7 +116,8 @@ def _run(settings: Settings, parts: Parts, trainer: Trainer, ranks: Ranks) -> No
         stack.enter_context(signals_end_the_step(trainer))
         if ranks.leads:  # the others wait for it, and end when it does
             stack.enter_context(watchdog_of(trainer, settings.guards, settings.run.output))
-        screen = LiveScreen(console, str(settings.run.output)) if console.is_terminal and ranks.leads else None
+        live = console.is_terminal and ranks.leads
+        screen = LiveScreen(console, str(settings.run.output)) if live else None
         show = stack.enter_context(screen) if screen else StepLines()
 
         async def after_step(progress: Progress) -> None:

@@ -26,7 +26,10 @@ class Experience:
     def __init__(
         self, settings: Settings, sampler: Sampler, problems: Sequence[Problem], ranks: Ranks = ALONE
     ) -> None:
-        """Each of the `ranks` samples its share, and all learn from everything. Raises `ValueError` where the settings ask for data, an expert or an agent that is not there."""
+        """Each of the `ranks` samples its share, and all learn from everything.
+
+        Raises `ValueError` where the settings ask for data, an expert or an agent that is not there.
+        """
         _refuse_what_is_missing(settings, sampler)
         self._settings, self._sampler, self._ranks = settings, sampler, ranks
         self._batches = ProblemBatches(problems, settings)

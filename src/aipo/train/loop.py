@@ -106,7 +106,7 @@ class Trainer:
             on_error.pop_all()
 
     def _prepared(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        """Make the optimiser and its scheduler; return what accelerate makes of the policy, and that optimiser."""
+        """Make optimiser and scheduler; return what accelerate makes of the policy and of the optimiser."""
         t, model = self._settings.train, self._policy.trained
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay)
@@ -284,4 +284,5 @@ class Trainer:
 
 
 def _signalled(step: int, signal_number: int) -> SignalledError:
-    return SignalledError(f"signal {signal_number} after step {step}; the same command goes on", signal_number)
+    why = f"signal {signal_number} after step {step}; the same command goes on"
+    return SignalledError(why, signal_number)

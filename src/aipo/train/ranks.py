@@ -128,12 +128,13 @@ def join(settings: Settings) -> Ranks:
         return ALONE
     if settings.engine.name != "transformers":
         raise ValueError(
-            f"engine.name = {settings.engine.name!r} with several ranks is not supported: use 'transformers', "
-            "with which each rank samples its share, or start one process"
+            f"engine.name = {settings.engine.name!r} with several ranks is not supported; use "
+            "'transformers', with which each rank samples its share, or start one process"
         )
     if settings.run.device not in ("cpu", "cuda"):
         raise ValueError(
-            f"run.device = {settings.run.device!r} with several ranks; make it 'cuda', one GPU for each, or 'cpu'"
+            f"run.device = {settings.run.device!r} with several ranks; make it 'cuda', which is one GPU "
+            "for each, or 'cpu'"
         )
     limit = timedelta(seconds=settings.run.rank_timeout_s)
     state = PartialState(cpu=settings.run.device == "cpu", timeout=limit)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 
 class Whole:
-    """The policy of one process or under DDP: what is trained is what samples, and nothing has to be moved."""
+    """The policy of one process or under DDP: what is trained is what samples, nothing has to be moved."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.trained = model
@@ -149,7 +149,8 @@ def _layer_names(model: PreTrainedModel) -> list[str]:
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ValueError(
-            f"run.ranks = 'fsdp': {type(model).__name__} has no list of layers to split; use run.ranks = 'ddp'"
+            f"run.ranks = 'fsdp': {type(model).__name__} has no list of layers to split; use "
+            "run.ranks = 'ddp'"
         )
     return sorted({type(layer).__name__ for layer in layers})
 
