@@ -86,9 +86,10 @@ def started(folder: Path, policy: Path, *overrides: str) -> "Iterator[subprocess
     try:
         yield process
     finally:
-        for left in [*psutil.Process(process.pid).children(recursive=True), process]:
-            left.kill()
-        process.wait()
+        if process.poll() is None:
+            for left in [*psutil.Process(process.pid).children(recursive=True), process]:
+                left.kill()
+            process.wait()
 
 
 def workers_after_a_step(process: "subprocess.Popen[bytes]", run: Path) -> list[psutil.Process]:
