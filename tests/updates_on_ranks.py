@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from aipo.config.loader import load_settings
 from aipo.train import update
 from aipo.train.events import StopRunError
 from aipo.train.log_probs import PolicyForward, token_log_probs
-from aipo.train.ranks import join
+from aipo.train.ranks import join, no_talk_in_forward
 from aipo.train.sharded import Sharded, Whole, use_fsdp
 from aipo.train.update import Updater, UpdateSettings
 from updates_for_tests import OBJECTIVE, UNEVEN_ROWS, double_model
@@ -33,13 +33,12 @@ def main(output: Path, kind: str, microbatch_tokens: int, fault: str) -> None:
     model = double_model()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     policy = Sharded(model) if kind == "fsdp" else Whole(model)
-    accelerator = Accelerator(
-        cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
-    )
+    accelerator = Accelerator(cpu=True)
     if kind == "fsdp":
         use_fsdp(accelerator, model)
     optimiser = torch.optim.SGD(policy.trained.parameters(), lr=1.0)
     prepared, own = accelerator.prepare(PolicyForward(policy.trained), optimiser)
+    no_talk_in_forward(prepared)
     policy.wrapped(own)
     split = all(isinstance(parameter, DTensor) for parameter in prepared.parameters())
     if fault and ranks.rank == 1:

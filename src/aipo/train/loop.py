@@ -12,7 +12,7 @@ from functools import partial
 from math import isfinite
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import Settings
@@ -33,7 +33,7 @@ from aipo.train.journal import METRICS, ROLLOUTS, TIMINGS, Journal, read_lines
 from aipo.train.log_probs import PolicyForward
 from aipo.train.metrics import last_consultation, rollout_metrics, spending
 from aipo.train.model import pad_id, save_plain, save_policy
-from aipo.train.ranks import ALONE, Ranks
+from aipo.train.ranks import ALONE, Ranks, no_talk_in_forward
 from aipo.train.schedule import algorithm_at
 from aipo.train.sharded import Sharded, Whole, use_fsdp
 from aipo.train.state import RunState
@@ -71,10 +71,7 @@ class Trainer:
         self._experience = Experience(settings, self.sampler, problems, ranks)
         trackers, project = list(settings.run.trackers), settings.run.output / FOLDER
         cpu = settings.run.device == "cpu"
-        no_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)  # nor are they ever trained
-        self._accelerator = Accelerator(
-            cpu=cpu, log_with=trackers or None, project_dir=project, kwargs_handlers=[no_buffers]
-        )
+        self._accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=project)
         if self._accelerator.num_processes != ranks.size:
             raise ValueError("several processes were started, but this one was not told of the others")
         if sharded:
@@ -114,6 +111,7 @@ class Trainer:
         if self._ranks.several:
             forward.check()  # now, on all ranks: later only those would that have a long micro-batch
         prepared, prepared_optimiser = self._accelerator.prepare(forward, optimiser)
+        no_talk_in_forward(prepared)
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: min(1.0, (step + 1) / (t.warmup_steps + 1))
         )

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from torch.nn.parallel import DistributedDataParallel
 
 from aipo.config.settings import Settings
 from aipo.train.events import LostRankError, StopRunError
@@ -140,6 +141,13 @@ def join(settings: Settings) -> Ranks:
     state = PartialState(cpu=settings.run.device == "cpu", timeout=limit)
     group = torch.distributed.new_group(backend="gloo", timeout=limit)
     return Ranks(state.process_index, state.num_processes, group, settings.run.rank_timeout_s)
+
+
+def no_talk_in_forward(model: torch.nn.Module) -> None:
+    """Keep DDP from sending buffers in each forward pass: they never change, and passes without a gradient
+    would have to be as many on all ranks."""
+    if isinstance(model, DistributedDataParallel):
+        model.broadcast_buffers = False
 
 
 def _same_error(kind: type[Exception], message: str) -> Exception:
