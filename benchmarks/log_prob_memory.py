@@ -28,7 +28,7 @@ ALLOWED_SHARE = 1 / 8
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write the record."""
     given = options("log_prob_memory", arguments)
-    positions = 64 if given.quick else POSITIONS
+    positions = 256 if given.quick else POSITIONS
     runs: dict[str, list[dict[str, Any]]] = {"chunks": [], "whole": []}
     for _ in range(given.repeats or (1 if given.quick else 3)):
         for way, found in runs.items():

@@ -20,6 +20,9 @@ Written by `benchmarks/page.py` from the records in `results/benchmarks/`; do no
     OMP_NUM_THREADS=1 python benchmarks/rollout_loop.py   # consultations per CPU-second, nothing to wait for
     OMP_NUM_THREADS=1 python benchmarks/report.py         # `aipo report` of 50,000 rollouts: time and memory
     OMP_NUM_THREADS=1 python benchmarks/log_prob_memory.py  # memory of log-probabilities beside all logits
+    OMP_NUM_THREADS=1 python benchmarks/step.py           # a GRPO step beside TRL's and a bare loop
+    OMP_NUM_THREADS=1 python benchmarks/update.py         # the update beside a bare forward and backward pass
+    OMP_NUM_THREADS=1 python benchmarks/costs.py          # cost against length, group size and consultations
     python benchmarks/page.py                             # this page
 
 `--quick` runs a tiny size, which proves nothing; `--repeats N`; `--peer COMMAND` names TRL's Python
@@ -89,7 +92,9 @@ def section(record: dict[str, Any]) -> str:
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + "."
     )
-    return "\n".join([f"## {record['benchmark']}", "", *rows, "", conditions, ""])
+    figure = record["details"].get("figure")
+    picture = [f"![{record['benchmark']}](../{figure})", ""] if figure else []
+    return "\n".join([f"## {record['benchmark']}", "", *rows, "", *picture, conditions, ""])
 
 
 def _row(figure: dict[str, Any]) -> str:

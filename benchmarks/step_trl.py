@@ -9,14 +9,14 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]  # this file runs where it is
 
 from step_work import LEARNING_RATE, PROMPTS, ROLLOUTS, Turns, Work
 
 EVER = 1_000_000
 
 
-class InTurn(TrainerCallback):  # type: ignore[misc]  # this file runs where it is installed
+class InTurn(TrainerCallback):
     """Waits before each step."""
 
     def __init__(self, turns: Turns) -> None:

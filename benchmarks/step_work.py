@@ -75,14 +75,11 @@ class Work:
         return [json.loads(line)["problem"] for line in lines]
 
 
-def prepare(folder: Path, shape: Shape) -> tuple[Work, int]:
-    """Write the policy and the problems; return the work and the policy's number of parameters."""
-    tokens = tokenizer(end=None)
-    tokens.add_special_tokens({"eos_token": NEVER})
-    assert tokens.eos_token_id == VOCABULARY, "the end must be no token of the model"
-    torch.manual_seed(0)
+def model_of(shape: Shape) -> Qwen3Config:
+    """Return the configuration of a model whose completions cannot end early."""
     heads = shape.hidden // shape.head
-    config = Qwen3Config(
+    ids: dict[str, Any] = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None}
+    return Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -92,9 +89,17 @@ def prepare(folder: Path, shape: Shape) -> tuple[Work, int]:
         head_dim=shape.head,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        **{"eos_token_id": None, "bos_token_id": None, "pad_token_id": None},
+        **ids,
     )
-    model = AutoModelForCausalLM.from_config(config)
+
+
+def prepare(folder: Path, shape: Shape) -> tuple[Work, int]:
+    """Write the policy and the problems; return the work and the policy's number of parameters."""
+    tokens = tokenizer(end=None)
+    tokens.add_special_tokens({"eos_token": NEVER})
+    assert tokens.eos_token_id == VOCABULARY, "the end must be no token of the model"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(model_of(shape))
     model.save_pretrained(folder / "policy")
     tokens.save_pretrained(folder / "policy")
     rows = [{"problem": text, "answer": "none"} for text in _problems(tokens)]
@@ -123,7 +128,7 @@ class Turns:
         self._loaded_mb = 0.0
 
     def wait(self, note: dict[str, Any] | None = None) -> None:
-        """Say what the step took that ends here, and wait for the next one. Ends the process with the wire."""
+        """Say what the step took that ends here, and wait for the next one. It may end the process."""
         taken = Clock(time.perf_counter() - self._begun.wall_s, time.process_time() - self._begun.cpu_s)
         if not self._loaded_mb:
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew here
@@ -138,7 +143,9 @@ class Turns:
 class Side:
     """step.py's end: a process that makes one step at a time."""
 
-    def __init__(self, command: Sequence[str], work: Work, log: IO[bytes], environment: dict[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], work: Work, log: IO[bytes], environment: dict[str, str]
+    ) -> None:
         self._log = log
         self._process = subprocess.Popen(
             [*command, json.dumps(asdict(work))],

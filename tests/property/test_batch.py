@@ -1,7 +1,6 @@
 """Weights are a mean's, whatever the batch is then cut, ordered or padded to."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -50,20 +49,28 @@ def test_policy_tokens_are_trained_and_feedback_tokens_where_it_is_asked_for(
 
 
 @quiet
-@given(SETTINGS_AND_CASES, AGGREGATIONS, st.integers(1, 120))
+@given(SETTINGS_AND_CASES, AGGREGATIONS, st.integers(1, 120), st.integers(0, 40))
 def test_micro_batches_hold_every_row_once_with_its_weight_and_fit(
-    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation, most: int
+    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation, most: int, pass_tokens: int
 ) -> None:
     s, case = drawn
     rows = case.rows(s, aggregation)
-    parts = microbatches(rows, most)
+    parts = microbatches(rows, most, pass_tokens)
     assert sorted(id(row) for part in parts for row in part) == sorted(map(id, rows))
     for part in parts:
         batch = collate(part, PAD, torch.float64)
         assert batch.ids.numel() <= most or len(part) == 1
         assert batch.weight[:, 0].tolist() == [row.weight for row in part]
-    for part, following in pairwise(parts):  # none is cut without need
-        assert (len(part) + 1) * len(following[0].stream) > most
+    paid = sum(collate(part, PAD).ids.numel() + pass_tokens for part in parts)
+    assert paid == cheapest(sorted(map(len, case.streams)), most, pass_tokens)
+
+
+def cheapest(lengths: list[int], most: int, pass_tokens: int) -> int:
+    """Try every cut of rows sorted by length."""
+    if not lengths:
+        return 0
+    sizes = (n for n in range(1, len(lengths) + 1) if n == 1 or n * lengths[n - 1] <= most)
+    return min(n * lengths[n - 1] + pass_tokens + cheapest(lengths[n:], most, pass_tokens) for n in sizes)
 
 
 @quiet

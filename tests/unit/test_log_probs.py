@@ -10,6 +10,7 @@ import importlib
 import json
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,31 @@ def test_under_autocast_the_product_is_computed_as_the_models_own() -> None:
 # which way is taken
 
 
+@pytest.mark.parametrize("chunk", [0, CHUNK])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_stands_before_the_first_wanted_token_is_zero_and_changes_nothing_behind_it(
+    chunk: int, temperature: float
+) -> None:
+    model, first = random_model(CONFIGS["tied"]()), 17
+    ids = torch.randint(0, VOCABULARY, (3, 41), generator=torch.Generator().manual_seed(1))
+    logits = model(input_ids=ids).logits[:, :-1] / temperature
+    expected = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)[:, first - 1 :]
+    expected.sum().backward()
+    slopes = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    forward = PolicyForward(model, chunk)
+    assert forward.check() == ""
+    log_p, entropy = forward(ids, temperature, first)
+    log_p.sum().backward()
+    whole, entropy_of_all = forward(ids, temperature)
+    for found, of_all in ((log_p, whole), (entropy, entropy_of_all)):
+        assert found.shape == ids.shape and not found[:, :first].any()
+        assert torch.allclose(found[:, first:], of_all[:, first:], atol=1e-5)
+    assert torch.allclose(log_p[:, first:], expected, atol=1e-5)
+    for name, p in model.named_parameters():
+        assert p.grad is not None and torch.allclose(p.grad, slopes[name], atol=1e-5, rtol=1e-4)
+
+
 def test_few_logits_are_held_whole_to_the_bit_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(CONFIGS["tied"]())
     assert torch.equal(outcome(model, None)[0], outcome(model, 0)[0])
@@ -274,6 +300,15 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+def naive(model: PreTrainedModel, ids: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """What everybody writes first."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1] / temperature
+    log_p = torch.log_softmax(logits, dim=-1)
+    with torch.no_grad():
+        entropy = -(log_p.exp() * log_p).sum(-1)
+    return log_p.gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1), entropy
+
+
 @pytest.mark.slow
 def test_with_a_real_vocabulary_the_peak_is_less_than_an_eighth_and_no_tensor_is_large() -> None:
     """Scaled down: 16 of 240 positions at a time, for 220 of 16,384. Beyond the gradients, that is."""
@@ -282,11 +317,11 @@ def test_with_a_real_vocabulary_the_peak_is_less_than_an_eighth_and_no_tensor_is
     model = random_model(config)
     ids = torch.randint(0, QWEN_VOCABULARY, (4, positions // 4 + 1))
     most = {}
-    for part in (chunk, 0):
-        forward = PolicyForward(model, part)
-        assert forward.check() == ""
+    forward = PolicyForward(model, chunk)
+    assert forward.check() == ""
+    for part, way in ((chunk, forward), (0, partial(naive, model))):
         with LiveBytes() as counted:
-            forward(ids, 0.9)[0].sum().backward()
+            way(ids, 0.9)[0].sum().backward()
         model.zero_grad(set_to_none=True)
         most[part], largest = counted.most, counted.largest
         assert (largest >= 4 * positions * QWEN_VOCABULARY) == (part == 0)

@@ -45,7 +45,7 @@ def rows_of(advantages: Sequence[Advantage], objective: ObjectiveSettings) -> li
     rng = Random(0)
     streams = []
     for i in range(len(advantages)):
-        ids = [tuple(rng.randrange(3, 50) for _ in range(n)) for n in (2, 3 + i, 2)]
+        ids = [tuple(rng.randrange(3, 50) for _ in range(n)) for n in (1 + 4 * (i % 2), 3 + i, 2)]
         sampled = Segment(Source.POLICY, ids[1], tuple(-3.0 - rng.random() for _ in ids[1]))
         streams.append(
             TokenStream((Segment(Source.PROMPT, ids[0]), sampled, Segment(Source.FEEDBACK, ids[2])))
@@ -95,10 +95,10 @@ def test_rows_that_teach_nothing_are_never_backpropagated_and_yet_counted(
     learnt: list[int] = []
 
     def watched(
-        model: torch.nn.Module, ids: torch.Tensor, temperature: float
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
-        return token_log_probs(model, ids, temperature)
+        return token_log_probs(model, ids, temperature, first)
 
     monkeypatch.setattr(update, "token_log_probs", watched)
     _, metrics = updated(rows_of(ADVANTAGES, FLOORED), FLOORED)
@@ -153,10 +153,10 @@ def test_how_a_mini_batch_is_cut_changes_no_gradient(
     learnt: list[int] = []
 
     def watched(
-        model: torch.nn.Module, ids: torch.Tensor, temperature: float
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
-        return token_log_probs(model, ids, temperature)
+        return token_log_probs(model, ids, temperature, first)
 
     monkeypatch.setattr(update, "token_log_probs", watched)
     model = double_model()

@@ -254,7 +254,9 @@ class TrainSettings(Section):
     )
     prompts_per_step: int = Field(24, ge=1, description="Problems, hence groups, of a step.")
     minibatches_per_step: int = Field(4, ge=1, description="Optimiser steps per batch of groups.")
-    microbatch_tokens: int = Field(16384, ge=1, description="Padded tokens per forward pass.")
+    microbatch_tokens: int = Field(
+        16384, ge=1, description="Most padded tokens of a pass; on a CPU 1,024 are enough."
+    )
     logit_chunk_tokens: int | None = Field(
         None,
         ge=0,

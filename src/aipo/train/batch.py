@@ -14,6 +14,12 @@ from aipo.core.types import Source
 from aipo.train.algorithm import base_algorithm, objective_settings
 from aipo.train.credit import Credit
 
+PASS_TOKENS_CPU, PASS_TOKENS_GPU = 32, 1024
+"""What a forward and backward pass costs beside its tokens, in tokens: on a CPU next to nothing (measured:
+benchmarks/update.py); on a GPU, which small passes leave idle, 50 ms of launching kernels [estimated]."""
+ENOUGH_TOKENS_CPU = 1024
+"""Padded tokens beyond which a pass on a CPU becomes no cheaper for each, but leaves the cache."""
+
 
 def minibatches(
     credits: Sequence[Sequence[Credit]], algorithm: AlgorithmSettings, number: int, max_response_tokens: int
@@ -52,7 +58,7 @@ def _whitened(credits: Sequence[Sequence[Credit]]) -> list[list[Credit]]:
 
 
 def microbatches_of_rank(
-    rows: Sequence[Row], max_tokens: int, rank: int, size: int
+    rows: Sequence[Row], max_tokens: int, pass_tokens: int, rank: int, size: int
 ) -> list[tuple[list[Row], bool]]:
     """Return what one of `size` ranks takes of the rows, as `microbatches`; equally many parts on all ranks.
 
@@ -60,18 +66,33 @@ def microbatches_of_rank(
     pass. The flag says whether a part is to be counted.
     """
     ordered = sorted(rows, key=lambda row: len(row.stream))
-    shares = [microbatches(ordered[other::size], max_tokens) for other in range(size)]
+    shares = [microbatches(ordered[other::size], max_tokens, pass_tokens) for other in range(size)]
     missing = max(map(len, shares)) - len(shares[rank])
     filler = [([replace(row, weight=0.0)], False) for row in ordered[:1]]
     return [(part, True) for part in shares[rank]] + filler * missing
 
 
-def microbatches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
-    """Cut rows, sorted by length, so that no part pads to more than `max_tokens` tokens."""
+def microbatches(rows: Sequence[Row], max_tokens: int, pass_tokens: int = 0) -> list[list[Row]]:
+    """Cut rows, sorted by length, so that no part pads to more than `max_tokens` tokens.
+
+    Of all such cuts it is the cheapest, where a part costs the tokens that it pads to, and `pass_tokens` for
+    being a pass of its own. Degenerate cases: a longer row is a part by itself; no rows, no parts.
+    """
+    rows = sorted(rows, key=lambda row: len(row.stream))
+    lengths = [len(row.stream) for row in rows]
+    cost, end = [0] * (len(rows) + 1), [0] * (len(rows) + 1)
+    """Of the cheapest cut of the rows from each one on: what it costs, and where its first part ends."""
+    for first in reversed(range(len(rows))):
+        cost[first], end[first] = lengths[first] + pass_tokens + cost[first + 1], first + 1
+        for last in range(first + 1, len(rows)):
+            padded = (last + 1 - first) * lengths[last]
+            if padded > max_tokens:
+                break
+            if (whole := padded + pass_tokens + cost[last + 1]) <= cost[first]:
+                cost[first], end[first] = whole, last + 1
     parts: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: len(row.stream)):
-        if parts and (len(parts[-1]) + 1) * len(row.stream) <= max_tokens:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
+    first = 0
+    while first < len(rows):
+        parts.append(rows[first : end[first]])
+        first = end[first]
     return parts

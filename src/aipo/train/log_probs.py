@@ -31,14 +31,17 @@ MAX_CHECK_ERROR = {torch.bfloat16: 0.05, torch.float16: 0.02}
 """Mean distance of log p between the two ways that rounding explains; 1e-4 in float32 and better."""
 
 
-def token_log_probs(model: nn.Module, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def token_log_probs(
+    model: nn.Module, ids: Tensor, temperature: float, first: int = 1
+) -> tuple[Tensor, Tensor]:
     """Return log p of each token given what stands before it, and the entropy there; (B, T) float32 each.
 
-    `ids` is (B, T), right-padded: behind a causal mask padding needs no attention mask. Position 0 is 0.
+    `ids` is (B, T), right-padded: behind a causal mask padding needs no attention mask. Positions before
+    `first`, at least 1, are 0, and their logits are not computed: nobody reads those of a prompt.
     `model` is a `PolicyForward`, however wrapped, or a transformers model. One in float64 answers in that.
     """
     forward = PolicyForward(model) if isinstance(model, PreTrainedModel) else model
-    log_p, entropy = forward(ids, temperature)
+    log_p, entropy = forward(ids, temperature, first)
     return log_p, entropy
 
 
@@ -64,13 +67,13 @@ class PolicyForward(nn.Module):
         self._checked = False
         self._layers = _checkpointing_layers(policy) if gradient_checkpointing else []
 
-    def forward(self, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, temperature: float, first: int = 1) -> tuple[Tensor, Tensor]:
         """See `token_log_probs`."""
-        chunk = self.chunk_of(ids.shape[0] * (ids.shape[1] - 1))
+        chunk = self.chunk_of(ids.shape[0] * (ids.shape[1] - first))
         with _checkpointing(self._layers):
             if not chunk or not self._usable_head(ids):
-                return self._whole(ids, temperature)
-            return self._chunked(ids, temperature, chunk)
+                return self._whole(ids, temperature, first)
+            return self._chunked(ids, temperature, first, chunk)
 
     def chunk_of(self, positions: int) -> int:
         """Return how many of so many positions are computed at a time; 0: all at once."""
@@ -97,8 +100,8 @@ class PolicyForward(nn.Module):
             return f"{name}: its head is no plain linear layer; the logits of a micro-batch are held whole"
         self._head = head
         with torch.no_grad():
-            expected = self._whole(ids, 1.0)
-            found = self._chunked(ids, 1.0, CHECKED_TOKENS // 4)
+            expected = self._whole(ids, 1.0, 1)
+            found = self._chunked(ids, 1.0, 1, CHECKED_TOKENS // 4)
         apart = max(float((a - b).abs().mean()) for a, b in zip(expected, found, strict=True))
         weight = self.policy.get_output_embeddings().weight
         if apart <= MAX_CHECK_ERROR.get(_product_precision(weight, weight), 1e-4):
@@ -113,24 +116,29 @@ class PolicyForward(nn.Module):
         self.check(ids)
         return self._head is not None
 
-    def _whole(self, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits = _at_least_float32(self.policy(input_ids=ids, use_cache=False).logits[:, :-1]) / temperature
-        log_p = torch.log_softmax(logits, dim=-1)
-        chosen = log_p.gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
+    def _whole(self, ids: Tensor, temperature: float, first: int) -> tuple[Tensor, Tensor]:
+        # The last position's logits, which predict nothing, stay: to cut them off would copy all the others.
+        kept = ids.shape[1] - first + 1
+        output = self.policy(input_ids=ids, use_cache=False, logits_to_keep=kept)
+        logits = _at_least_float32(output.logits[:, -kept:])  # a few old architectures return all
+        log_p = torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+        following = pad(ids[:, first:], (0, 1))
+        chosen = log_p.gather(-1, following.unsqueeze(-1)).squeeze(-1)[:, :-1]
         with torch.no_grad():
-            entropy = -(log_p.exp() * log_p).sum(-1)
-        return pad(chosen, (1, 0)), pad(entropy, (1, 0))
+            entropy = -log_p.exp().mul_(log_p).sum(-1)[:, :-1]
+        return pad(chosen, (first, 0)), pad(entropy, (first, 0))
 
-    def _chunked(self, ids: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+    def _chunked(self, ids: Tensor, temperature: float, first: int, chunk: int) -> tuple[Tensor, Tensor]:
         assert self._head is not None
-        hidden = self.policy.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        hidden = self.policy.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = hidden[:, first - 1 : -1]
         layer = self.policy.get_output_embeddings()
         plan = _Plan(self._head, temperature, chunk)
         log_p, entropy = _ChunkedLogProbs.apply(
-            hidden.reshape(-1, hidden.shape[-1]), layer.weight, layer.bias, ids[:, 1:].reshape(-1), plan
+            hidden.reshape(-1, hidden.shape[-1]), layer.weight, layer.bias, ids[:, first:].reshape(-1), plan
         )
         shape = hidden.shape[:2]
-        return pad(log_p.view(shape), (1, 0)), pad(entropy.view(shape), (1, 0))
+        return pad(log_p.view(shape), (first, 0)), pad(entropy.view(shape), (first, 0))
 
 
 @dataclass(frozen=True, slots=True)

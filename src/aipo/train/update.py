@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from aipo.core.batch import Row, TokenBatch, collate, corrected
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
 from aipo.core.types import Source
-from aipo.train.batch import microbatches_of_rank
+from aipo.train.batch import ENOUGH_TOKENS_CPU, PASS_TOKENS_CPU, PASS_TOKENS_GPU, microbatches_of_rank
 from aipo.train.events import NonFiniteError, StopRunError
 from aipo.train.log_probs import token_log_probs
 from aipo.train.ranks import ALONE, Ranks
@@ -160,7 +160,7 @@ class Updater:
             sampled = self._collate(part)
             batch = self._corrected(sampled, part)
             with torch.set_grad_enabled(learnt), synced:
-                log_p, entropy = token_log_probs(self._model, batch.ids, self._settings.temperature)
+                log_p, entropy = self._log_probs(batch)
                 loss = objective_loss(log_p, batch, self._objective)
                 try:
                     _refuse_non_finite(loss, log_p, batch)
@@ -193,8 +193,10 @@ class Updater:
         Under DDP that is in the last one's backward pass. Under FSDP it is in each, or the gradient of all
         weights would be on each rank.
         """
-        limit = self._settings.microbatch_tokens
-        parts = microbatches_of_rank(rows, limit, self._ranks.rank, self._ranks.size)
+        limit, pass_tokens = self._settings.microbatch_tokens, PASS_TOKENS_GPU
+        if self._accelerator.device.type == "cpu":
+            limit, pass_tokens = min(limit, ENOUGH_TOKENS_CPU), PASS_TOKENS_CPU
+        parts = microbatches_of_rank(rows, limit, pass_tokens, self._ranks.rank, self._ranks.size)
         for i, (part, counted) in enumerate(parts):
             alone = not self._ranks.several or self._accelerator.is_fsdp2
             later = learnt and i < len(parts) - 1 and not alone
@@ -216,6 +218,11 @@ class Updater:
                 if log_p is not None:
                     self.feedback_log_p[id(row.stream)] = log_p
 
+    def _log_probs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Return log p and entropy of all that is no prompt."""
+        prompt = int((batch.sources == Source.PROMPT).sum(-1).min())
+        return token_log_probs(self._model, batch.ids, self._settings.temperature, prompt)
+
     def _keep(self, rows: Sequence[Row], log_p: Tensor, batch: TokenBatch) -> None:
         feedback = batch.sources == Source.FEEDBACK
         for i, row in enumerate(rows):
@@ -235,7 +242,7 @@ class Updater:
                 batch = self._corrected(self._collate(part), part)
                 batch = replace(batch, weight=batch.weight * (batch.sources == source))
                 with synced:
-                    log_p, _ = token_log_probs(self._model, batch.ids, self._settings.temperature)
+                    log_p, _ = self._log_probs(batch)
                     self._backward(objective_loss(log_p, batch, self._objective))
             norm = self._clipped(float("inf"))
             self._optimiser.zero_grad(set_to_none=True)
