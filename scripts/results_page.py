@@ -64,8 +64,8 @@ def render(page: str, figures: Path) -> str:
     template = environment.from_string((DOCS / f"{page}.in.md").read_text())
     figures.mkdir(exist_ok=True)
     values = _results(figures) if page == "results" else {"parts": list(_parts(figures))}
-    for png in figures.glob("*.png"):
-        png.unlink()
+    for svg in figures.glob("*.svg"):  # a page shows those; what has no vector twin is somebody else's
+        svg.with_suffix(".png").unlink(missing_ok=True)
     return template.render(values)
 
 
