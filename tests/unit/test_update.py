@@ -153,7 +153,7 @@ def test_how_a_mini_batch_is_cut_changes_no_gradient(
     learnt: list[int] = []
 
     def watched(
-        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
         learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
         return token_log_probs(model, ids, temperature, first)
