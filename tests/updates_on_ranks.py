@@ -21,9 +21,11 @@ from aipo.train.update import Updater, UpdateSettings
 from updates_for_tests import OBJECTIVE, UNEVEN_ROWS, double_model
 
 
-def spoilt(model: torch.nn.Module, ids: torch.Tensor, temperature: float) -> tuple[torch.Tensor, ...]:
+def spoilt(
+    model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int
+) -> tuple[torch.Tensor, ...]:
     """Return NaNs where rows are learnt from."""
-    found = token_log_probs(model, ids, temperature)
+    found = token_log_probs(model, ids, temperature, first)
     return tuple(values * float("nan") if torch.is_grad_enabled() else values for values in found)
 
 
@@ -60,4 +62,5 @@ def main(output: Path, kind: str, microbatch_tokens: int, fault: str) -> None:
     ranks.first(lambda: torch.save(found, output))
 
 
-main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4])
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4])

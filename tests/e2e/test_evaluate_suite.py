@@ -276,7 +276,7 @@ def test_two_evaluations_are_compared_question_by_question(
     written = tmp_path / "comparison"
     table = json.loads((written / "comparison.json").read_text())["pairs"][0]
     shares = [json.loads((each / "results.json").read_text())["scores"][0]["average"] for each in (a, b)]
-    verdict = table["verdicts"][0]
+    verdict = table["benchmarks"][0]
     assert verdict["difference"]["value"] == pytest.approx(shares[0] - shares[1])
     assert set(verdict["curve"]) == {"1", "2", "4"} and verdict["holm_p"] == verdict["difference"]["p_value"]
     assert "p (Holm)" in result.output and "only A" in result.output

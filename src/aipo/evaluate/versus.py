@@ -34,10 +34,10 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class BenchmarkDifference:
     """One benchmark, one pair: how much higher `a` is than `b`."""
 
-    benchmark: str
+    name: str
     difference: Difference
     """Of Avg@n."""
     holm_p: float
@@ -53,7 +53,7 @@ class Pair:
 
     a: str
     b: str
-    verdicts: tuple[Verdict, ...]
+    benchmarks: tuple[BenchmarkDifference, ...]
     overall: float
     """Mean over benchmarks of the differences of Avg@n."""
     overall_interval: Interval
@@ -100,8 +100,8 @@ def compared(evaluations: Sequence[Evaluation]) -> list[Pair]:
     corrected = iter(holm([difference.p_value for row in found for difference in row]))
     pairs = []
     for other, row in zip(others, found, strict=True):
-        verdicts = tuple(
-            Verdict(
+        benchmarks = tuple(
+            BenchmarkDifference(
                 name,
                 difference,
                 next(corrected),
@@ -110,7 +110,7 @@ def compared(evaluations: Sequence[Evaluation]) -> list[Pair]:
             )
             for name, difference in zip(names, row, strict=True)
         )
-        pairs.append(_pair(first, other, verdicts))
+        pairs.append(_pair(first, other, benchmarks))
     return pairs
 
 
@@ -139,15 +139,15 @@ def _curve(a: Sequence[Sample], b: Sequence[Sample]) -> dict[int, Difference]:
     return {k: paired(a, b, k) for k in curve_ks(n)}
 
 
-def _pair(a: Evaluation, b: Evaluation, verdicts: tuple[Verdict, ...]) -> Pair:
+def _pair(a: Evaluation, b: Evaluation, benchmarks: tuple[BenchmarkDifference, ...]) -> Pair:
     """Add the mean over benchmarks: questions are drawn anew in each benchmark, together for both sides."""
     values = []
-    for verdict in verdicts:
-        sides = [results(each.of(verdict.benchmark, "solo")) for each in (a, b)]
+    for benchmark in benchmarks:
+        sides = [results(each.of(benchmark.name, "solo")) for each in (a, b)]
         table = np.array([[pass_at_k(r.graded, r.correct, 1) for r in side] for side in sides])
         moved = table[0] - table[1]
         values.append(moved[~np.isnan(moved)])
     if any(not len(each) for each in values):
-        return Pair(a.label, b.label, verdicts, float("nan"), (float("nan"), float("nan")))
+        return Pair(a.label, b.label, benchmarks, float("nan"), (float("nan"), float("nan")))
     overall = float(np.mean([each.mean() for each in values]))
-    return Pair(a.label, b.label, verdicts, overall, stratified_interval(values))
+    return Pair(a.label, b.label, benchmarks, overall, stratified_interval(values))

@@ -49,21 +49,21 @@ class VersusPage:
     def differences(self, pair: Pair) -> Grid:
         """Return a pair's differences of Avg@n."""
         rows: list[tuple[str, ...]] = [("benchmark", "difference, points", "95 %", "p", "p (Holm)")]
-        for verdict in pair.verdicts:
+        for benchmark in pair.benchmarks:
             rows.append(
-                (self._title(verdict.benchmark), *difference_cells(verdict.difference, verdict.holm_p))
+                (self._title(benchmark.name), *difference_cells(benchmark.difference, benchmark.holm_p))
             )
-        if len(pair.verdicts) > 1:
+        if len(pair.benchmarks) > 1:
             rows.append(("mean", percent(pair.overall), interval(pair.overall_interval), "", ""))
         return Grid(tuple(rows))
 
     def curves(self, pair: Pair) -> Grid:
         """Return a pair's differences of pass@k."""
-        ks = sorted({k for verdict in pair.verdicts for k in verdict.curve})
+        ks = sorted({k for benchmark in pair.benchmarks for k in benchmark.curve})
         rows: list[tuple[str, ...]] = [("difference of pass@k, points", *map(str, ks))]
-        for verdict in pair.verdicts:
-            cells = {k: f"{percent(d.value)} {interval((d.low, d.high))}" for k, d in verdict.curve.items()}
-            rows.append((self._title(verdict.benchmark), *(cells.get(k, "") for k in ks)))
+        for benchmark in pair.benchmarks:
+            cells = {k: f"{percent(d.value)} {interval((d.low, d.high))}" for k, d in benchmark.curve.items()}
+            rows.append((self._title(benchmark.name), *(cells.get(k, "") for k in ks)))
         return Grid(tuple(rows))
 
     def sets(self, pair: Pair) -> Grid:
@@ -71,10 +71,10 @@ class VersusPage:
         rows: list[tuple[str, ...]] = [
             ("benchmark", "both", "neither", "only A", "by chance", "p", "only B", "by chance", "p")
         ]
-        for verdict in pair.verdicts:
-            sets = verdict.sets
+        for benchmark in pair.benchmarks:
+            sets = benchmark.sets
             cells = [cell for only in (sets.only_a, sets.only_b) for cell in _set_cells(only)]
-            rows.append((self._title(verdict.benchmark), str(sets.both), str(sets.neither), *cells))
+            rows.append((self._title(benchmark.name), str(sets.both), str(sets.neither), *cells))
         return Grid(tuple(rows))
 
     def markdown(self, figures: Sequence[tuple[str, str]]) -> str:
@@ -110,13 +110,13 @@ class VersusPage:
     def set_words(self, pair: Pair) -> str:
         """Return the sets with the names of their questions, and what they do not show."""
         lines = []
-        for verdict in pair.verdicts:
-            for side, other, only in (("A", "B", verdict.sets.only_a), ("B", "A", verdict.sets.only_b)):
+        for benchmark in pair.benchmarks:
+            for side, other, only in (("A", "B", benchmark.sets.only_a), ("B", "A", benchmark.sets.only_b)):
                 if only.problems:
-                    lines.append(f"- {self._title(verdict.benchmark)}: {_set_sentence(side, other, only)}")
-            if self._kind(verdict.benchmark) == GUESSING:
+                    lines.append(f"- {self._title(benchmark.name)}: {_set_sentence(side, other, only)}")
+            if self._kind(benchmark.name) == GUESSING:
                 lines.append(
-                    f"- {self._title(verdict.benchmark)} has four choices: its pass@k and its sets follow "
+                    f"- {self._title(benchmark.name)} has four choices: its pass@k and its sets follow "
                     "from guessing, and say nothing about what a policy can solve."
                 )
         n = max(questions.samples for questions in self._benchmarks)

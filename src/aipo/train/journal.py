@@ -43,6 +43,7 @@ class Journal:
         another process is writing to it. Settings named by `may_change` may differ from the run's. Whoever
         does not `claim` it, a rank but the first, must only read."""
         self.folder = settings.run.output
+        self._counted = {name: _Counted() for name in (METRICS, EVALUATION)}
         self._lock: IO[str] | None = None
         if not claim:
             self.changes = Changes(settings, may_change)
@@ -81,15 +82,13 @@ class Journal:
     def lines_up_to(self, step: int) -> dict[str, int]:
         """Return how many lines the run itself has written for steps 1 to `step`, of files that must not
         shrink; rollouts and timings may be packed away by hand."""
-        found = {}
-        for name in (METRICS, EVALUATION):
-            path = self.folder / name
-            lines = _lines(path) if path.exists() else []
-            found[name] = sum(0 < _step_of(line, path) <= step for line in lines)
-        return found
+        for name, counted in self._counted.items():
+            counted.read_on(self.folder / name)
+        return {name: counted.up_to(step) for name, counted in self._counted.items()}
 
     def rewind(self, step: int) -> None:
         """Drop every line of a later step, and a torn last line."""
+        self._counted = {name: _Counted() for name in self._counted}
         for name in _RECORDS:
             path = self.folder / name
             if not path.exists():
@@ -112,6 +111,31 @@ class Journal:
     def say_going_on(self) -> None:
         """Take back the reason of an earlier stop."""
         (self.folder / STOPPED).unlink(missing_ok=True)
+
+
+class _Counted:
+    """The steps of a file's lines, of which each is read once: a long run counts them at every checkpoint."""
+
+    def __init__(self) -> None:
+        self._steps: list[float] = []
+        self._bytes = 0
+
+    def read_on(self, path: Path) -> None:
+        """Read what was written since the last time; a line without its end is left for the next."""
+        size = path.stat().st_size if path.exists() else 0
+        if size < self._bytes:
+            self._steps, self._bytes = [], 0  # cut by somebody: count again
+        if size == self._bytes:
+            return
+        with path.open("rb") as file:
+            file.seek(self._bytes)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._steps += [_step_of(line, path) for line in whole.splitlines()]
+        self._bytes += len(whole) + len(end)
+
+    def up_to(self, step: int) -> int:
+        """Return how many lines are of steps 1 to `step`."""
+        return sum(0 < each <= step for each in self._steps)
 
 
 def _locked(folder: Path) -> IO[str]:

@@ -282,7 +282,7 @@ class Updater:
         """Return the rows, sorted by length, with log p under the policy as it is now, before any step."""
         own: list[tuple[float, ...]] = []
         for part, counted, *_ in self._parts(rows, learnt=False):
-            log_p, _ = token_log_probs(self._model, self._collate(part).ids, self._settings.temperature)
+            log_p, _ = self._log_probs(self._collate(part))
             if counted:
                 own += [
                     tuple(of_row[: len(row.stream)]) for row, of_row in zip(part, log_p.tolist(), strict=True)
