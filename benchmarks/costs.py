@@ -4,8 +4,9 @@ Owns the third item of the speed section. CPU-seconds of one thread, medians ove
 take turns. Each cost is fitted with a line; a figure is the cost of the largest size beside the line there:
 above 1 where cost grows faster. A group's size and consultations should be linear, and are asked to be.
 Length cannot be: attention reads all that stands before a token, and its share grows with it. Consultations
-are counted at one length of the response, which they are part of: what is measured is what pausing costs
-beyond the tokens that are fed. Agents answer at once.
+are counted two ways: beside about as many words of the policy's own, each makes the response longer, and the
+cost has to be linear; within one length of the response, of which they are a part, what is left is what
+pausing costs beyond the tokens that are fed, and should be little. Agents answer at once.
 
 The figure is docs/figures/costs.svg. Not measured: waiting for agents (overlap.py), GPUs.
 """
@@ -54,23 +55,38 @@ class Load:
     """Words between two requests, in the mean."""
 
 
+OWN_WORDS, TOKENS_OF_A_CONSULTATION = 128, 12
+"""In the mean: three of the request, nine of the feedback and its tags."""
+
+
+def _longer(ask_every: float) -> Load:
+    """Return a load with room for the consultations beside the policy's own words."""
+    room = round(TOKENS_OF_A_CONSULTATION * OWN_WORDS / ask_every)
+    return Load(new_tokens=OWN_WORDS + room, ask_every=ask_every)
+
+
 LOADS = {
     "length": [Load(new_tokens=n) for n in (32, 64, 128, 256, 512)],
     "group": [Load(group=n) for n in (4, 8, 16, 32, 64)],
-    "consultations": [Load(new_tokens=192, ask_every=n) for n in (math.inf, 64, 32, 16, 8)],
+    "consultations": [_longer(n) for n in (math.inf, 64, 32, 16, 8)],
+    "pauses": [Load(new_tokens=192, ask_every=n) for n in (math.inf, 64, 32, 16, 8)],
 }
 QUICK = {
     "length": [Load(2, n) for n in (16, 64, 256)],
     "group": [Load(n, 32) for n in (1, 8, 32)],
-    "consultations": [Load(4, 192, n) for n in (math.inf, 16, 4)],
+    "consultations": [_longer(n) for n in (math.inf, 32, 8)],
+    "pauses": [Load(4, 192, n) for n in (math.inf, 16, 4)],
 }
 UNITS = {
     "length": "tokens in a response",
     "group": "rollouts in a group",
     "consultations": "consultations in a rollout",
+    "pauses": "consultations within one length",
 }
-LINEAR = {("group", "rollout"), ("group", "update"), ("consultations", "rollout")}
-"""What is asked to be linear. An update does not know of consultations: no line is fitted there."""
+LINEAR = {"group", "consultations"}
+"""What is asked to be linear."""
+MOST_FOR_PAUSES = 1.25
+"""Rollouts that pause most beside rollouts that never do, at one length."""
 
 
 class Asking:
@@ -153,7 +169,7 @@ def measured(work: Bench, loads: Sequence[Load], kind: str, repeats: int) -> dic
             taken["rollout"][i].append(clock.cpu_s)
             taken["update"][i].append(work.update(made).cpu_s)
             asked = statistics.mean(len(r.consultations) for r in made)
-            sizes[i] = {"length": load.new_tokens, "group": load.group, "consultations": asked}[kind]
+            sizes[i] = {"length": load.new_tokens, "group": load.group}.get(kind, asked)
     medians = {part: [statistics.median(of_size) for of_size in found] for part, found in taken.items()}
     return {"sizes": sizes, **medians}
 
@@ -168,28 +184,40 @@ def line(sizes: Sequence[float], costs: Sequence[float]) -> tuple[float, float, 
 
 def figures_of(found: dict[str, dict[str, Any]], loads: dict[str, list[Load]], quick: bool) -> list[Figure]:
     """Fit the lines, note them in `found`, and describe them."""
-    figures = []
+    figures = [pauses_of(found["pauses"], loads["pauses"][0], quick)]
     for kind, values in found.items():
+        if kind == "pauses":
+            continue
         load, sizes = loads[kind][0], values["sizes"]
         sequences = "2 groups" if kind == "group" else f"{2 * load.group} sequences"
-        sequences += "" if kind == "length" else f" of {load.new_tokens} tokens"
+        sequences += {
+            "length": "",
+            "group": f" of {load.new_tokens} tokens",
+            "consultations": f" of about {OWN_WORDS} own words",
+        }[kind]
         for part in ("rollout", "update"):
-            if (kind, part) == ("consultations", "update"):
-                continue
             slope, intercept, r2 = line(sizes, values[part])
             values[f"{part}_line"] = {"slope": slope, "intercept": intercept, "r2": r2}
             last, fitted = values[part][-1], slope * sizes[-1] + intercept
             what = f"{part}s of {sequences}, {sizes[-1]:.3g} {UNITS[kind]}"
             what += f"; a line of {1000 * slope:.2f} CPU-ms for each, R2 {r2:.3f}"
-            wanted = (kind, part) in LINEAR and not quick
+            wanted = kind in LINEAR and not quick
             asked = (f"a line: R2 at least {LEAST_R2:g}", r2 >= LEAST_R2) if wanted else ("", None)
             figures.append(Figure(what, last, "CPU-s", "the line there", fitted, last / fitted, *asked))
     return figures
 
 
+def pauses_of(values: dict[str, Any], load: Load, quick: bool) -> Figure:
+    """Compare rollouts that pause most with those that never do, at one length."""
+    last, none = values["rollout"][-1], values["rollout"][0]
+    what = f"rollouts of {load.new_tokens} tokens, {values['sizes'][-1]:.3g} consultations within them"
+    asked = ("", None) if quick else (f"at most {MOST_FOR_PAUSES:g}", last / none <= MOST_FOR_PAUSES)
+    return Figure(what, last, "CPU-s", "without any", none, last / none, *asked)
+
+
 def draw(found: dict[str, dict[str, Any]]) -> None:
     """Write the figure: a panel for each kind of size, points as measured and their lines."""
-    picture = Picture(figsize=(11, 3.4), layout="constrained")
+    picture = Picture(figsize=(13, 3.4), layout="constrained")
     for panel, (kind, values) in zip(picture.subplots(1, len(found)), found.items(), strict=True):
         for part, colour, mark in (("rollout", "#0072B2", "o"), ("update", "#D55E00", "s")):
             panel.plot(values["sizes"], values[part], mark, color=colour, label=f"{part}s")

@@ -56,6 +56,9 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     }
 }
 """Side tables of a comparison; what is in none of them, and what stands in several, is in the main table."""
+AIPO = "AIPO (floored + copies)"
+BESIDE_AIPO = ("Base algorithms", "Each agent removed in turn", "Noisy agents")
+"""Side tables of variants of AIPO, which are compared with that too."""
 
 
 def render(page: str, figures: Path) -> str:
@@ -94,6 +97,8 @@ def _parts(figures: Path) -> Iterator[dict[str, Any]]:
         report = Report(records, PASS_AT)
         sections = list(_sections(report, SECTIONS.get(records.name, {})))
         yield {
+            "name": records.name,
+            "cell": report.cell,
             "title": report.facts["name"],
             "missing": report.facts["missing"],
             "sections": sections,
@@ -112,6 +117,8 @@ def _sections(report: Report, side: Mapping[str, Sequence[str]]) -> Iterator[dic
         if not there:
             continue
         differences = report.differences(there) if report.facts["baseline"] in report.methods else ""
+        if title in BESIDE_AIPO:
+            differences += "\n" + report.differences([m for m in there if m != AIPO], AIPO)
         yield {"title": title, "table": report.table(there).markdown(), "differences": differences}
 
 
