@@ -55,8 +55,10 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         ),
     }
 }
-"""Side tables of a comparison; what is in none of them, and what stands in several, is in the main table."""
+"""Side tables of a comparison; what is in none of them is in the main table."""
 AIPO = "AIPO (floored + copies)"
+MAIN_TOO = ("GRPO", "floored", "ratio", AIPO)
+"""What of the side tables stands in the main table too."""
 BESIDE_AIPO = ("Base algorithms", "Each agent removed in turn", "Noisy agents")
 """Side tables of variants of AIPO, which are compared with that too."""
 
@@ -95,7 +97,8 @@ def _parts(figures: Path) -> Iterator[dict[str, Any]]:
         if not (records / FACTS).exists():
             continue
         report = Report(records, PASS_AT)
-        sections = list(_sections(report, SECTIONS.get(records.name, {})))
+        side = SECTIONS.get(records.name, {})
+        sections = list(_sections(report, side))
         yield {
             "name": records.name,
             "cell": report.cell,
@@ -104,15 +107,13 @@ def _parts(figures: Path) -> Iterator[dict[str, Any]]:
             "sections": sections,
             "internals": report.internals(),
             "tokens": report.token_table() if records.name in ("search", "long") else "",
-            "figures": _shown(report.figures(figures, prefix=f"ablation-{records.name}-")),
+            "figures": _shown(report.figures(figures, _main(report, side), f"ablation-{records.name}-")),
             "how": report.how(),
         }
 
 
 def _sections(report: Report, side: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
-    listed = [method for methods in side.values() for method in methods]
-    main = [m for m in report.methods if listed.count(m) != 1]
-    for title, methods in {MAIN: main, **side}.items():
+    for title, methods in {MAIN: _main(report, side), **side}.items():
         there = [method for method in methods if method in report.methods]
         if not there:
             continue
@@ -120,6 +121,11 @@ def _sections(report: Report, side: Mapping[str, Sequence[str]]) -> Iterator[dic
         if title in BESIDE_AIPO:
             differences += "\n" + report.differences([m for m in there if m != AIPO], AIPO)
         yield {"title": title, "table": report.table(there).markdown(), "differences": differences}
+
+
+def _main(report: Report, side: Mapping[str, Sequence[str]]) -> list[str]:
+    listed = [method for methods in side.values() for method in methods]
+    return [method for method in report.methods if method in MAIN_TOO or method not in listed]
 
 
 def _shown(figures: Sequence[str]) -> list[str]:
