@@ -66,7 +66,7 @@ def rows_of(model: PreTrainedModel, number: int, longest: int) -> list[Row]:
 def updater_of(model: PreTrainedModel, guarded: bool = True) -> Updater:
     """Return what the trainer would build."""
     settings, accelerator = Settings(), Accelerator(cpu=True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     prepared, wrapped = accelerator.prepare(PolicyForward(model), optimiser)
     t = settings.train
     wanted = UpdateSettings(1.0, t.microbatch_tokens, t.max_grad_norm, pad_id=0)

@@ -5,7 +5,7 @@ Owns the list. A piece must stand exactly once in its file; `mutants.py` says so
 
 TOKENS = [
     ("if len(self.log_probs) != len(self.ids):", "if len(self.log_probs) < len(self.ids):"),
-    ("            if self.log_probs:", "            if self.log_probs and not self.ids:"),
+    ("if self.source not in (Source.POLICY, Source.FEEDBACK):", "if self.source is Source.PROMPT:"),
     ("log_prob <= 1e-4", "log_prob <= 0.1"),
     ('-float("inf") < log_prob', '-float("inf") <= log_prob'),
     ("or not self.segments[0].ids:", "or False:"),
@@ -14,13 +14,13 @@ TOKENS = [
     ("for segment in self.segments if segment.source is source)", "for segment in self.segments)"),
     ("s.log_probs or (0.0,) * len(s.ids)", "s.log_probs"),
     ("s.log_probs or (0.0,) * len(s.ids)", "s.log_probs or (-1.0,) * len(s.ids)"),
-    ("i >= stream.prompt_length and", "i > stream.prompt_length and"),
-    ("i >= stream.prompt_length and", ""),
+    ("range(stream.prompt_length, len(stream))", "range(stream.prompt_length + 1, len(stream))"),
+    ("range(stream.prompt_length, len(stream))", "range(len(stream))"),
     ("range(start, end)", "range(start, end + 1)"),
     ("range(start, end)", "range(start + 1, end)"),
-    ("i not in gone)", "i in gone)"),
+    ("if i not in gone]", "if i in gone]"),
     ("Segment(Source.PROMPT, tuple(solo_prompt_ids))", "stream.segments[0]"),
-    ("Segment(Source.FEEDBACK, kept)", "Segment(Source.SCAFFOLD, kept)"),
+    ("Segment(Source.FEEDBACK, tuple(ids[i]", "Segment(Source.SCAFFOLD, tuple(ids[i]"),
     ("Segment(Source.FEEDBACK, tuple(solution_ids))", "Segment(Source.SCAFFOLD, tuple(solution_ids))"),
 ]
 ADVANTAGES = [
@@ -64,7 +64,7 @@ ADVANTAGES = [
     ("    if not split:", "    if False:"),
     ("return lambda _, advantage: max(0.0, advantage)", "return lambda _, advantage: min(0.0, advantage)"),
     ("return lambda _, advantage: max(0.0, advantage)", "return lambda _, advantage: abs(advantage)"),
-    ("is Condition.SOLO]", "is Condition.CONSULTING]"),
+    ("condition is Condition.SOLO and", "condition is Condition.CONSULTING and"),
     ("fmean(solo or reward.values())", "fmean(reward.values())"),
     ("fmean(solo or reward.values()) if reward else 0.0", "fmean(solo) if solo else 0.0"),
     ("max(0.0, reward[i] - baseline)", "reward[i] - baseline"),
@@ -261,8 +261,8 @@ TRAIN_BATCH = [
     ("horizon_tokens=max_response_tokens", "horizon_tokens=1"),
     ("credits[part * len(credits) // number :", "credits["),
     ("feedback_trained=objective_settings(algorithm).feedback_trained", "feedback_trained=True"),
-    ("(len(parts[-1]) + 1) * len(row.stream)", "len(parts[-1]) * len(row.stream)"),
-    ("sorted(rows, key=lambda row: len(row.stream))", "rows"),
+    ("padded = (last + 1 - first) * lengths[last]", "padded = (last - first) * lengths[last]"),
+    ("    rows = sorted(rows, key=lambda row: len(row.stream))", "    rows = list(rows)"),
 ]
 PASSK = [
     ("1.0 if n - c < k", "1.0 if n - c <= k"),

@@ -4,8 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from aipo.cli import doctor
+from aipo.cli.machine import Finding, Health
+from aipo.config.loader import load_settings
 from policies_for_tests import counting_policy, counting_recipe, random_policy, run_cli, succeed
 from vllm_twin_for_tests import Twin
 
@@ -90,3 +93,22 @@ def test_a_disk_without_room_and_a_missing_gpu_fail(recipe: Path, monkeypatch: p
 
 def test_a_bad_recipe_is_the_usual_error(recipe: Path) -> None:
     assert "engine.name" in said(recipe, "engine.name=sglang", code=2)
+
+
+def test_memory_and_disk_are_asked_for_by_what_is_trained(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters of a large frozen policy need little of both; its optimiser would not fit the machine."""
+    asked: list[tuple[str, int]] = []
+
+    def memory(needed_bytes: int = 0, what: str = "memory", device: str = "cpu") -> Finding:
+        asked.append((what, needed_bytes))
+        return Finding(what, Health.OK, "enough")
+
+    monkeypatch.setattr(doctor, "memory", memory)
+    said(recipe, code=0)
+    said(recipe, "policy.lora_rank=1", code=0)
+    whole, adapters = (needed for what, needed in asked if "optimiser" in what)
+    model = AutoModelForCausalLM.from_pretrained(load_settings(recipe, []).policy.model)
+    assert whole == 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    assert 0 < adapters < whole / 10

@@ -8,6 +8,7 @@ stop a run.
 
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aipo.core.types import Verdict
@@ -270,3 +271,43 @@ def test_a_policy_is_evaluated_with_agents_and_alone(policy: Path, tmp_path: Pat
     succeed("evaluate", counting_recipe(tmp_path), *own, "--checkpoint", policy)
     lines = (tmp_path / "evaluation" / "evaluation.jsonl").read_text().splitlines()
     assert [json.loads(line)["mode"] for line in lines] == modes
+
+
+def test_another_policy_or_other_questions_in_the_same_folder_are_evaluated_anew(
+    policy: Path, tmp_path: Path
+) -> None:
+    """What stands there already is not passed off as theirs; the very same evaluation is not made twice."""
+    other = Path(shutil.copytree(policy, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: -t for name, t in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    sizes = ["evaluate.problems=2", "evaluate.samples_per_problem=2", "evaluate.pass_at=[1]"]
+    own = [f"run.output={tmp_path / 'evaluation'}", 'evaluate.modes=["unanswered"]', *sizes]
+    first = ["--checkpoint", policy]
+    again = [
+        (first, 0),
+        (["--checkpoint", other], 1),
+        ([*first, "--method", "by another name"], 1),
+        ([*first, "evaluate.problems=1"], 1),
+        ([*first, "evaluate.samples_per_problem=3"], 1),
+        ([*first, "evaluate.temperature=0.5"], 1),
+    ]
+    records = tmp_path / "evaluation" / "evaluation.jsonl"
+    succeed("evaluate", counting_recipe(tmp_path), *own, *first)
+    for arguments, added in again:
+        before = len(records.read_text().splitlines())
+        succeed("evaluate", counting_recipe(tmp_path), *own, *arguments)
+        assert len(records.read_text().splitlines()) == before + added, arguments
+
+
+def test_an_evaluation_that_cannot_be_written_is_a_plain_stop(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, record: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("aipo.cli.evaluate.append_record", full)
+    sizes = ["evaluate.problems=1", "evaluate.samples_per_problem=1", "evaluate.pass_at=[1]"]
+    own = [f"run.output={tmp_path / 'evaluation'}", 'evaluate.modes=["unanswered"]', *sizes]
+    result = run_cli("evaluate", counting_recipe(tmp_path), *own, "--checkpoint", policy)
+    assert result.exit_code == 3, result.output
+    assert "No space left on device" in result.output and "make room" in result.output

@@ -6,6 +6,7 @@ follows a step are waited for by name; progress keeps the watchdog quiet.
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from aipo.cli import train as train_verb
 from aipo.config.guards import GuardSettings
 from aipo.grading.grade import Grade
 from aipo.tasks.leg_counting.task import LegCountingTask
+from aipo.train import watchdog
 from aipo.train.events import EXIT_STOPPED, StalledError
 from aipo.train.experience import Experience
 from aipo.train.waits import Waits
@@ -180,10 +182,29 @@ class TestWatchdog:
     def test_it_ends_only_what_does_not_end_by_itself(self) -> None:
         for stuck_s, codes in ((0.0, []), (2.0, [EXIT_STOPPED])):
             waits, ended, words = Waits(), list[int](), list[str]()
-            watchdog = Watchdog(waits, self.LIMITS, words.append, words.append, ended.append)
-            with watchdog, waits.on("update", "step 1"):
+            watching = Watchdog(waits, self.LIMITS, words.append, words.append, ended.append)
+            with watching, waits.on("update", "step 1"):
                 deadline_s = time.monotonic() + 5
                 while waits.stopped_by is None and time.monotonic() < deadline_s:
                     time.sleep(0.01)
                 time.sleep(stuck_s)
             assert ended == codes
+
+    @pytest.mark.parametrize("words", ["raise", "never return"])
+    def test_words_that_cannot_be_said_do_not_keep_a_stuck_run(
+        self, words: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(watchdog, "MOST_WORDS_S", 0.1)
+        waits, ended, forever = Waits(), list[int](), threading.Event()
+
+        def mute(_: str) -> None:
+            if words == "raise":
+                raise OSError(5, "the terminal is gone, or the disk is full")
+            forever.wait(60)
+
+        with Watchdog(waits, self.LIMITS, mute, mute, ended.append), waits.on("update", "step 1"):
+            deadline_s = time.monotonic() + 5
+            while not ended and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+        forever.set()
+        assert ended == [EXIT_STOPPED]

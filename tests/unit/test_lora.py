@@ -149,6 +149,29 @@ def test_unknown_layers_are_refused_with_those_that_there_are(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "why"),
+    [
+        ("qwen3", "lm_head", "lm_head shares its weight with another layer"),
+        ("qwen3", "embed_tokens", "embed_tokens shares its weight with another layer"),
+        ("llama3", "embed_tokens", "embed_tokens is an embedding"),
+    ],
+)
+def test_layers_that_could_not_be_merged_are_refused(name: str, layer: str, why: str, tmp_path: Path) -> None:
+    """Merged into a tied head, an adapter would change the embedding as well: another policy than the one
+    that was trained."""
+    made = make_family_policy(tmp_path / "start", name)
+    with pytest.raises(ValueError, match=rf"policy.lora_targets = \['{layer}'\]: .*{why}.*leave it out"):
+        load_policy(PolicySettings(model=str(made), lora_rank=2, lora_targets=(layer,)), "cpu")
+
+
+def test_a_head_of_its_own_takes_adapters_and_is_exported_with_them(tmp_path: Path) -> None:
+    model = adapted(tmp_path, "llama3", lora_targets=("lm_head",))
+    save_plain(model, tmp_path / "plain")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert torch.allclose(logits_of(exported), logits_of(model), atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_samples_from_its_adapters_resumes_to_the_bit_and_exports_them(
     dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -88,6 +88,7 @@ def write_run(folder: Path, *, rollouts: bool = True) -> Path:
         records = [{"step": 1, "condition": "consulting", "segments": segments}] + [
             {"step": 1, "condition": "solo", "segments": solo} for _ in range(3)
         ]
+        records.append({"step": 1, "condition": "solo", "segments": []})  # one that could not be made
         (folder / ROLLOUTS).write_text("".join(json.dumps(r) + "\n" for r in records))
     return folder
 

@@ -272,6 +272,18 @@ class TestRuns:
         entropy = next(p for p in shown(folder)["panels"] if p["title"] == "Entropy")
         assert entropy["series"][0]["points"] == [[2, 0.5]]
 
+    @pytest.mark.parametrize("log_prob", [float("nan"), float("-inf")])
+    def test_a_log_probability_that_is_none_is_not_shown_and_no_crash(
+        self, log_prob: float, tmp_path: Path
+    ) -> None:
+        rows = group(1, "p", VERDICTS)
+        feedback = next(s for s in rows[0]["segments"] if s["source"] == "feedback")
+        feedback["policy_log_probs"] = [log_prob] * len(feedback["ids"])
+        folder = RunWriter(tmp_path / "run").metrics().lines("rollouts.jsonl", rows).folder
+        segments = shown(folder)["runs"][0]["groups"][0]["rollouts"][0]["segments"]
+        by_source = {segment["source"]: segment for segment in segments}
+        assert not {"nats", "weights"} & by_source["feedback"].keys() and "nats" in by_source["policy"]
+
     def test_latencies_stand_with_their_consultations(self, tmp_path: Path) -> None:
         run = RunWriter(tmp_path / "run").metrics().lines("rollouts.jsonl", group(1, "p", VERDICTS))
         run.lines("timings.jsonl", [{"step": 1, "consultations_s": {"p#0": [0.25]}}])
@@ -332,6 +344,12 @@ class TestResults:
         assert [line["label"] for line in accuracy["series"]] == ["unanswered"]
         assert [point[0] for point in accuracy["series"][0]["points"]] == [1, 9]
         assert {line["label"] for line in data["boundary"][0]["series"]} == {"after", "before"}
+
+    def test_of_evaluations_made_again_the_last_one_counts(self, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        RunWriter(folder).metrics().evaluated(1, [0, 0]).evaluated(2, [0, 0]).evaluated(2, [4, 4])
+        [panel] = [p for p in shown(folder)["accuracy"] if "hard" in p["title"]]
+        assert [point[:2] for point in panel["series"][0]["points"]] == [[1, 0.0], [2, 1.0]]
 
     def test_copies_escape_what_their_language_reads(self) -> None:
         grid = Grid("t", ("method", "a|b"), (("x_1 & 50 %\n{}", "1"),), ("note",))

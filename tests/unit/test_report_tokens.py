@@ -67,5 +67,4 @@ def test_a_tokenizer_that_spells_it_otherwise_gives_no_pieces(words: Path) -> No
 
 
 def test_without_a_tokenizer_there_are_no_pieces(tmp_path: Path) -> None:
-    assert not Pieces([tmp_path]).known
     assert Pieces([tmp_path]).cuts([0], "two") is None

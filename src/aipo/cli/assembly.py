@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from aipo.agents.base import Agent
 from aipo.cli.agent_backends import Crew, build_agents
+from aipo.cli.heap import keep_freed_memory
 from aipo.cli.policy_engines import PolicyEngine, build_engine
 from aipo.config.sandbox import SandboxSettings
 from aipo.config.settings import ConsultSettings, Settings, TaskSettings
@@ -57,11 +58,13 @@ class Parts:
 
 
 def prepare_process(settings: Settings) -> None:
-    """Set threads and determinism of this process, and keep the bars of a library out of ours."""
+    """Set threads, determinism and heap of this process, and keep the bars of a library out of ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     disable_progress_bar()
     torch.set_num_threads(settings.run.threads)
     torch.manual_seed(settings.run.seed)
+    if settings.run.device == "cpu":
+        keep_freed_memory()
     if settings.run.device.startswith("cuda") and not torch.cuda.is_available():
         raise AssemblyError(
             f"run.device = {settings.run.device!r} but torch sees no GPU; set run.device = 'cpu'"

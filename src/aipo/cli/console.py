@@ -2,26 +2,40 @@
 
 Owns output to the terminal. Must not compute.
 Invariant: an error that the user can mend is one message without a traceback, and exit code 2; a run that
-stops on purpose exits with 3.
+stops on purpose exits with 3. What others wrote - a model, a server's error, a data file - is shown and never
+obeyed: the terminal gets no control character but this program's own.
 """
 
 import gc
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from aipo.train.events import EXIT_STOPPED as EXIT_STOPPED
 from aipo.train.events import Progress, StopRunError
+from aipo.train.visible import visible
 
 WIDE = 200
 """Columns where there is no terminal: a table in a file or a pipe must not be cut to a screen's width."""
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class SafeConsole(Console):
+    """rich's console, which by itself lets the escape sequences of a text through to the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See rich; control codes that are meant as such, and styles, are not part of a text here."""
+        for segment in super().render(renderable, options):
+            plain = segment.control or segment.text.isprintable()
+            yield segment if plain else Segment(visible(segment.text), segment.style)
+
+
+console = SafeConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+errors = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 

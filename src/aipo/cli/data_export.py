@@ -4,7 +4,7 @@ Owns the rows' columns. Must not know verl. Invariant: a row holds all that the 
 problem again, and the prompt in `prompt` is the one that the loop's rollouts begin with, as messages.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import neutralise
 from aipo.core.types import Condition
+from aipo.evaluate.solo import first_of_each_stratum
 from aipo.tasks.base import Problem, Split
 
 LOOPS = {Condition.CONSULTING: "aipo_agents", Condition.SOLO: "aipo_solo"}
@@ -29,8 +30,9 @@ def export(recipe: Path, overrides: Sequence[str], output: Path, with_agents: bo
         settings = load_settings(recipe, overrides)
         task = build_task(settings.task, settings.sandbox)
         writer = _Rows(settings)
-        train = [writer.row(p, Condition.CONSULTING, "aipo", i) for i, p in _numbered(task, Split.TRAIN)]
-        held_out = list(_validation(task, settings))
+        problems = task.problems(Split.TRAIN)
+        train = [writer.row(p, Condition.CONSULTING, "aipo", i) for i, p in enumerate(problems)]
+        held_out = first_of_each_stratum(task.problems(Split.VALIDATION), settings.evaluate.problems)
         conditions = [Condition.SOLO, *([Condition.CONSULTING] if with_agents else [])]
         validation = [writer.row(p, c, LOOPS[c], i) for c in conditions for i, p in enumerate(held_out)]
     output.mkdir(parents=True, exist_ok=True)
@@ -94,19 +96,6 @@ class _Rows:
                 f"problem {problem.id}: its prompt has {tokens} tokens; raise rollout.max_prompt_tokens = "
                 f"{most} or leave the problem out"
             )
-
-
-def _numbered(task: Any, split: Split) -> list[tuple[int, Problem]]:
-    return list(enumerate(task.problems(split)))
-
-
-def _validation(task: Any, settings: Settings) -> Iterator[Problem]:
-    """Yield the first so many problems of each stratum of the validation split."""
-    seen: dict[str, int] = {}
-    for problem in task.problems(Split.VALIDATION):
-        seen[problem.stratum] = seen.get(problem.stratum, 0) + 1
-        if seen[problem.stratum] <= settings.evaluate.problems:
-            yield problem
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:

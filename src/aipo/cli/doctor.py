@@ -188,14 +188,14 @@ def _agents(settings: Settings) -> list[Finding]:
 def _together(settings: Settings) -> list[Finding]:
     with closing(assemble(settings, use_cache=False)) as parts:
         size = sum(p.numel() for p in parts.model.parameters())
+        # A gradient and AdamW's two moments beside the weights; on the disk what is trained, and the moments.
+        state = 3 * sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
         dtype = parts.policy_engine.dtype
         findings = [
             Finding("policy", Health.OK, f"{type(parts.model).__name__}, {size / 1e6:,.1f} M parameters"),
             Finding("engine", Health.OK, f"{settings.engine.name}, {dtype}"),
-            memory(needed_bytes=16 * size, what="memory to train in float32"),
-            disk(
-                settings.run.output, 12 * size * (settings.train.keep_checkpoints + 1), "disk for checkpoints"
-            ),
+            memory(state, "memory for gradient and optimiser", settings.run.device),
+            disk(settings.run.output, state * (settings.train.keep_checkpoints + 1), "disk for checkpoints"),
         ]
         split = _first_split(settings.task)
         problems = parts.task.problems(split)

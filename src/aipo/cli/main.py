@@ -106,7 +106,7 @@ def evaluate(
     command goes on (docs/evaluation.md). A recipe is evaluated on its own task, in both solo modes.
     unanswered: a request gets no reply, the policy writes on. banned: request tags cannot be sampled. A third
     mode, agents, may be added to evaluate.modes to see what the agents are worth. Appends to evaluation.jsonl
-    in run.output; modes that are there already are not sampled again.
+    in run.output; modes in which this very policy and these problems are there already are not sampled again.
     """
     from aipo.cli.console import plain_errors
 

@@ -6,7 +6,7 @@ what cannot be is a `ValueError` that names the option.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import log
+from math import isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +94,25 @@ def consultations_of(text: str, known: Mapping[str, float]) -> dict[str, float]:
     {'verify': 0.5, 'knowledge': 0.5, 'reasoning': 0.5}
     >>> consultations_of("verify=1", {})
     {'verify': 1.0}
+    >>> consultations_of("v=1,v=2", {})
+    Traceback (most recent call last):
+    ...
+    ValueError: --consultations 'v=1,v=2': a number, or one for each agent as in verify=0.5,knowledge=1
     """
     try:
         if "=" not in text:
             names = list(known) or ["agent"]
-            return {name: float(text) / len(names) for name in names}
-        pairs = [part.split("=") for part in text.split(",")]
-        return {name.strip(): float(rate) for name, rate in pairs}
+            pairs = [(name, float(text) / len(names)) for name in names]
+        else:
+            parts = [part.split("=") for part in text.split(",")]
+            pairs = [(name.strip(), float(rate)) for name, rate in parts]
+        rates = dict(pairs)
+        if len(rates) < len(pairs) or not all(map(isfinite, rates.values())):
+            raise ValueError("an agent is named twice, or a rate is no number")
+        return rates
     except ValueError:
         raise ValueError(
-            f"--consultations {text!r}: a number, or numbers by agent such as verify=0.5,knowledge=1"
+            f"--consultations {text!r}: a number, or one for each agent as in verify=0.5,knowledge=1"
         ) from None
 
 

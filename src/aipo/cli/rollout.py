@@ -57,10 +57,5 @@ def _coloured(parts: Parts, member: MemberRollout) -> Text:
     text = Text()
     for segment in member.rollout.stream.segments if member.rollout else ():
         words = parts.sampler.desk.codec.text(segment.ids)
-        text.append(_visible(words) + " ", style=STYLES[segment.source])
+        text.append(words + " ", style=STYLES[segment.source])
     return text
-
-
-def _visible(text: str) -> str:
-    """Show control characters instead of sending them to the terminal; rollouts are hostile text."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -7,7 +7,7 @@ Invariant: handlers are as before when the run is over; a first signal loses not
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -15,6 +15,7 @@ from aipo.cli.console import errors
 from aipo.config.guards import GuardSettings
 from aipo.train.journal import STOPPED
 from aipo.train.loop import Trainer
+from aipo.train.visible import visible
 from aipo.train.watchdog import Watchdog
 
 
@@ -53,7 +54,8 @@ def watchdog_of(trainer: Trainer, limits: GuardSettings, folder: Path) -> Watchd
     """Return the watchdog of a run that writes to `folder`, speaking through the console."""
 
     def last_words(why: str) -> None:
-        (folder / STOPPED).write_text(why + "\n")
+        with suppress(OSError):  # a full disk; the words on the screen are still to come
+            (folder / STOPPED).write_text(visible(why) + "\n")
         errors.print(f"stopped: {why}", style="bold red", markup=False)
         sys.stderr.flush()
 
@@ -61,4 +63,5 @@ def watchdog_of(trainer: Trainer, limits: GuardSettings, folder: Path) -> Watchd
 
 
 def _say(line: str) -> None:
-    errors.print(line, style="yellow", markup=False)
+    with suppress(OSError, SystemExit):  # no reader; rich ends the program where a pipe is broken
+        errors.print(line, style="yellow", markup=False)

@@ -16,6 +16,7 @@ from aipo.evaluate.runs import RunRecord, read_run
 from aipo.evaluate.sections import TOKEN_K, differences, how, internals, token_points, token_table
 from aipo.evaluate.statistics import estimate
 from aipo.evaluate.table import Table, format_estimate, results_table
+from aipo.train.durable import write_whole
 
 FACTS, RUNS = "facts.json", "runs"
 TRAINING_PANELS = (
@@ -56,7 +57,7 @@ class Facts:
 def write_facts(folder: Path, facts: Facts) -> None:
     """Write the facts beside the runs' records."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n")
+    write_whole(folder / FACTS, json.dumps(asdict(facts), indent=1) + "\n")
 
 
 def write_report(records: Path, output: Path, pass_at: Sequence[int]) -> Path:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from aipo.train.durable import write_whole
+
 SCHEMA = 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 FINGERPRINT_DIGITS = 16
@@ -107,9 +109,7 @@ def claim(folder: Path, manifest: Manifest) -> Claim:
         ) from None
     path = folder / MANIFEST
     if not path.exists():
-        aside = path.with_suffix(".partial")
-        aside.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
-        aside.rename(path)
+        write_whole(path, json.dumps(asdict(manifest), indent=1) + "\n")
     return Claim(lock)
 
 

@@ -22,6 +22,7 @@ from aipo.config.settings import Settings
 from aipo.evaluate.records import EvaluationRecord, at_last_step, read_records
 from aipo.evaluate.statistics import estimate
 from aipo.evaluate.table import format_estimate
+from aipo.train.durable import write_whole
 from aipo.train.journal import AGENTS, EVALUATION, METRICS, SETTINGS, read_lines
 
 CARD = "README.md"
@@ -36,9 +37,7 @@ _PRIVATE = ("url", "command", "arguments", "environment", "api_key_env", "output
 def write_model_card(run: Path, policy: Path) -> Path:
     """Write the card of the run in `run` into the folder `policy`, aside first; return its path."""
     path = policy / CARD
-    aside = path.with_suffix(".partial")
-    aside.write_text(model_card(run), encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, model_card(run))
     return path
 
 

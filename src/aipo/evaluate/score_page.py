@@ -15,6 +15,7 @@ from aipo.evaluate.scores import ALL, Interval, Overall, Score, overall, scores
 from aipo.evaluate.statistics import Difference
 from aipo.evaluate.table import BAR, MISSING
 from aipo.evaluate.versus import Evaluation, agents_worth
+from aipo.train.durable import write_whole
 
 RESULTS_JSON, RESULTS_MD = "results.json", "results.md"
 
@@ -45,7 +46,7 @@ class ScorePage:
     """An evaluation's tables and files, all from its samples."""
 
     def __init__(self, evaluation: Evaluation) -> None:
-        self.manifest, self._evaluation = evaluation.manifest, evaluation
+        self.manifest = evaluation.manifest
         self.scores = scores(evaluation.manifest, evaluation.samples)
         self.overall = [
             overall(evaluation.manifest, evaluation.samples, condition)
@@ -195,13 +196,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is never half there."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)
 
 
 def _row(title: str, score: Score) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from aipo.evaluate.intervals import zero_bound
 from aipo.evaluate.plots import boundary_plot
-from aipo.evaluate.score_page import Grid, difference_cells, finite, interval, p_value, percent, write_whole
+from aipo.evaluate.score_page import Grid, difference_cells, finite, interval, p_value, percent
 from aipo.evaluate.scores import as_record, overall, scores
 from aipo.evaluate.solved_sets import OnlySet, samples_needed
 from aipo.evaluate.versus import Evaluation, Pair
+from aipo.train.durable import write_whole
 
 COMPARISON_JSON, COMPARISON_MD = "comparison.json", "comparison.md"
 SHOWN_QUESTIONS = 12

@@ -8,7 +8,7 @@ the way to it stands in `Efficiency`, in one place.
 from dataclasses import dataclass
 from math import ceil
 
-GB, TB, TFLOPS = 1e9, 1e12, 1e12
+GB, TFLOPS = 1e9, 1e12
 
 
 @dataclass(frozen=True, slots=True)

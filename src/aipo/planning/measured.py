@@ -103,7 +103,7 @@ def _lengths(path: Path) -> Lengths | None:
     prompt, policy, feedback = [], [], []
     conditions: Counter[str] = Counter()
     for record in _records(path):
-        if not isinstance(record.get("segments"), list):
+        if not isinstance(record.get("segments"), list) or not record["segments"]:
             continue  # a rollout that could not be made
         tokens: Counter[str] = Counter()
         for segment in record["segments"]:

@@ -55,7 +55,6 @@ class _Desk:
     """The agents' seats and the queue before them."""
 
     def __init__(self, service: AgentService) -> None:
-        self._service = service
         self._free = service.seats
         self._queue: deque[tuple[float, int, float]] = deque()
         self.waited_s = self.queued_s = self.busy_s = 0.0

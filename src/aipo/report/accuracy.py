@@ -20,11 +20,15 @@ Records = Sequence[EvaluationRecord]
 
 
 def evaluations(runs: Sequence[RunData]) -> list[EvaluationRecord]:
-    """Return every evaluation of the runs; as step 0 that of the policy each began with, if it is at hand."""
-    found: list[EvaluationRecord] = []
+    """Return every evaluation of the runs; as step 0 that of the policy each began with, if it is at hand.
+
+    Of several of one method, seed, step, split and mode, as of more and more problems, the last one counts.
+    """
+    found: dict[tuple[str, int, int, str, str], EvaluationRecord] = {}
     for run in runs:
-        found += [*_before(run), *run.evaluations]
-    return found
+        for record in (*_before(run), *run.evaluations):
+            found[record.method, record.seed, record.step, record.split, record.mode] = record
+    return list(found.values())
 
 
 def _before(run: RunData) -> Iterator[EvaluationRecord]:

@@ -7,7 +7,7 @@ Invariant: whatever a model wrote, the result is bounded; what was cut off says 
 import json
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from math import exp
+from math import exp, isfinite
 from typing import Any
 
 from aipo.config.settings import Settings
@@ -102,10 +102,10 @@ def _segment(segment: dict[str, Any], pieces: Pieces, weigh: Weigher | None) -> 
     if cuts:
         shown["cuts"] = cuts
     log_probs = segment.get("log_probs") or segment.get("policy_log_probs")
-    if log_probs:
+    if log_probs and all(map(isfinite, log_probs)):
         kept = log_probs if not text["more"] else log_probs[:MOST_CHARS]
         shown["nats"] = [round(-log_prob * PER_NAT) for log_prob in kept]
-    if weigh and "policy_log_probs" in segment and log_probs:
+    if weigh and "policy_log_probs" in segment and "nats" in shown:
         shown["weights"] = [weigh(nats) for nats in shown["nats"]]
     return shown
 

@@ -13,14 +13,14 @@ from typing import Any
 from aipo import __version__
 from aipo.config.loader import diff_settings
 from aipo.config.settings import Settings
-from aipo.core.types import AgentName, ConsultOutcome
+from aipo.core.types import AgentName
 from aipo.report.folders import RunData
 from aipo.report.scan import Scan
 from aipo.report.weights import rule
 from aipo.train.changes import read_changes
+from aipo.train.metrics import NO_ANSWER
 
 Pairs = list[tuple[str, str]]
-_FAILED = (ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR, ConsultOutcome.EMPTY)
 MUCH_ZERO_VARIANCE, MUCH_TRUNCATED, MUCH_MISMATCH, MUCH_LEAKED = 0.5, 0.1, 0.01, 0.01
 
 
@@ -163,7 +163,7 @@ def _warnings(run: RunData, scan: Scan) -> list[str]:
         reasons = "; ".join(f"{reason} ({n:,})" for reason, n in scan.ungraded_reasons.most_common(3))
         found.append(f"Reasons of ungraded rollouts in the records: {reasons}.")
     for agent in AgentName:
-        counts = {o: _sum(run.metrics, f"failures/{agent}/{o}") for o in _FAILED}
+        counts = {o: _sum(run.metrics, f"failures/{agent}/{o}") for o in NO_ANSWER}
         if any(counts.values()):
             words = ", ".join(f"{count:,.0f} {o.replace('_', ' ')}" for o, count in counts.items() if count)
             found.append(f"Agent {agent} gave no answer: {words}.")

@@ -30,11 +30,6 @@ class Pieces:
         found = next((f / "tokenizer.json" for f in folders if (f / "tokenizer.json").is_file()), None)
         self._tokenizer = Tokenizer.from_file(str(found)) if found else None
 
-    @property
-    def known(self) -> bool:
-        """Whether there is a tokenizer."""
-        return self._tokenizer is not None
-
     def cuts(self, ids: Sequence[int], text: str) -> list[int] | None:
         """Return the length of each token's text; 0 for one that completes no character.
 

@@ -19,6 +19,7 @@ from aipo.train.changes import Changes
 from aipo.train.changes import RunFolderError as RunFolderError
 from aipo.train.durable import sync, write_whole
 from aipo.train.events import StopRunError
+from aipo.train.visible import visible
 
 METRICS, ROLLOUTS, TIMINGS = "metrics.jsonl", "rollouts.jsonl", "timings.jsonl"
 EVALUATION = "evaluation.jsonl"
@@ -104,7 +105,7 @@ class Journal:
     def say_stopped(self, why: str) -> None:
         """Leave the reason of a stop in the folder, for whoever comes back to it."""
         try:
-            (self.folder / STOPPED).write_text(why + "\n")
+            (self.folder / STOPPED).write_text(visible(why) + "\n")
         except OSError:
             return  # a full disk may be the reason; it is also on the screen
 

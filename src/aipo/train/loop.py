@@ -106,7 +106,7 @@ class Trainer:
         """Make optimiser and scheduler; return what accelerate makes of the policy and of the optimiser."""
         t, model = self._settings.train, self._policy.trained
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay)
+        optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay, fused=True)
         forward = PolicyForward(model, t.logit_chunk_tokens, t.gradient_checkpointing)
         if self._ranks.several:
             forward.check()  # now, on all ranks: later only those would that have a long micro-batch

@@ -29,7 +29,10 @@ _SEED = 0
 
 
 def add_lora(model: PreTrainedModel, settings: PolicySettings) -> None:
-    """Freeze the model and put adapters beside its linear layers. Raises `ValueError` for unknown layers."""
+    """Freeze the model and put adapters beside its linear layers.
+
+    Raises `ValueError` for unknown layers, and for those whose adapters could not be exported.
+    """
     targets = list(settings.lora_targets) or "all-linear"
     config = LoraConfig(
         r=settings.lora_rank,
@@ -47,11 +50,28 @@ def add_lora(model: PreTrainedModel, settings: PolicySettings) -> None:
                 f"policy.lora_targets = {list(settings.lora_targets)}: {error}; it has linear layers named "
                 f"{', '.join(_linear_names(model))}"
             ) from error
+    _refuse_unmergeable(model, settings)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_adapter(name))
         if _is_adapter(name):
             parameter.data = parameter.data.float()
     model.eval()
+
+
+def _refuse_unmergeable(model: PreTrainedModel, settings: PolicySettings) -> None:
+    """Raise for an embedding, and for a head that shares its weight with one: merged, both would change."""
+    weights = list(model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        base: Any = module.base_layer
+        sharing = [other for other, weight in weights if weight is base.weight]
+        if isinstance(base, torch.nn.Embedding) or len(sharing) > 1:
+            why = "is an embedding" if len(sharing) < 2 else "shares its weight with another layer"
+            raise ValueError(
+                f"policy.lora_targets = {list(settings.lora_targets)}: {name} {why}, and adapters beside it "
+                "could not be merged when the policy is exported; leave it out"
+            )
 
 
 def has_lora(model: PreTrainedModel) -> bool:

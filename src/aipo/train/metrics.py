@@ -61,7 +61,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
             members
         )
         metrics["zero_variance_share"] = sum(
-            len({m.grade.verdict for m in g.members}) == 1 for g in groups
+            len({m.grade.verdict for m in g.members} - {Verdict.UNGRADED}) <= 1 for g in groups
         ) / len(groups)
     _consultations(metrics, [m for _, m in members if m.condition is Condition.CONSULTING])
     return metrics

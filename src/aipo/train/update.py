@@ -174,7 +174,7 @@ class Updater:
             for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
                 sums[name] += value
             _add_mismatch(sums, log_p.detach(), sampled)
-            if self._keep_feedback:
+            if self._keep_feedback and spoilt is None:
                 self._keep(part, log_p.detach(), sampled)
             sums["entropy"] += float((entropy * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())

@@ -115,9 +115,9 @@ class Waits:
 
     def stop(self, why: StopRunError) -> None:
         """Tell the run to stop wherever it waits; may be called from another thread."""
-        self.stopped_by = why
-        if self._cancel is not None:
-            self._cancel()
+        self.stopped_by, cancel = why, self._cancel  # taken once: the run may leave its block meanwhile
+        if cancel is not None:
+            cancel()
 
 
 def watched(sampler: Sampler, waits: Waits) -> Sampler:

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from aipo.config.guards import GuardSettings
@@ -16,6 +17,8 @@ from aipo.train.events import EXIT_STOPPED, StalledError
 from aipo.train.waits import Waits
 
 MOST_POLL_S = 1.0
+MOST_WORDS_S = 5.0
+"""No longer does the watchdog wait for its words to be shown: a pipe that nobody reads takes none."""
 
 
 class Watchdog:
@@ -33,6 +36,8 @@ class Watchdog:
 
         A run is stuck where its event loop does not turn: in a system call, in a task's or an agent's code
         that blocks, or in a thread that asyncio waits for. Nothing in this process could end it politely.
+        Neither `say` nor `last_words` can keep the watchdog from what it does next, whether they raise
+        `OSError` (a closed terminal, a full disk) or do not return.
         """
         self._waits, self._limits = waits, limits
         self._say, self._last_words, self._end = say, last_words, end
@@ -62,7 +67,8 @@ class Watchdog:
                 return self._stop(quiet_s)
             elif quiet_s >= report_after_s:
                 report_after_s *= 2
-                self._say(f"nothing has moved for {quiet_s:.0f} s; waiting for\n{self._waits.describe()}")
+                waits = self._waits.describe()
+                _spoken(self._say, f"nothing has moved for {quiet_s:.0f} s; waiting for\n{waits}")
 
     def _stop(self, quiet_s: float) -> None:
         why = (
@@ -80,6 +86,18 @@ class Watchdog:
                 limit_s = self._limits.stall_s if self._waits.busy else self._limits.stall_exit_s
                 over = self._waits.quiet_s() >= limit_s
             if over:
-                self._last_words(why)
+                _spoken(self._last_words, why)
                 self._end(EXIT_STOPPED)
                 return
+
+
+def _spoken(speak: Callable[[str], None], words: str) -> None:
+    """Let words be said, for a while."""
+
+    def said() -> None:
+        with suppress(OSError):
+            speak(words)
+
+    speaker = threading.Thread(target=said, name="watchdog's words", daemon=True)
+    speaker.start()
+    speaker.join(MOST_WORDS_S)

@@ -46,7 +46,7 @@ function tokenNote(rollout, run) {
   const policy = rollout.segments.filter((s) => s.source === "policy");
   const known = policy.length && policy.every((s) => s.cuts);
   const text = policy.length && !known ? " No tokenizer of this run was found that spells these texts: probabilities are told segment by segment." : "";
-  return `p: by the sampler, when the token was written. FEEDBACK tokens have no recorded p. ${run.rule ? `FEEDBACK is weighed with ${run.rule}.` : ""}${text}`;
+  return `p: of POLICY tokens by the sampler, when it wrote them; of FEEDBACK by the policy that learnt from it, where that is recorded. ${run.rule ? `FEEDBACK is weighed with ${run.rule}.` : ""}${text}`;
 }
 
 /** A segment's text, token by token where the tokens are known. */
