@@ -89,6 +89,11 @@ def _results(figures: Path) -> dict[str, Any]:
         "how": report.how(),
         "cell": report.cell,
         "seeds": report.seeds,
+        "ablation": {
+            records.name: Report(records, PASS_AT)
+            for records in (RECORDS / "ablation").iterdir()
+            if (records / FACTS).exists()
+        },
     }
 
 
