@@ -5,20 +5,24 @@ decode step and of a row in it, are fitted where agents answer at once; what is 
 of other numbers of rollouts and of agents with latencies. Token counts and latencies are those of the run
 itself: the schedule is predicted, not the policy. Must not know GPUs: no figure here says anything of them.
 
-With `--policy FOLDER` (of `aipo warmstart recipes/tiny.toml`) also timings.jsonl of short training runs: the
-seconds of a FLOP and of a mini-batch of the update come from two sizes, others are predicted. Those runs take
-their clock from the process's CPU-seconds, since others share the machine and their agents answer at once.
+Then timings.jsonl of short training runs of the policy of `aipo warmstart recipes/tiny.toml` (made first, or
+given by `--policy FOLDER`): the seconds of a FLOP and of a mini-batch of the update come from two sizes,
+others are predicted. Those runs take their clock from the process's CPU-seconds, since others share the
+machine and their agents answer at once.
+
+One call writes the whole record. Each measurement is kept in `--parts` (default: build/planning-parts) until
+then, so that the same call again goes on where one was cut short.
 """
 
 import argparse
 import asyncio
 import json
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ from aipo.planning.workload import Consultation, Trajectory, Turn
 from aipo.rollout.episode import Rollout, RolloutSpec
 from consulting import Bench, Slow, bench
 from measure import RECORDS, ROOT, Figure, on_a_free_core, options, report, tokenizer
+from parts import Parts
 
 LIKE_OVERLAP = (64, 8, 1.0)
 CALIBRATED = ((16, 2, 0.0), (64, 8, 0.0))
@@ -45,6 +50,10 @@ REPEATS = 3
 WITHIN = 0.2
 """A prediction is asked to be this close."""
 TRAIN_TIMEOUT_S = 900.0
+WARMSTART_TIMEOUT_S = 7200.0
+PARTS = ROOT / "build" / "planning-parts"
+MEASURES = (Path(__file__), *(Path(__file__).with_name(name) for name in ("consulting.py", "measure.py")))
+"""What parts depend on."""
 STEPS = 10
 SIZES = {
     "24 x 8": [],
@@ -76,6 +85,19 @@ class Observed:
 
     trajectories: list[Trajectory]
     seconds: float
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> "Observed":
+        """Return what `asdict` made plain."""
+        return cls([_trajectory(each) for each in table["trajectories"]], table["seconds"])
+
+
+def _trajectory(table: dict[str, Any]) -> Trajectory:
+    turns = [
+        Turn(turn["policy_tokens"], Consultation(**turn["consultation"]) if turn["consultation"] else None)
+        for turn in table["turns"]
+    ]
+    return Trajectory(table["group"], table["prompt_tokens"], tuple(turns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +189,19 @@ def figure(what: str, predicted: float, measured: float, *, asked: bool = True) 
     return Figure(what, predicted, "s predicted", "measured", measured, ratio, text, passed)
 
 
-def rollouts_checked(repeats: int, quick: bool) -> tuple[list[Figure], dict[str, object]]:
+def observed_again(parts: Parts | None, setting: tuple[int, int, float], repeat: int) -> Observed:
+    """Return `observe` of a full size, kept among the parts; of a quick one without parts."""
+    if parts is None:
+        return observe(setting, quick=True)
+    name = f"rollouts-{'-'.join(format(number, 'g') for number in setting)}-{repeat}"
+    return Observed.from_table(parts.get(name, lambda: asdict(observe(setting, quick=False))))
+
+
+def rollouts_checked(repeats: int, parts: Parts | None) -> tuple[list[Figure], dict[str, object]]:
     """Calibrate, predict, and predict the recorded overlap benchmark from its own decoding time."""
+    quick = parts is None
     settings = ((4, 2, 0.0), (8, 2, 0.0), (8, 2, 0.05)) if quick else (*CALIBRATED, *PREDICTED)
-    rounds = [[observe(setting, quick) for setting in settings] for _ in range(repeats)]
+    rounds = [[observed_again(parts, setting, i) for setting in settings] for i in range(repeats)]
     merged = [
         Observed(runs[-1].trajectories, statistics.median(r.seconds for r in runs))
         for runs in zip(*rounds, strict=True)
@@ -206,18 +237,46 @@ def recorded_overlap(observed: Observed, rates: EngineRates) -> Figure:
     return figure("overlap.json: 64 rollouts, agents of 0.3 s", run(observed, scaled).wall_s, measured)
 
 
-def trained(policy: Path, overrides: Sequence[str]) -> list[TrainedStep]:
-    """Run `aipo train`; return each step but the first."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "run"
-        recipe = str(ROOT / "recipes" / "tiny.toml")
-        given = [f"policy.model={policy}", f"run.output={output}", "run.threads=1", *COMMON, *overrides]
-        command = [sys.executable, "-c", DRIVER, "train", recipe, *given, "--no-cache"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TRAIN_TIMEOUT_S)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        lines = [json.loads(line) for line in (output / "timings.jsonl").read_text().splitlines()]
-        records = [json.loads(line) for line in (output / "rollouts.jsonl").read_text().splitlines()]
+def aipo(timeout_s: float, *arguments: str) -> None:
+    """Run a command of this package with recipes/tiny.toml, on one thread. Raises `SystemExit`."""
+    verb, *rest = arguments
+    recipe = str(ROOT / "recipes" / "tiny.toml")
+    command = [sys.executable, "-c", DRIVER, verb, recipe, "run.threads=1", *rest]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+
+
+def warmstarted(parts: Parts) -> Path:
+    """Return the policy of recipes/tiny.toml, made at the first call."""
+    output = parts.folder / "warmstart"
+
+    def make() -> str:
+        shutil.rmtree(output, ignore_errors=True)
+        aipo(WARMSTART_TIMEOUT_S, "warmstart", f"run.output={output}")
+        return str(output / "policy")
+
+    return Path(parts.get("warmstart", make))
+
+
+def trained(parts: Parts, size: str, policy: Path) -> list[TrainedStep]:
+    """Run `aipo train` in one of `SIZES`; return each step but the first."""
+    name = "train-" + "".join(c if c.isalnum() else "-" for c in size)
+    output = parts.folder / name
+
+    def make() -> str:
+        shutil.rmtree(output, ignore_errors=True)
+        given = [f"policy.model={policy}", f"run.output={output}", *COMMON, *SIZES[size], "--no-cache"]
+        aipo(TRAIN_TIMEOUT_S, "train", *given)
+        return str(output)
+
+    return steps_of(Path(parts.get(name, make)))
+
+
+def steps_of(output: Path) -> list[TrainedStep]:
+    """Return each step of a run but the first."""
+    lines = [json.loads(line) for line in (output / "timings.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (output / "rollouts.jsonl").read_text().splitlines()]
     steps = []
     for line in lines:
         if line["step"] == 1 or "update_s" not in line:
@@ -283,12 +342,12 @@ def update_constants(policy: ModelShape, first: TrainedStep, second: TrainedStep
     return 1.0 / each, max(0.0, fixed)
 
 
-def training_checked(policy: Path) -> tuple[list[Figure], dict[str, object]]:
+def training_checked(parts: Parts, policy: Path) -> tuple[list[Figure], dict[str, object]]:
     """Calibrate on the first two sizes of short training runs, predict the others.
 
     Of each size the fastest step counts: whatever else the machine does can only slow one down.
     """
-    measured = {size: trained(policy, overrides) for size, overrides in SIZES.items()}
+    measured = {size: trained(parts, size, policy) for size in SIZES}
     sampled = {
         size: min((s.rollouts for s in steps), key=lambda o: o.seconds) for size, steps in measured.items()
     }
@@ -317,18 +376,22 @@ def training_checked(policy: Path) -> tuple[list[Figure], dict[str, object]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and predict."""
+    """Measure what is not yet among the parts, and predict."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--policy", type=Path, help="folder of a warm-started leg-counting policy")
+    parser.add_argument("--parts", type=Path, default=PARTS, help="folder of what is measured so far")
     own, rest = parser.parse_known_args(arguments)
     given = options("planning", rest)
-    figures, details = rollouts_checked(given.repeats or (1 if given.quick else REPEATS), given.quick)
-    everything: dict[str, object] = {"rollouts": details}
-    if own.policy is not None and not given.quick:
-        more, of_training = training_checked(own.policy)
-        figures += more
-        everything["training"] = of_training
-    report("planning", figures, everything, given)
+    if given.quick:
+        figures, details = rollouts_checked(given.repeats or 1, None)
+        report("planning", figures, {"rollouts": details}, given)
+        return
+    parts = Parts(own.parts.resolve(), MEASURES, f"policy {own.policy}")
+    figures, details = rollouts_checked(given.repeats or REPEATS, parts)
+    more, of_training = training_checked(parts, (own.policy or warmstarted(parts)).resolve())
+    measured = {"rollouts": details, "training": of_training, "measured_from_to": parts.dates()}
+    report("planning", figures + more, measured, given)
+    parts.remove()
 
 
 if __name__ == "__main__":

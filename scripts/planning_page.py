@@ -52,6 +52,7 @@ def page() -> str:
         "hardware": hardware_table(),
         "efficiency": efficiency_table(),
         "workload": workload_table(Workload(), AgentService()),
+        "calls": calls_sentence(),
         "measured": measured_table(),
     }
     written = re.sub(r"\{\{ (\w+) \}\}", lambda found: parts[found.group(1)], text)
@@ -216,6 +217,14 @@ def workload_table(work: Workload, service: AgentService) -> str:
         ["grading", f"{work.grade_s:g} s, {work.grade_workers} workers"],
     ]
     return table(["assumed of the work", ""], rows)
+
+
+def calls_sentence() -> str:
+    """Return how the rows below came about."""
+    when = json.loads(RECORD.read_text(encoding="utf-8"))["details"].get("measured_from_to")
+    if when is None:
+        return "The first six rows come from one call of the script, the others from a later one."
+    return f"All rows come from one call of the script, measured from {when[0]} to {when[-1]}."
 
 
 def measured_table() -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # AIPO on the real verl, on one GPU, in one command: tests/gpu/verl_gpu.sh [folder]
-# NOT RUN: written without a GPU at hand. It needs `pip install 'aipo[verl]' 'verl[vllm]>=0.9,<0.10'`, a GPU of 24 GB
+# NOT RUN: written without a GPU at hand. It needs `pip install 'aipo[verl]'`, a GPU of 24 GB
 # and the network for Qwen/Qwen2.5-0.5B-Instruct (or AIPO_GPU_MODEL=/path/to/a/model with a chat template).
 # It trains 3 steps on sums written here, with the agents dead (their failure must end nothing), then 3 with an
 # OpenAI-compatible server in AIPO_GPU_AGENTS (base URL; model in AIPO_GPU_AGENT_MODEL) if there is one.

@@ -17,7 +17,9 @@ from servers_for_tests import ChatServer, Fault, chat_server
 from tokenizers_for_tests import NOTICE_WORDS, WORDS, word_level
 
 pytest.importorskip("verl", reason="verl is not installed: scripts/verl.sh makes its environment")
-pytest.importorskip("transfer_queue")
+pytest.importorskip(
+    "transfer_queue", reason="verl's transfer queue is not installed: scripts/verl.sh makes its environment"
+)
 pytestmark = pytest.mark.verl
 
 from aipo.integrations.verl.about import About  # noqa: E402

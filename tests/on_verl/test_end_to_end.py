@@ -2,7 +2,7 @@
 
 What verl and vLLM lack on a CPU stands in `cpu_for_verl.py`. Everything else is real: the commands `aipo
 warmstart`, `aipo data export`, `aipo verl config`, `verl.trainer.main_ppo`, Ray, the transfer queue, and new
-weights into the server after each step.
+weights into the server after each step. A second run takes the third step, from the first one's checkpoint.
 """
 
 import json
@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("verl", reason="verl is not installed: scripts/verl.sh makes its environment")
-pytest.importorskip("transfer_queue")
+pytest.importorskip(
+    "transfer_queue", reason="verl's transfer queue is not installed: scripts/verl.sh makes its environment"
+)
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(2400)]
 
 from policies_for_tests import counting_recipe, succeed  # noqa: E402
 
 ROLLOUT, ACTOR = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
 ON_A_CPU = (
-    "actor_rollout_ref.model.use_remove_padding=False",
-    "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
     "actor_rollout_ref.model.enable_gradient_checkpointing=False",
     f"{ACTOR}.use_torch_compile=False",
     f"{ACTOR}.fsdp_config.use_torch_compile=False",
@@ -43,8 +44,6 @@ ON_A_CPU = (
     "reward.num_workers=1",
     "data.dataloader_num_workers=0",
     "trainer.device=cpu",
-    "trainer.save_freq=-1",
-    "trainer.resume_mode=disable",
     "trainer.logger=[console,file]",
 )
 ENVIRONMENT = {
@@ -70,13 +69,13 @@ def _shared_memory() -> Iterator[None]:
 
 
 def run_verl(
-    folder: Path, *overrides: str
+    folder: Path, name: str, *overrides: str
 ) -> tuple[subprocess.CompletedProcess[bytes], list[dict[str, Any]]]:
     """Run verl's trainer on the configuration in `folder`; return its metrics, a line a step."""
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / f"{name}.jsonl"
     command = ["verl.trainer.main_ppo", "--config-path", str(folder), "--config-name", "aipo_verl"]
     own = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    with (folder / "log.txt").open("wb") as log:
+    with (folder / f"{name}.txt").open("wb") as log:
         done = subprocess.run(
             [sys.executable, "-m", *command, *ON_A_CPU, *overrides],
             env=own | ENVIRONMENT | {"VERL_FILE_LOGGER_PATH": str(metrics)},
@@ -87,6 +86,17 @@ def run_verl(
         )
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     return done.returncode, [json.loads(line)["data"] for line in lines]
+
+
+def scheduler_of(checkpoints: Path, step: int) -> int:
+    """Return how often the learning rate's schedule had been asked when this checkpoint was written."""
+    path = checkpoints / f"global_step_{step}" / "actor" / "extra_state_world_size_1_rank_0.pt"
+    return int(torch.load(path, weights_only=False)["lr_scheduler"]["last_epoch"])
+
+
+def prompts_of(dump: Path) -> set[str]:
+    """Return the prompts of a step."""
+    return {json.loads(line)["input"] for line in dump.read_text().splitlines()}
 
 
 @pytest.mark.usefixtures("_shared_memory")
@@ -107,11 +117,15 @@ def test_verls_trainer_consults_learns_from_feedback_and_validates_alone(tmp_pat
     cluster = [part for change in on for part in ("--on", change)]
     succeed("verl", "config", recipe, *changes, *cluster, "--output", tmp_path)
 
-    code, metrics = run_verl(tmp_path)
+    dump = f"trainer.rollout_data_dir={tmp_path / 'rollouts'}"
+    code, metrics = run_verl(tmp_path, "first", "trainer.total_training_steps=2", "trainer.save_freq=1", dump)
+    assert code == 0, (tmp_path / "first.txt").read_text()[-4000:]
+    more = ("trainer.save_freq=1", "trainer.val_before_train=false", dump)
+    code, resumed = run_verl(tmp_path, "resumed", *more)  # "auto" is verl's own default
+    assert code == 0, (tmp_path / "resumed.txt").read_text()[-4000:]
 
-    assert code == 0, (tmp_path / "log.txt").read_text()[-4000:]
-    before, *steps = metrics
-    assert len(steps) == 3
+    before, *steps = [*metrics, *resumed]
+    assert [step["training/global_step"] for step in steps] == [1, 2, 3]
     for step in steps:
         assert step["aipo/rollouts"] == 32 and step["aipo/ungraded_share"] == 0
         # vLLM and the trainer agree on the policy, also after the weights have moved
@@ -122,3 +136,8 @@ def test_verls_trainer_consults_learns_from_feedback_and_validates_alone(tmp_pat
     assert any(step["actor/grad_norm"] > 0 for step in steps)
     alone = "val-aux/leg_counting/easy/aipo_solo/acc_success_only/mean@2"
     assert alone in before and alone in steps[-1]
+    # scheduler and data go on where they were
+    updates = [scheduler_of(tmp_path / "run" / "checkpoints", step) for step in (2, 3)]
+    assert updates[0] > 0 and updates[1] * 2 == updates[0] * 3
+    seen = [prompts_of(tmp_path / "rollouts" / f"{step}.jsonl") for step in (1, 2, 3)]
+    assert all(seen) and not seen[2] & (seen[0] | seen[1])

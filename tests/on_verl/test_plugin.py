@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("verl", reason="verl is not installed: scripts/verl.sh makes its environment")
-pytest.importorskip("transfer_queue")
+pytest.importorskip(
+    "transfer_queue", reason="verl's transfer queue is not installed: scripts/verl.sh makes its environment"
+)
 pytestmark = pytest.mark.verl
 
 FOUND = """

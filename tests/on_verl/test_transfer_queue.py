@@ -24,8 +24,10 @@ from aipo.rollout.episode import Rollout
 from aipo.rollout.group import MemberRollout
 
 pytest.importorskip("verl", reason="verl is not installed: scripts/verl.sh makes its environment")
-tq = pytest.importorskip("transfer_queue")
-ray = pytest.importorskip("ray")
+tq = pytest.importorskip(
+    "transfer_queue", reason="verl's transfer queue is not installed: scripts/verl.sh makes its environment"
+)
+ray = pytest.importorskip("ray", reason="Ray is not installed: scripts/verl.sh makes its environment")
 pytestmark = pytest.mark.verl
 
 from aipo.integrations.verl.credit import credits_of  # noqa: E402

@@ -36,7 +36,9 @@ from verl_batches_for_tests import (
 )
 
 pytest.importorskip("tensordict", reason="verl is not installed: scripts/parity.sh makes its environment")
-pytest.importorskip("verl.workers.utils.padding")
+pytest.importorskip(
+    "verl.workers.utils.padding", reason="verl is not installed: scripts/parity.sh makes its environment"
+)
 pytestmark = pytest.mark.parity
 
 ON_VERL = ("grpo", "dapo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline")

@@ -67,6 +67,7 @@ def test_what_is_written_is_what_the_plugin_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ("policy.lora_rank=8", "policy.lora_rank = 8"),
         ("algorithm.stripped_copies=true", "algorithm.stripped_copies = true"),
         ("algorithm.agent_token_price=0.1", "algorithm.agent_token_price = 0.1"),
         ("algorithm.floor_end=0.5", "algorithm.floor_end"),
@@ -93,6 +94,16 @@ def test_a_minibatch_that_the_ranks_cannot_share_is_an_error(tmp_path: Path) -> 
     more = ("rollout.rollouts_per_prompt=3", "--on", "nodes=2")
     result = run_cli("verl", "config", "recipes/own.toml", *RECIPE, *PLAIN, *more, "--output", tmp_path)
     assert result.exit_code == 2 and "a mini-batch of 24 rollouts" in result.output
+
+
+def test_sequence_parallelism_needs_flash_attention(tmp_path: Path) -> None:
+    more = ("--on", "sequence_parallel=2", "--output", tmp_path / "none")
+    result = run_cli("verl", "config", "recipes/own.toml", *RECIPE, *PLAIN, *more)
+    assert result.exit_code == 2 and "attention = 'sdpa'" in result.output.replace("\n", " ")
+    found = written(tmp_path, "--on", "sequence_parallel=2", "--on", "attention=flash_attention_2")
+    model = found["actor_rollout_ref"]["model"]
+    assert model["override_config"] == {"attn_implementation": "flash_attention_2"}
+    assert model["use_remove_padding"] is True
 
 
 def test_an_unknown_key_of_the_cluster_is_an_error(tmp_path: Path) -> None:

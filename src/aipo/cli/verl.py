@@ -5,6 +5,7 @@ Invariant: every verb ends with an exit code that says what happened: 0 as it mu
 """
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,8 +97,8 @@ def _script(output: Path, cluster: "ClusterSettings") -> str:
         f"# Written by `aipo verl config`: {cluster.nodes} node(s) of {cluster.gpus_per_node} GPUs.",
         "# Arguments are overrides of verl's, as in trainer.total_training_steps=2.",
         "set -euo pipefail",
-        f'here="{output.resolve()}"',
-        f'data="{cluster.data_folder}"',
+        f"here={quote(str(output.resolve()))}",
+        f"data={quote(str(cluster.data_folder))}",
         '[[ -f "$data/train.parquet" ]] || aipo data export "$here/recipe.toml" --output "$data"',
         f'aipo verl check "$here/{CONFIG}"',
     ]

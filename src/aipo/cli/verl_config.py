@@ -47,7 +47,11 @@ def verl_config(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
             "rollout_correction": {"rollout_is": None, "rollout_rs": None, "bypass_mode": False},
         },
         "actor_rollout_ref": {
-            "model": {"path": settings.policy.model, "use_remove_padding": True},
+            "model": {
+                "path": settings.policy.model,
+                "use_remove_padding": True,
+                "override_config": {"attn_implementation": cluster.attention},
+            },
             "actor": _actor(settings, cluster, plan),
             "rollout": _rollout(settings, cluster, plan),
         },
@@ -168,6 +172,7 @@ def _not_on_verl(settings: Settings) -> Iterator[str]:
     a, r, t = settings.algorithm, settings.rollout, settings.train
     wanted: tuple[tuple[bool, str, str], ...] = (
         (not settings.policy.model, "policy.model = ''", "name a model"),
+        (settings.policy.lora_rank > 0, f"policy.lora_rank = {settings.policy.lora_rank}", "set it to 0"),
         (a.stripped_copies, "algorithm.stripped_copies = true", "set it to false"),
         (a.verified_copies, "algorithm.verified_copies = true", "set it to false"),
         (a.agent_token_price > 0, f"algorithm.agent_token_price = {a.agent_token_price}", "set it to 0"),
@@ -201,6 +206,12 @@ def _does_not_fit(settings: Settings, cluster: ClusterSettings) -> Iterator[str]
     if cluster.gpus % (cluster.sequence_parallel or 1):
         yield f"sequence_parallel = {cluster.sequence_parallel} does not divide {cluster.gpus} GPUs"
         return
+    if cluster.sequence_parallel > 1 and cluster.attention != "flash_attention_2":
+        yield (
+            f"sequence_parallel = {cluster.sequence_parallel} shares attention among GPUs, for which verl "
+            f"needs flash-attn, and attention = {cluster.attention!r}; set it to 'flash_attention_2', or set "
+            "sequence_parallel = 1"
+        )
     if cluster.gpus % cluster.tensor_parallel:
         yield f"tensor_parallel = {cluster.tensor_parallel} does not divide {cluster.gpus} GPUs"
     ranks = cluster.gpus // cluster.sequence_parallel

@@ -24,6 +24,9 @@ class ClusterSettings(Section):
         1, ge=1, description="GPUs that share one sequence in the update (Ulysses)."
     )
     strategy: Literal["fsdp2", "fsdp"] = Field("fsdp2", description="verl's engine of the update.")
+    attention: Literal["sdpa", "flash_attention_2"] = Field(
+        "sdpa", description="Of the update; `flash_attention_2` is faster and needs flash-attn, to be built."
+    )
     tokens_per_gpu: int = Field(
         32768,
         ge=1,
