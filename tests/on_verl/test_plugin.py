@@ -98,7 +98,13 @@ def test_the_check_reads_a_configuration_as_verl_composes_it(tmp_path: Path) -> 
 def test_another_version_of_verl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from aipo.integrations.verl import nodes
 
-    for found, taken in {"0.8.2": False, "0.9.0": True, "0.9.3.dev1": True, "0.10.0": False}.items():
+    for found, taken in {
+        "0.8.2": False,
+        "0.9.0": False,
+        "0.9.1": True,
+        "0.9.3.dev1": True,
+        "0.10.0": False,
+    }.items():
         monkeypatch.setattr(nodes, "version", lambda _, found=found: found)
         if taken:
             nodes.refuse_version()

@@ -15,7 +15,7 @@ from aipo.integrations.verl.estimators import PREFIX
 from aipo.integrations.verl.refusals import TRAINER
 
 GROUP, NAME = "verl.plugins", "aipo"
-LEAST, BELOW = Version("0.9"), Version("0.10")
+LEAST, BELOW = Version("0.9.1"), Version("0.10")
 LOOPS = ("aipo", "aipo_solo", "aipo_agents")
 
 
