@@ -24,6 +24,7 @@ TESTS = {
     "core/algorithms.py": "tests/unit/test_algorithms.py",
     "core/coefficients.py": "tests/unit/test_coefficients.py",
     "core/objective.py": "tests/property/test_objective.py",
+    "core/batch.py": "tests/property/test_batch.py",
     "train/algorithm.py": "tests/unit/test_algorithms.py",
     "train/batch.py": "tests/unit/test_train_batch.py",
     "train/credit.py": "tests/unit/test_experience.py",

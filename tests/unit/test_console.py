@@ -68,6 +68,8 @@ def test_what_rich_itself_sends_still_works(console: SafeConsole, output: String
 def test_the_reason_that_a_stop_leaves_in_its_folder_can_be_shown_with_cat(tmp_path: Path) -> None:
     settings = load_settings(None, [f"run.output={tmp_path / 'run'}"])
     journal = Journal(settings)
-    journal.say_stopped(HOSTILE)
+    journal.say_stopped(HOSTILE + "\rand over it")
     journal.close()
-    shown(StringIO((tmp_path / "run" / STOPPED).read_text()))
+    left = (tmp_path / "run" / STOPPED).read_bytes().decode()
+    shown(StringIO(left))
+    assert "\r" not in left  # it would write over the words before it

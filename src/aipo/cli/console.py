@@ -30,7 +30,8 @@ class SafeConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """See rich; control codes that are meant as such, and styles, are not part of a text here."""
         for segment in super().render(renderable, options):
-            plain = segment.control or segment.text.isprintable()
+            # A carriage return alone is this program's: rich takes foreign ones out of a text.
+            plain = segment.control or segment.text.isprintable() or segment.text == "\r"
             yield segment if plain else Segment(visible(segment.text), segment.style)
 
 

@@ -4,8 +4,7 @@ Owns what of a text may reach a terminal, also by way of a file that somebody re
 who shows it. Invariant: no control character but the end of a line and a tab is left.
 """
 
-_LAYOUT = "\n\r\t"
-"""What lines end with; rich takes a foreign carriage return out of a text by itself."""
+_LAYOUT = "\n\t"
 
 
 def visible(text: str) -> str:
