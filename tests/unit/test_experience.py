@@ -16,6 +16,7 @@ from aipo.config.loader import load_settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
+from aipo.core.advantages import Advantage
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.grading.grade import Grade
@@ -172,6 +173,22 @@ def test_help_costs_its_price_where_consulting_verdicts_differ_and_nothing_elsew
     # rewards 1 - .10 and 0 - .02, around their mean
     assert priced == (pytest.approx([0.46, -0.46]) if charged else free)
     assert free == ([0.5, -0.5] if charged else [0.0, 0.0])
+
+
+def test_a_solo_verdict_is_no_reason_to_charge_rollouts_that_all_ended_alike() -> None:
+    told = group(PROBLEMS[0], CORRECT, CORRECT, INCORRECT, asked=(10, 2))
+    changes = ["algorithm.estimator=group_centred", "algorithm.agent_token_price=0.01"]
+    algorithm = load_settings(None, [*changes, "algorithm.stripped_copies=false"]).algorithm
+    assert [c.advantage.policy for c in credits_of(told, algorithm, 50)[:2]] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "feedback", "teaches"), [(0.0, 0.0, False), (1.0, 0.0, True), (0.0, 1.0, True)]
+)
+def test_either_advantage_is_enough_to_teach(policy: float, feedback: float, teaches: bool) -> None:
+    produced = member("p#0", CORRECT, 3).rollout
+    assert produced is not None
+    assert Credit(produced.stream, Advantage(policy, feedback)).teaches is teaches
 
 
 @pytest.mark.parametrize(
