@@ -15,7 +15,7 @@ from aipo.config.loader import load_settings
 from aipo.train import update
 from aipo.train.events import StopRunError
 from aipo.train.log_probs import PolicyForward, token_log_probs
-from aipo.train.ranks import join, no_talk_in_forward
+from aipo.train.ranks import end_process, join, no_talk_in_forward
 from aipo.train.sharded import Sharded, Whole, use_fsdp
 from aipo.train.update import Updater, UpdateSettings
 from updates_for_tests import OBJECTIVE, UNEVEN_ROWS, double_model
@@ -64,3 +64,4 @@ def main(output: Path, kind: str, microbatch_tokens: int, fault: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    end_process(0)

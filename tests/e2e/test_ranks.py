@@ -2,7 +2,8 @@
 
 Proves, under DDP and FSDP: the series of losses, gradient norms and rewards of one process, and its gradient
 to 1e-9 however rows fall on ranks; a killed run goes on to the same bytes, and with one process too; a rank's
-bad number or signal is every rank's; a rank that dies or is silent ends the run with an error.
+bad number or signal is every rank's; a rank that dies or is silent ends the run with an error; a rank that
+has done all ends well, whatever gloo's threads still hold.
 """
 
 import json
@@ -29,6 +30,7 @@ from updates_for_tests import LONGEST, OBJECTIVE, UNEVEN_ROWS, double_model, gra
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 UPDATES = Path(__file__).parents[1] / "updates_on_ranks.py"
+LAST_EXCHANGE = Path(__file__).parents[1] / "last_exchange_of_ranks.py"
 SMALL = [
     "train.steps=3",
     "train.reward=random",  # so that there is something to learn in every step
@@ -181,6 +183,31 @@ def test_a_signal_ends_all_ranks_after_the_same_step(train: Train, policy: Path,
     done = len(metrics(run))
     assert (run / "stopped.txt").read_text().startswith(f"signal 15 after step {done};")
     assert (run / "checkpoints" / f"step-{done:06d}" / "manifest.json").exists()
+
+
+def test_a_thread_of_gloo_that_still_holds_an_exchange_aborts_no_rank_at_its_end(tmp_path: Path) -> None:
+    process = torchrun(tmp_path / "log", 2, LAST_EXCHANGE)
+    assert process.wait(timeout=100) == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("all done") == 2
+
+
+def test_no_rank_of_a_run_ends_by_pythons_finalisation(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, sys\n"
+        "class Last:\n"
+        "    def __del__(self, write=os.write):\n"
+        "        write(2, b'torn down')\n"
+        "if 'RANK' in os.environ:\n"
+        "    sys.last = Last()\n"
+        "    atexit.register(print, 'registered for the end')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    train("run", "train.steps=1", ranks=2)
+    told = (tmp_path / "run.log").read_text()
+    assert told.count("registered for the end") == 2
+    assert "torn down" not in told
 
 
 @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP], ids=["gone", "silent"])

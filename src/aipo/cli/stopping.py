@@ -1,4 +1,4 @@
-"""How a run is asked to end: by a signal, or by a watchdog that saw nothing move.
+"""How a run ends: by a signal, by a watchdog that saw nothing move, and as one of several processes.
 
 Owns signal handlers and the last words of a run that is stuck. Must not know steps or checkpoints.
 Invariant: handlers are as before when the run is over; a first signal loses nothing but time.
@@ -11,12 +11,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+import torch
+import typer
+
 from aipo.cli.console import errors
 from aipo.config.guards import GuardSettings
 from aipo.train.journal import STOPPED
 from aipo.train.loop import Trainer
+from aipo.train.ranks import end_process
 from aipo.train.visible import visible
 from aipo.train.watchdog import Watchdog
+
+
+@contextmanager
+def several_end_at_once() -> Iterator[None]:
+    """End a process of several at the end of the block, with the exit code that was raised in it."""
+    exit_code = 0
+    try:
+        yield
+    except typer.Exit as error:
+        if not torch.distributed.is_initialized():
+            raise
+        exit_code = error.exit_code
+    if torch.distributed.is_initialized():
+        end_process(exit_code)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from aipo.cli.console import StepLines, console, errors, plain_errors
 from aipo.cli.evaluate import evaluate_run
 from aipo.cli.screen import LiveScreen
 from aipo.cli.selftest import self_test
-from aipo.cli.stopping import signals_end_the_step, watchdog_of
+from aipo.cli.stopping import several_end_at_once, signals_end_the_step, watchdog_of
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.core.types import AgentName
@@ -35,7 +35,7 @@ def train(
     recipe: Path, overrides: Sequence[str], use_cache: bool = True, may_change: Collection[str] = ()
 ) -> None:
     """Train a policy; see `aipo train --help`."""
-    with plain_errors():
+    with several_end_at_once(), plain_errors():
         train_run(load_settings(recipe, overrides), use_cache=use_cache, may_change=may_change)
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train one policy: who does what, and all their talk.
+"""Several processes that train one policy: who does what, all their talk, and their end.
 
 Owns the split of work over ranks and every exchange of objects between them. Must not know what is exchanged.
 Invariant: every rank makes the same exchanges in the same order; a rank that is gone or silent is an error of
@@ -8,11 +8,13 @@ identity and nothing is started.
 torchrun or `accelerate launch` starts the processes; gradients are accelerate's business (DDP, FSDP).
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -141,6 +143,20 @@ def join(settings: Settings) -> Ranks:
     state = PartialState(cpu=settings.run.device == "cpu", timeout=limit)
     group = torch.distributed.new_group(backend="gloo", timeout=limit)
     return Ranks(state.process_index, state.num_processes, group, settings.run.rank_timeout_s)
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End this one of several processes at once, after what was registered for the end has run.
+
+    Not by python's own finalisation: a thread of gloo that lets go of an exchange's tensors meanwhile takes
+    the lock of an interpreter that is going, and aborts a run that had done all (pytorch/pytorch#190489).
+    `destroy_process_group` waits for those threads only where nothing else holds the group; FSDP's caches do.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(exit_code)
 
 
 def no_talk_in_forward(model: torch.nn.Module) -> None:
