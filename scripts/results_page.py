@@ -5,13 +5,16 @@ Owns the join of the words, docs/*.in.md, with what `Report` generates. In the w
 name is an error.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from aipo.evaluate.comparison import FACTS, Report
+from aipo.evaluate.table import format_share
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, RECORDS = ROOT / "docs", ROOT / "results"
@@ -59,6 +62,8 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
 AIPO = "AIPO (floored + copies)"
 MAIN_TOO = ("GRPO", "floored", "ratio", AIPO)
 """What of the side tables stands in the main table too."""
+COPIES = "copies.json"
+"""What scripts/copy_decisions.py wrote about the policies of a comparison."""
 BESIDE_AIPO = ("Base algorithms", "Each agent removed in turn", "Noisy agents")
 """Side tables of variants of AIPO, which are compared with that too."""
 
@@ -68,7 +73,7 @@ def render(page: str, figures: Path) -> str:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     template = environment.from_string((DOCS / f"{page}.in.md").read_text())
     figures.mkdir(exist_ok=True)
-    values = _results(figures) if page == "results" else {"parts": list(_parts(figures))}
+    values = _results(figures) if page == "results" else {"parts": list(_parts(figures)), "copies": _copies}
     for svg in figures.glob("*.svg"):  # a page shows those; what has no vector twin is somebody else's
         svg.with_suffix(".png").unlink(missing_ok=True)
     return template.render(values)
@@ -115,6 +120,12 @@ def _parts(figures: Path) -> Iterator[dict[str, Any]]:
             "figures": _shown(report.figures(figures, _main(report, side), f"ablation-{records.name}-")),
             "how": report.how(),
         }
+
+
+def _copies(part: str, kind: str, key: str = "probability", method: str = "aipo") -> str:
+    """Return the mean over a method's seeds of what is recorded of one kind of tokens in its copies."""
+    runs = json.loads((RECORDS / "ablation" / part / COPIES).read_text())["methods"][method]
+    return format_share(mean(run[kind][key] for run in runs))
 
 
 def _sections(report: Report, side: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
