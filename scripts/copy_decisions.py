@@ -1,4 +1,4 @@
-"""Record how well trained policies know their consult-stripped copies, where a request was cut out and elsewhere.
+"""Record how well policies know their consult-stripped copies, where a request was cut out and elsewhere.
 
 Usage: copy_decisions.py RUNS OUTPUT METHOD ...: RUNS is the output folder of a comparison, with its policies.
 
@@ -40,7 +40,7 @@ def seeds(method: Path) -> list[Path]:
 
 
 def of_run(folder: Path) -> dict[str, dict[str, float]]:
-    """Return the means over tokens of one run's copies: hard problems of the validation split, correct rollouts."""
+    """Return means over the tokens of one run's copies, of correct rollouts on hard validation problems."""
     policy = [f"policy.model={folder / 'policy'}", "run.output=/tmp/copy-decisions", "run.threads=1"]
     settings = load_settings(folder.with_suffix(".toml"), policy)
     with closing(assemble(settings)) as parts:
