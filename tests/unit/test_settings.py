@@ -280,6 +280,13 @@ class TestComparison:
         train = method_settings(comparison, aipo, ["run.seed=3"]).train
         assert (train.steps, train.stratum_mix) == (5, {"easy": 0.9})
 
+    def test_a_grid_of_one_rate_is_every_methods_that_has_none_of_its_own(self, write: Write) -> None:
+        one = COMPARISON.replace("[1e-3, 3e-3]", "[4e-4]").replace("steps = 5", "learning_rate = 7e-5")
+        untuned = '\n[[compare.methods]]\nname = "untuned"\ntune = false\n'
+        comparison = load_comparison(write("compare.toml", one + untuned))
+        settings = [method_settings(comparison, method) for method in comparison.methods]
+        assert [s.train.learning_rate for s in settings] == [4e-4, 7e-5, 1e-6]
+
     def test_the_command_line_changes_the_comparison_or_every_method(self, write: Write) -> None:
         recipe = write("compare.toml", COMPARISON)
         comparison = load_comparison(recipe, ["compare.seeds=[4]", "train.steps=1"])

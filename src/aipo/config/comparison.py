@@ -76,7 +76,9 @@ class ComparisonSettings(Section):
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="Seeds that are reported on.")
     tuning_seed: Seed = Field(1000, description="Seed of the tuning runs; none of `seeds`.")
     learning_rates: tuple[Rate, ...] = Field(
-        (1e-6,), min_length=1, description="The grid; one value is no tuning."
+        (),
+        description="The grid to choose from on the validation split. One value: every method's, unless its "
+        "overrides say another. None: the recipe's.",
     )
     tuning_steps: int | None = Field(
         None, ge=1, description="Updates of a tuning run; none: as many as the run."
@@ -161,8 +163,11 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonSett
 def method_settings(
     comparison: ComparisonSettings, method: Method, overrides: Sequence[str] = ()
 ) -> Settings:
-    """Return a method's settings; later ones win: base, comparison, method, command line, `overrides`."""
-    changes = [*comparison.overrides, *method.overrides, *comparison.command_line]
+    """Return a method's settings; later ones win: base, a grid of one learning rate, comparison, method, command
+    line, `overrides`."""
+    only = comparison.learning_rates if len(comparison.learning_rates) == 1 and method.tune else ()
+    changes = [*(f"train.learning_rate={rate}" for rate in only)]
+    changes += [*comparison.overrides, *method.overrides, *comparison.command_line]
     return load_settings(comparison.base, [*changes, *overrides])
 
 
