@@ -163,8 +163,10 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonSett
 def method_settings(
     comparison: ComparisonSettings, method: Method, overrides: Sequence[str] = ()
 ) -> Settings:
-    """Return a method's settings; later ones win: base, a grid of one learning rate, comparison, method, command
-    line, `overrides`."""
+    """Return a method's settings.
+
+    Later ones win: base, a grid of one learning rate, comparison, method, command line, `overrides`.
+    """
     only = comparison.learning_rates if len(comparison.learning_rates) == 1 and method.tune else ()
     changes = [*(f"train.learning_rate={rate}" for rate in only)]
     changes += [*comparison.overrides, *method.overrides, *comparison.command_line]
