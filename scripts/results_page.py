@@ -103,15 +103,15 @@ def _results(figures: Path) -> dict[str, Any]:
 
 
 def _parts(figures: Path) -> Iterator[dict[str, Any]]:
-    for records in sorted((RECORDS / "ablation").iterdir()):
-        if not (records / FACTS).exists():
-            continue
-        report = Report(records, PASS_AT)
+    folders = [folder for folder in (RECORDS / "ablation").iterdir() if (folder / FACTS).exists()]
+    reports = {folder: Report(folder, PASS_AT) for folder in folders}
+    for records, report in sorted(reports.items(), key=lambda item: str(item[1].facts["name"])):
         side = SECTIONS.get(records.name, {})
         sections = list(_sections(report, side))
         yield {
             "name": records.name,
             "cell": report.cell,
+            "tokens_at": report.tokens_at,
             "title": report.facts["name"],
             "missing": report.facts["missing"],
             "sections": sections,

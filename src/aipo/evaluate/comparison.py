@@ -15,7 +15,7 @@ from aipo.evaluate.records import at_last_step, methods_of
 from aipo.evaluate.runs import RunRecord, read_run
 from aipo.evaluate.sections import TOKEN_K, differences, how, internals, token_points, token_table
 from aipo.evaluate.statistics import estimate
-from aipo.evaluate.table import Table, format_estimate, results_table
+from aipo.evaluate.table import Table, format_estimate, format_share, results_table
 from aipo.train.durable import write_whole
 
 FACTS, RUNS = "facts.json", "runs"
@@ -153,6 +153,14 @@ class Report:
     def token_table(self, methods: Sequence[str] = ()) -> str:
         """Return quality against expert tokens, one line for each method and evaluated step."""
         return token_table(token_points(self._chosen(methods)))
+
+    def tokens_at(self, method: str, updates: int) -> str:
+        """Return one line of `token_table` in words. Raises `ValueError` for what was not measured."""
+        for p in token_points(self._chosen([method])):
+            if p.updates == updates:
+                reached = f"{format_share(p.value)} [{format_share(p.low)}, {format_share(p.high)}]"
+                return f"{reached} for {p.raw_tokens:,.0f} tokens ({p.distinct_tokens:,.0f} distinct)"
+        raise ValueError(f"no evaluation of {method!r} after {updates} updates with its tokens")
 
     def how(self) -> str:
         """Return how the numbers came about: command, commits, machine, learning rates, time."""
