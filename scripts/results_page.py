@@ -44,6 +44,13 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
             "AIPO on GSPO",
             "DAPO with dynamic sampling",
         ),
+        "What part 4 chose": (
+            "AIPO (floored + copies)",
+            "AIPO, ratio + copies",
+            "AIPO on GSPO",
+            "AIPO on GSPO, Knowledge only",
+            "SFT on expert trajectories",
+        ),
         "Each agent removed in turn": (
             "AIPO (floored + copies)",
             "AIPO without Verify",
@@ -60,11 +67,11 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
 }
 """Side tables of a comparison; what is in none of them is in the main table."""
 AIPO = "AIPO (floored + copies)"
-MAIN_TOO = ("GRPO", "floored", "ratio", AIPO)
+MAIN_TOO = ("GRPO", "floored", "ratio", "SFT on expert trajectories", AIPO)
 """What of the side tables stands in the main table too."""
 COPIES = "copies.json"
 """What scripts/copy_decisions.py wrote about the policies of a comparison."""
-BESIDE_AIPO = ("Base algorithms", "Each agent removed in turn", "Noisy agents")
+BESIDE_AIPO = ("Base algorithms", "What part 4 chose", "Each agent removed in turn", "Noisy agents")
 """Side tables of variants of AIPO, which are compared with that too."""
 
 
