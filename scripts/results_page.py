@@ -122,6 +122,7 @@ def _parts(figures: Path) -> Iterator[dict[str, Any]]:
             "title": report.facts["name"],
             "missing": report.facts["missing"],
             "sections": sections,
+            "easy": {stratum: report.table(strata=[stratum]).markdown() for stratum in report.easy},
             "internals": report.internals(),
             "tokens": report.token_table() if records.name in ("search", "long") else "",
             "figures": _shown(report.figures(figures, _main(report, side), f"ablation-{records.name}-")),

@@ -94,14 +94,20 @@ class Report:
         strata: Sequence[str] | None = None,
         modes: Sequence[str] | None = None,
     ) -> Table:
-        """Return the results table; easy strata with the smallest k only, where there is a hard one."""
+        """Return the results table; beside a hard stratum the others have the smallest k only, unless named."""
         final = self._final(methods)
         found = dict.fromkeys(stratum for record in final for stratum in record.strata)
-        if HARD in found:
+        if HARD in found and not strata:
             found = dict.fromkeys([HARD, *found])
             pass_at = {s: self._pass_at if s == HARD else self._pass_at[:1] for s in found}
-            return results_table(final, pass_at, strata or tuple(found), modes)
+            return results_table(final, pass_at, tuple(found), modes)
         return results_table(final, self._pass_at, strata, modes)
+
+    @property
+    def easy(self) -> tuple[str, ...]:
+        """The strata that are not the hard one."""
+        found = dict.fromkeys(stratum for record in self._final(()) for stratum in record.strata)
+        return tuple(stratum for stratum in found if stratum != HARD)
 
     def cell(self, method: str, mode: str, k: int, stratum: str = HARD) -> str:
         """Return one estimate as it stands in the table. Raises `ValueError` for what was not measured."""
