@@ -94,7 +94,7 @@ class Report:
         strata: Sequence[str] | None = None,
         modes: Sequence[str] | None = None,
     ) -> Table:
-        """Return the results table; beside a hard stratum the others have the smallest k only, unless named."""
+        """Return the results table; beside a hard stratum others have the smallest k only, unless named."""
         final = self._final(methods)
         found = dict.fromkeys(stratum for record in final for stratum in record.strata)
         if HARD in found and not strata:
