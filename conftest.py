@@ -7,4 +7,4 @@ _ON_VERL = [
 ]
 collect_ignore = ["tests/on_verl/cpu_for_verl.py"]  # importing it changes verl
 if find_spec("transfer_queue") is None:
-    collect_ignore += [*_ON_VERL, "tests/verl_for_tests.py"]
+    collect_ignore += [*_ON_VERL, "tests/support/verl.py"]

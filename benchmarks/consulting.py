@@ -24,7 +24,7 @@ from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
 from aipo.core.types import AgentName, Condition
 from aipo.engines.transformers import TransformersEngine
-from aipo.rollout.episode import Desk, Rollout, RolloutSpec, rollout
+from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from measure import END, VOCABULARY, policy, words
 
 ASK_EVERY, END_EVERY = 30, 80
@@ -106,9 +106,9 @@ class Bench:
 
     async def run(self, agent: Slow, specs: Sequence[RolloutSpec] | None = None) -> list[Rollout]:
         """Make rollouts, all at once."""
-        desk = Desk(PROTOCOL, TagCodec(self.tokens, PROTOCOL), LIMITS, {agent.name: agent}, 10.0)
+        consult = ConsultContext(PROTOCOL, TagCodec(self.tokens, PROTOCOL), LIMITS, {agent.name: agent}, 10.0)
         wanted = self.specs() if specs is None else specs
-        return await asyncio.gather(*(rollout(self.engine, spec, desk) for spec in wanted))
+        return await asyncio.gather(*(rollout(self.engine, spec, consult) for spec in wanted))
 
 
 def bench(

@@ -34,7 +34,7 @@ from aipo.core.batch import Aggregation, weighted_rows
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.types import Condition
 from aipo.engines.transformers import TransformersEngine
-from aipo.rollout.episode import Desk, Rollout, RolloutSpec, rollout
+from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from consulting import PROMPT_TOKENS, PROTOCOL, WORD, Slow
 from measure import END, ROOT, VOCABULARY, Clock, Figure, Options, clocked, options, report, tokenizer, words
 from update import model_named, updater_of
@@ -132,7 +132,9 @@ class Bench:
     def rollouts(self, load: Load) -> tuple[list[Rollout], Clock]:
         """Make the rollouts of a load."""
         limits = Limits(MOST_CONSULTATIONS, FEEDBACK_TOKENS, load.new_tokens)
-        desk = Desk(PROTOCOL, TagCodec(self.tokens, PROTOCOL), limits, {Slow(0.0).name: Slow(0.0)}, 10.0)
+        consult = ConsultContext(
+            PROTOCOL, TagCodec(self.tokens, PROTOCOL), limits, {Slow(0.0).name: Slow(0.0)}, 10.0
+        )
         number, rng = 2 * load.group, Random(2)
         engine = TransformersEngine(
             self.model, self.tokens, slots=number, capacity=PROMPT_TOKENS + load.new_tokens
@@ -143,7 +145,7 @@ class Bench:
         made: list[Rollout] = []
 
         async def every() -> None:
-            made[:] = await asyncio.gather(*(rollout(engine, spec, desk) for spec in specs))
+            made[:] = await asyncio.gather(*(rollout(engine, spec, consult) for spec in specs))
 
         with self._asking.every(load.ask_every):
             taken = clocked(lambda: asyncio.run(every()))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from aipo.train.log_probs import PolicyForward
+from aipo.training.log_probs import PolicyForward
 from measure import Figure, options, report
 
 VOCABULARY = 151_936

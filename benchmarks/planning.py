@@ -71,7 +71,7 @@ COMMON = [
     "rollout.slots=512",
 ]
 DRIVER = (
-    "import sys, time, types, aipo.train.loop as loop\n"
+    "import sys, time, types, aipo.training.loop as loop\n"
     "loop.time = types.SimpleNamespace(monotonic=time.process_time)\n"
     "from aipo.cli.main import app\napp()\n"
 )

@@ -15,7 +15,7 @@ from aipo.agents.base import AgentQuery, AgentReply
 from aipo.consult.codec import TagCodec
 from aipo.core.types import AgentName, Condition, StopReason
 from aipo.engines.base import Completion, GenerationRequest
-from aipo.rollout.episode import Desk, Rollout, RolloutSpec, rollout
+from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from consulting import LIMITS, PROTOCOL
 from measure import Figure, clocked, options, report, tokenizer, words
 
@@ -67,13 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = tokenizer()
     request = tuple(tokens.encode("<knowledge> legs of a spider </knowledge>", add_special_tokens=False))
     engine = Instant(request, tokens.eos_token_id)
-    desk = Desk(PROTOCOL, TagCodec(tokens, PROTOCOL), LIMITS, {AgentName.KNOWLEDGE: Ready()}, 10.0)
+    consult = ConsultContext(
+        PROTOCOL, TagCodec(tokens, PROTOCOL), LIMITS, {AgentName.KNOWLEDGE: Ready()}, 10.0
+    )
     prompt = words(Random(4), 32)
     specs = [RolloutSpec(f"r{i}", "legs", prompt, Condition.CONSULTING, seed=i) for i in range(number)]
     made: list[Rollout] = []
 
     async def every() -> None:
-        made[:] = await asyncio.gather(*(rollout(engine, spec, desk) for spec in specs))
+        made[:] = await asyncio.gather(*(rollout(engine, spec, consult) for spec in specs))
 
     rates = []
     for _ in range(given.repeats or (2 if given.quick else REPEATS)):

@@ -8,11 +8,11 @@ import asyncio
 from contextlib import closing
 from pathlib import Path
 
-from aipo.cli.assembly import assemble
+from aipo.assembly.parts import assemble
 from aipo.config.settings import Settings
 from aipo.tasks.base import Split
-from aipo.train.events import Progress
-from aipo.train.loop import Trainer
+from aipo.training.events import Progress
+from aipo.training.loop import Trainer
 from step_work import LEARNING_RATE, PROMPTS, ROLLOUTS, Turns, Work
 
 EVER = 1_000_000

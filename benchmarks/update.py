@@ -24,9 +24,9 @@ from aipo.core.batch import Aggregation, Row, weighted_rows
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
-from aipo.train.guards import Guards
-from aipo.train.log_probs import PolicyForward
-from aipo.train.update import Updater, UpdateSettings
+from aipo.training.guards import Guards
+from aipo.training.log_probs import PolicyForward
+from aipo.training.update import Updater, UpdateSettings
 from measure import VOCABULARY, Figure, alternating, clocked, median_ratio, options, report, words
 from step_work import SHAPES, TINY, model_of
 

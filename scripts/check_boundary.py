@@ -7,10 +7,10 @@ flipping signs problem by problem would give it less than once in a thousand tim
 import sys
 from pathlib import Path
 
-from aipo.evaluate.comparison import RUNS
-from aipo.evaluate.records import at_last_step
-from aipo.evaluate.runs import read_run
-from aipo.evaluate.statistics import paired_difference
+from aipo.evaluation.comparison import RUNS
+from aipo.evaluation.records import at_last_step
+from aipo.evaluation.runs import read_run
+from aipo.evaluation.statistics import paired_difference
 
 MARGIN, P_VALUE, K = 0.2, 1e-3, 8
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from aipo.cli.assembly import Parts, assemble
+from aipo.assembly.parts import Parts, assemble
 from aipo.config.loader import load_settings
 from aipo.core.tokens import stripped_copy
 from aipo.core.types import Verdict
 from aipo.rollout.group import GroupShape, MemberRollout
 from aipo.tasks.base import Split
-from aipo.train.provenance import code_revision
+from aipo.training.provenance import code_revision
 
 PROBLEMS, ROLLOUTS = 24, 2
 KINDS = ("first request cut out", "later request cut out", "elsewhere")
@@ -68,7 +68,7 @@ def probabilities(
     """Yield for each token of a copy: its kind, its probability, and that of a request in its place."""
     assert member.rollout is not None
     stream, dropped = member.rollout.stream, member.rollout.dropped
-    opens = {ids[0] for ids in parts.sampler.desk.codec.banned_sequences()}
+    opens = {ids[0] for ids in parts.sampler.consult.codec.banned_sequences()}
     gone = {i for start, end in dropped for i in range(start, end)}
     kinds, cut, cuts = [], False, 0
     for i in range(stream.prompt_length, len(stream)):

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aipo.core.types import StopReason, Verdict
-from aipo.evaluate.samples import Sample, SampleFile
-from aipo.evaluate.scores import as_record
-from aipo.evaluate.statistics import estimate
+from aipo.evaluation.samples import Sample, SampleFile
+from aipo.evaluation.scores import as_record
+from aipo.evaluation.statistics import estimate
 
 if TYPE_CHECKING:
     from aipo.tasks.base import Problem

@@ -276,8 +276,8 @@ FILES = {
     "core/coefficients.py": COEFFICIENTS,
     "core/objective.py": OBJECTIVE,
     "core/batch.py": BATCH,
-    "train/algorithm.py": TRAIN_ALGORITHM,
-    "train/batch.py": TRAIN_BATCH,
-    "train/credit.py": TRAIN_CREDIT,
+    "training/algorithm.py": TRAIN_ALGORITHM,
+    "training/batch.py": TRAIN_BATCH,
+    "training/credit.py": TRAIN_CREDIT,
     "core/passk.py": PASSK,
 }

@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "core/tokens.py": "tests/property/test_tokens.py",
     "core/advantages.py": "tests/property/test_advantages.py",
-    "core/surrogates.py": "tests/unit/test_surrogates.py",
-    "core/algorithms.py": "tests/unit/test_algorithms.py",
-    "core/coefficients.py": "tests/unit/test_coefficients.py",
+    "core/surrogates.py": "tests/unit/core/test_surrogates.py",
+    "core/algorithms.py": "tests/unit/core/test_algorithms.py",
+    "core/coefficients.py": "tests/unit/core/test_coefficients.py",
     "core/objective.py": "tests/property/test_objective.py",
     "core/batch.py": "tests/property/test_batch.py",
-    "train/algorithm.py": "tests/unit/test_algorithms.py",
-    "train/batch.py": "tests/unit/test_train_batch.py",
-    "train/credit.py": "tests/unit/test_experience.py",
+    "training/algorithm.py": "tests/unit/core/test_algorithms.py",
+    "training/batch.py": "tests/unit/training/test_train_batch.py",
+    "training/credit.py": "tests/unit/training/test_experience.py",
     "core/passk.py": "tests/property/test_passk.py",
 }
 """All of them judge each mutant; that of its own file, or else of the objective, comes first and alone: the

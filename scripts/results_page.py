@@ -13,8 +13,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from aipo.evaluate.comparison import FACTS, Report
-from aipo.evaluate.table import format_share
+from aipo.evaluation.comparison import FACTS, Report
+from aipo.evaluation.table import format_share
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, RECORDS = ROOT / "docs", ROOT / "results"

@@ -1,7 +1,7 @@
 """Check the caps on size: `python scripts/size_caps.py`; exit status 1 when one is passed.
 
-Files 400 lines, functions 60, parameters 7 (self and cls not counted); tests are capped by file only. All of
-`core/`, the method, stays under 1,000 lines.
+Files 400 lines, functions 60, parameters 7 (self and cls not counted); tests are capped by file only. A file
+of `core/`, the method, has at most 220 lines, all of them 1,400.
 """
 
 import ast
@@ -12,7 +12,8 @@ from pathlib import Path
 FILE_LINES = 400
 FUNCTION_LINES = 60
 PARAMETERS = 7
-CORE_LINES = 1000
+CORE_FILE_LINES = 220
+CORE_LINES = 1400
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,9 +60,12 @@ def all_violations(root: Path) -> Iterator[str]:
         for path in sorted((root / folder).rglob("*.py")):
             yield from violations(path, str(path.relative_to(root)), file_only=folder == "tests")
     core = root / "src" / "aipo" / "core"
-    lines = sum(map(line_count, core.rglob("*.py")))
-    if lines >= CORE_LINES:
-        yield f"{core.relative_to(root)}:1 core: {lines} lines in all (cap: under {CORE_LINES})"
+    lines = {path: line_count(path) for path in sorted(core.rglob("*.py"))}
+    for path, number in lines.items():
+        if number > CORE_FILE_LINES:
+            yield f"{path.relative_to(root)}:1 {path.name}: {number} lines (cap {CORE_FILE_LINES} in core)"
+    if sum(lines.values()) > CORE_LINES:
+        yield f"{core.relative_to(root)}:1 core: {sum(lines.values())} lines in all (cap {CORE_LINES})"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from aipo.core.types import StopReason
 from aipo.engines.base import GenerationRequest
 from aipo.engines.transformers import TransformersEngine
-from aipo.train.log_probs import PolicyForward
+from aipo.training.log_probs import PolicyForward
 from measure import ROOT, tokenizer
 
 RECORDS = ROOT / "results" / "gpu"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from policies_for_tests import counting_policy, counting_recipe, run_cli, start_cli, succeed
-from servers_for_tests import ChatServer, Fault, chat_server, wait_until
+from support.policies import counting_policy, counting_recipe, run_cli, start_cli, succeed
+from support.servers import ChatServer, Fault, chat_server, wait_until
 
 pytestmark = pytest.mark.timeout(600)  # the first test makes the policy; others may use the cores
 KEY = "sk-the-secret-of-this-test"

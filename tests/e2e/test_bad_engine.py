@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from policies_for_tests import counting_recipe, random_policy, run_cli
-from vllm_twin_for_tests import Twin
+from support.policies import counting_recipe, random_policy, run_cli
+from support.vllm_twin import Twin
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 
 from aipo.config.loader import load_settings
 from aipo.config.toml import toml_text
-from aipo.train.journal import Journal
-from aipo.train.update import Updater
-from policies_for_tests import byte_level_tokenizer, counting_recipe, gsm8k_rows, random_policy, run_cli
+from aipo.training.journal import Journal
+from aipo.training.update import Updater
+from support.policies import byte_level_tokenizer, counting_recipe, gsm8k_rows, random_policy, run_cli
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from aipo import __version__
-from policies_for_tests import run_cli
+from support.policies import run_cli
 
 VERBS = {
     "warmstart": [

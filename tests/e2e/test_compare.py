@@ -18,9 +18,9 @@ import pytest
 from click.testing import Result
 
 from aipo.config.loader import diff_settings, load_settings, parse_settings
-from aipo.evaluate.records import read_records
-from aipo.evaluate.runs import read_run
-from policies_for_tests import counting_policy, counting_recipe, run_cli, start_cli, succeed
+from aipo.evaluation.records import read_records
+from aipo.evaluation.runs import read_run
+from support.policies import counting_policy, counting_recipe, run_cli, start_cli, succeed
 
 pytestmark = pytest.mark.timeout(600)  # the first test makes the comparison: about 40 s on a quiet core
 REPORT = ("results.md", "results.csv", "boundary.svg", "training.svg")

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aipo.cli import doctor
 from aipo.cli.machine import Finding, Health
 from aipo.config.loader import load_settings
-from policies_for_tests import counting_policy, counting_recipe, random_policy, run_cli, succeed
-from vllm_twin_for_tests import Twin
+from support.policies import counting_policy, counting_recipe, random_policy, run_cli, succeed
+from support.vllm_twin import Twin
 
 
 def said(*arguments: str | Path, code: int = 1) -> str:

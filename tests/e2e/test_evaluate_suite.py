@@ -19,7 +19,7 @@ import pytest
 from aipo.core.types import Verdict
 from aipo.grading.grade import Grade
 from aipo.tasks.benchmarks.task import BenchmarkTask
-from policies_for_tests import (
+from support.policies import (
     SHARED_DATA,
     counting_policy,
     counting_recipe,
@@ -177,7 +177,7 @@ def test_bad_input_is_one_error_before_a_policy_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded: list[object] = []
-    monkeypatch.setattr("aipo.cli.suite_policy.load_policy", lambda *found: loaded.append(found))
+    monkeypatch.setattr("aipo.assembly.policy.load_policy", lambda *found: loaded.append(found))
     arguments = [str(aime.parent) if word == "DATA" else word for word in arguments]
     assert words in refused(policy, *arguments, "--output", tmp_path / "e")
     assert not loaded and not (tmp_path / "e").exists()

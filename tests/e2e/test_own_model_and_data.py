@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aipo.config.loader import load_settings
 from aipo.config.toml import toml_text
-from policies_for_tests import Architecture, gsm8k_rows, random_policy, run_cli, succeed
+from support.policies import Architecture, gsm8k_rows, random_policy, run_cli, succeed
 
 Recipe = Callable[[Architecture], Path]
 ARCHITECTURES = pytest.mark.parametrize("architecture", ["qwen2.5", "llama3"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from policies_for_tests import run_cli
+from support.policies import run_cli
 
 SMALL = ("--prompts", "16", "--response-tokens", "500", "--max-response-tokens", "4000", "--sizes", "4,8")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aipo.report.page import ReportSettings, write_report
-from browsers_for_tests import (
+from support.browsers import (
     CHROMIUM,
     CONTRAST,
     Page,
@@ -24,8 +24,8 @@ from browsers_for_tests import (
     sorted_position,
     until,
 )
-from policies_for_tests import succeed
-from reports_for_tests import HOSTILE, RunWriter, consultation, group, rollout, segment, trained_run
+from support.policies import succeed
+from support.reports import HOSTILE, RunWriter, consultation, group, rollout, segment, trained_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (aipo[dev])")
 pytestmark = [

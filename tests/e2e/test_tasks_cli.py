@@ -10,7 +10,7 @@ from aipo.config.toml import toml_text
 from aipo.tasks.base import Split
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import load
-from policies_for_tests import random_policy, run_cli, succeed
+from support.policies import random_policy, run_cli, succeed
 
 
 @pytest.fixture(autouse=True)

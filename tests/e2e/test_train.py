@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aipo.core.types import Verdict
 from aipo.grading.grade import Grade
 from aipo.tasks.leg_counting.task import LegCountingTask
-from policies_for_tests import counting_policy, counting_recipe, run_cli, start_cli, succeed
+from support.policies import counting_policy, counting_recipe, run_cli, start_cli, succeed
 
 pytestmark = pytest.mark.timeout(600)  # the first test makes the policy; others may use the cores
 REPEATABLE = ("metrics.jsonl", "rollouts.jsonl", "policy/model.safetensors")

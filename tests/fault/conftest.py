@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kill_points_for_tests import Zygote
+from support.kill_points import Zygote
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,13 @@ from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, Verdict
-from aipo.rollout.episode import Desk, Rollout
+from aipo.rollout.episode import ConsultContext, Rollout
 from aipo.rollout.group import Group, GroupShape, Prompts, Sampler
 from aipo.tasks.base import Grade, Problem, Split
-from aipo.train.metrics import rollout_metrics
-from engines_for_tests import Script
-from servers_for_tests import COMPLETION_TOKENS, PROMPT_TOKENS, ChatServer, Fault, chat_server
-from tokenizers_for_tests import byte_level_bpe
+from aipo.training.metrics import rollout_metrics
+from support.engines import Script
+from support.servers import COMPLETION_TOKENS, PROMPT_TOKENS, ChatServer, Fault, chat_server
+from support.tokenizers import byte_level_bpe
 
 ANSWERED, EMPTY, TIMEOUT, ERROR = (
     ConsultOutcome.ANSWERED,
@@ -167,9 +167,11 @@ def produce(server: ChatServer, fault: Fault, strikes: Callable[[Place], bool]) 
     faulty = remote(server, fault, BECOMES[fault].deadline_s)
     agent = Routed(remote(server, Fault.NONE, LONGEST_S), faulty, strikes)
     limits = Limits(max_consultations=CONSULTATIONS, max_feedback_tokens=60, max_response_tokens=2000)
-    desk = Desk(PROTOCOL, TagCodec(BPE, PROTOCOL), limits, dict.fromkeys(AgentName, agent), LONGEST_S)
+    consult = ConsultContext(
+        PROTOCOL, TagCodec(BPE, PROTOCOL), limits, dict.fromkeys(AgentName, agent), LONGEST_S
+    )
     task = EightTask()
-    sampler = Sampler(script(), desk, task, Prompts(BPE, desk, None, None, max_prompt_tokens=9999))
+    sampler = Sampler(script(), consult, task, Prompts(BPE, consult, None, None, max_prompt_tokens=9999))
     shape = GroupShape(consulting=CONSULTING, solo=1)
     return asyncio.run(sampler.groups(task.problems(Split.TRAIN), shape, ("faults",)))
 

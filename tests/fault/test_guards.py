@@ -23,12 +23,12 @@ from aipo.core.types import Verdict
 from aipo.engines import transformers as engine
 from aipo.grading.grade import Grade
 from aipo.tasks.leg_counting.task import LegCountingTask
-from aipo.train import experience, update
-from aipo.train.events import Progress
-from aipo.train.update import Updater
-from checkpoints_for_tests import lines, quick_folder, said, same, weights
-from faults_for_tests import Fault
-from policies_for_tests import counting_policy, counting_recipe, run_cli
+from aipo.training import experience, update
+from aipo.training.events import Progress
+from aipo.training.update import Updater
+from support.checkpoints import lines, quick_folder, said, same, weights
+from support.faults import Fault
+from support.policies import counting_policy, counting_recipe, run_cli
 
 pytestmark = pytest.mark.timeout(600)
 SMALL = [

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
+from aipo.assembly.parts import Parts, assemble
 from aipo.cli import train as train_verb
-from aipo.cli.assembly import Parts, assemble
 from aipo.config.loader import load_settings
 from aipo.config.toml import toml_text
 from aipo.core.types import Verdict
 from aipo.rollout.group import Group, GroupShape
 from aipo.tasks.base import Split
-from aipo.train.events import Progress
-from policies_for_tests import counting_policy, counting_recipe, gsm8k_rows, random_policy, run_cli, succeed
-from vllm_twin_for_tests import Fault, Twin
+from aipo.training.events import Progress
+from support.policies import counting_policy, counting_recipe, gsm8k_rows, random_policy, run_cli, succeed
+from support.vllm_twin import Fault, Twin
 
 DEADLINE_S = 2.0
 SHAPE = GroupShape(0, 3)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from checkpoints_for_tests import (
+from support.checkpoints import (
     RECORDS,
     assert_same,
     change_value,
@@ -29,9 +29,9 @@ from checkpoints_for_tests import (
     quick_folder,
     spoil,
 )
-from kill_points_for_tests import SIDE_EFFECTS, Ran, Zygote
-from policies_for_tests import counting_policy, counting_recipe
-from servers_for_tests import chat_server
+from support.kill_points import SIDE_EFFECTS, Ran, Zygote
+from support.policies import counting_policy, counting_recipe
+from support.servers import chat_server
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = [

@@ -22,14 +22,14 @@ from aipo.cli import train as train_verb
 from aipo.config.guards import GuardSettings
 from aipo.grading.grade import Grade
 from aipo.tasks.leg_counting.task import LegCountingTask
-from aipo.train import watchdog
-from aipo.train.events import EXIT_STOPPED, StalledError
-from aipo.train.experience import Experience
-from aipo.train.waits import Waits
-from aipo.train.watchdog import Watchdog
-from checkpoints_for_tests import quick_folder, said
-from kill_points_for_tests import Zygote
-from policies_for_tests import counting_policy, counting_recipe, run_cli
+from aipo.training import watchdog
+from aipo.training.events import EXIT_STOPPED, StalledError
+from aipo.training.experience import Experience
+from aipo.training.waits import Waits
+from aipo.training.watchdog import Watchdog
+from support.checkpoints import quick_folder, said
+from support.kill_points import Zygote
+from support.policies import counting_policy, counting_recipe, run_cli
 
 pytestmark = pytest.mark.timeout(600)
 SMALL = [

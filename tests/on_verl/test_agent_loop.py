@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, Verdict
-from episodes_for_tests import Answering
-from servers_for_tests import ChatServer, Fault, chat_server
-from tokenizers_for_tests import NOTICE_WORDS, WORDS, word_level
+from support.episodes import Answering
+from support.servers import ChatServer, Fault, chat_server
+from support.tokenizers import NOTICE_WORDS, WORDS, word_level
 
 pytest.importorskip("verl", reason="verl is not installed: scripts/verl.sh makes its environment")
 pytest.importorskip(
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.verl
 
 from aipo.integrations.verl.about import About  # noqa: E402
 from aipo.integrations.verl.agent_loop import AipoAgentsLoop, AipoSoloLoop  # noqa: E402
-from verl_for_tests import (  # noqa: E402
+from support.verl import (  # noqa: E402
     ROW,
     SAMPLING,
     ScriptedClient,

@@ -22,7 +22,7 @@ pytest.importorskip(
 )
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(2400)]
 
-from policies_for_tests import counting_recipe, succeed  # noqa: E402
+from support.policies import counting_recipe, succeed  # noqa: E402
 
 ROLLOUT, ACTOR = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
 ON_A_CPU = (

@@ -80,8 +80,8 @@ def test_the_check_says_why_a_plugin_was_left_out() -> None:
 
 
 def test_the_check_reads_a_configuration_as_verl_composes_it(tmp_path: Path) -> None:
-    from tokenizers_for_tests import word_level
-    from verl_for_tests import verls_configuration
+    from support.tokenizers import word_level
+    from support.verl import verls_configuration
 
     word_level().save_pretrained(tmp_path / "policy")
     verls_configuration(tmp_path, tmp_path / "policy")
@@ -119,8 +119,8 @@ def test_the_synchronous_trainer_keeps_verls_synchronous_buffer(tmp_path: Path) 
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
     from aipo.integrations.verl.refusals import RefusedError
-    from tokenizers_for_tests import word_level
-    from verl_for_tests import verls_configuration
+    from support.tokenizers import word_level
+    from support.verl import verls_configuration
 
     word_level().save_pretrained(tmp_path / "policy")
     config = verls_configuration(tmp_path, tmp_path / "policy")

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from aipo.core.advantages import STD_EPSILON, Estimator, group_relative
 from aipo.core.surrogates import Clip
-from parity_for_tests import WIDTH, Sample, clip_of, ours, sample
-from policies_for_tests import random_policy
+from support.parity import WIDTH, Sample, clip_of, ours, sample
+from support.policies import random_policy
 
 trl = pytest.importorskip("trl", reason="TRL is not installed: scripts/parity.sh makes its environment")
 pytestmark = pytest.mark.parity

@@ -17,7 +17,7 @@ from torch import Tensor
 from aipo.core.advantages import Estimator, group_relative, whitened
 from aipo.core.algorithms import ALGORITHMS
 from aipo.core.batch import Aggregation
-from parity_for_tests import WIDTH, Sample, clip_of, ours, sample
+from support.parity import WIDTH, Sample, clip_of, ours, sample
 
 core_algos = pytest.importorskip(
     "verl.trainer.ppo.core_algos", reason="verl is not installed: scripts/parity.sh makes its environment"

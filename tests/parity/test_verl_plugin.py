@@ -17,7 +17,7 @@ from aipo.core.coefficients import Coefficient
 from aipo.core.types import Source
 from aipo.integrations.verl.loss import AipoLoss, LossError
 from aipo.integrations.verl.plan import Plan
-from verl_batches_for_tests import (
+from support.verl_batches import (
     HORIZON,
     LOST,
     UNGRADED,

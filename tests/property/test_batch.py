@@ -11,8 +11,8 @@ from aipo.core.batch import Aggregation, collate, trained_tokens, weighted_rows
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
-from aipo.train.batch import microbatches
-from objectives_for_tests import AGGREGATIONS, HORIZON, PAD, SETTINGS_AND_CASES, Case, quiet
+from aipo.training.batch import microbatches
+from support.objectives import AGGREGATIONS, HORIZON, PAD, SETTINGS_AND_CASES, Case, quiet
 
 
 @quiet

@@ -18,8 +18,8 @@ from aipo.core.coefficients import Coefficient
 from aipo.core.objective import ObjectiveSettings, objective_sums
 from aipo.core.surrogates import Surrogate
 from aipo.core.types import Source
-from aipo.train.batch import microbatches
-from objectives_for_tests import (
+from aipo.training.batch import microbatches
+from support.objectives import (
     AGGREGATIONS,
     PAD,
     SETTINGS_AND_CASES,
@@ -31,7 +31,7 @@ from objectives_for_tests import (
     quiet,
     reference,
 )
-from surrogates_for_tests import is_outside, sequence_value
+from support.surrogates import is_outside, sequence_value
 
 
 @quiet

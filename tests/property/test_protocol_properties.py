@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aipo.consult.codec import TagCodec
 from aipo.consult.protocol import Malformed, Protocol, Request, neutralise
 from aipo.core.types import AgentName
-from tokenizers_for_tests import byte_fallback_bpe, byte_level_bpe, word_level
+from support.tokenizers import byte_fallback_bpe, byte_level_bpe, word_level
 
 PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
 CODECS = {

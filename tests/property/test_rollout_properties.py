@@ -13,9 +13,9 @@ from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
 from aipo.core.tokens import stripped_copy
 from aipo.core.types import AgentName, Condition, ConsultOutcome, SoloMode, Source, StopReason
-from aipo.rollout.episode import Desk, Rollout, RolloutSpec, rollout
-from engines_for_tests import Script
-from tokenizers_for_tests import byte_fallback_bpe, byte_level_bpe, word_level
+from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
+from support.engines import Script
+from support.tokenizers import byte_fallback_bpe, byte_level_bpe, word_level
 
 PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
 TOKENIZERS = {build.__name__: build() for build in (word_level, byte_level_bpe, byte_fallback_bpe)}
@@ -67,9 +67,11 @@ def produce(
     name: str, ids: list[int], agent: Replying, limits: Limits, condition: Condition
 ) -> tuple[Rollout, Script]:
     script = Script(TOKENIZERS[name], ids)
-    desk = Desk(PROTOCOL, CODECS[name], limits, dict.fromkeys(AgentName, agent), agent_timeout_s=5.0)
+    consult = ConsultContext(
+        PROTOCOL, CODECS[name], limits, dict.fromkeys(AgentName, agent), agent_timeout_s=5.0
+    )
     spec = RolloutSpec("r", "2 dogs", (5, 6, 7), condition, seed=1, solo_mode=SoloMode.UNANSWERED)
-    return asyncio.run(rollout(script, spec, desk)), script
+    return asyncio.run(rollout(script, spec, consult)), script
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

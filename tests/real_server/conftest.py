@@ -12,7 +12,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from aipo.config.toml import toml_text
 from aipo.engines.vllm_server import ServerPlan, VllmServer
-from policies_for_tests import byte_level_tokenizer, gsm8k_rows
+from support.policies import byte_level_tokenizer, gsm8k_rows
 
 COMMAND = os.environ.get("AIPO_VLLM_COMMAND", "")
 KV_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB; the default, a share of the memory, fails at start

@@ -14,7 +14,7 @@ from aipo.agents.prompting import agent_prompt
 from aipo.agents.remote import ChatSampling, Endpoint, Prices, RemoteAgent
 from aipo.agents.retry import RetryPolicy
 from aipo.agents.scripted import ScriptedAgent
-from aipo.cli.assembly import Parts, assemble
+from aipo.assembly.parts import Parts, assemble
 from aipo.config.loader import load_settings
 from aipo.core.tokens import TokenStream
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason
@@ -23,8 +23,8 @@ from aipo.engines.vllm import VllmEngine
 from aipo.engines.vllm_server import VllmServer
 from aipo.rollout.group import GroupShape
 from aipo.tasks.base import Split
-from aipo.train.log_probs import token_log_probs
-from policies_for_tests import run_cli, succeed
+from aipo.training.log_probs import token_log_probs
+from support.policies import run_cli, succeed
 
 KNOWN = "a spider has eight legs"
 AGENTS = {AgentName.KNOWLEDGE: ScriptedAgent(AgentName.KNOWLEDGE, lambda *_: KNOWN)}
@@ -171,7 +171,7 @@ def test_an_update_changes_output_version_and_what_the_prefix_cache_holds(parts:
 
 def teach(parts: Parts, prompts: list[tuple[int, ...]]) -> None:
     """Supervise one request and what follows the reply, until it is all but certain."""
-    codec = parts.sampler.desk.codec
+    codec = parts.sampler.consult.codec
     request = parts.tokenizer.encode("<knowledge> legs of a spider </knowledge>", add_special_tokens=False)
     rest = [*parts.tokenizer.encode(" so it is 8", add_special_tokens=False), parts.tokenizer.eos_token_id]
     reply = [*codec.feedback(KNOWN, 32).ids, *rest]
@@ -254,7 +254,7 @@ def test_the_same_server_answers_our_remote_agent_and_what_it_says_is_paid_for(
 def test_a_server_of_another_model_is_refused_before_training(
     recipe: Path, overrides: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from policies_for_tests import random_policy
+    from support.policies import random_policy
 
     other = random_policy(tmp_path_factory, "qwen2.5")
     result = run_cli("train", recipe, *overrides, f"policy.model={other}", "agents.enabled=[]")

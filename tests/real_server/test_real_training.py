@@ -9,8 +9,8 @@ import pytest
 
 from aipo.cli import train as train_verb
 from aipo.engines.vllm_server import VllmServer
-from aipo.train.events import Progress
-from policies_for_tests import run_cli, succeed
+from aipo.training.events import Progress
+from support.policies import run_cli, succeed
 
 
 def test_a_killed_server_stops_the_run_and_the_same_command_trains_to_the_end(

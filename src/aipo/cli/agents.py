@@ -32,6 +32,6 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
     parsed, and the reason of every failure. Nothing is trained and no policy is loaded. The exit code is 1
     when an agent failed.
     """
-    from aipo.cli.canary import check as run
+    from aipo.assembly.canary import check as run
 
     run(recipe, overrides or [], tries)

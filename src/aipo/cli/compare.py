@@ -14,11 +14,10 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from aipo.cli.console import console, duration, plain_errors
 from aipo.cli.evaluations import are_evaluations, compare_evaluations
-from aipo.cli.jobs import Job, Pace, run_jobs
-from aipo.cli.plan import WARM_START, Plan, PlannedRun, refuse_another_record
 from aipo.cli.warmstart import make_warm_start
+from aipo.comparison.jobs import Job, Pace, run_jobs
+from aipo.comparison.plan import WARM_START, Plan, PlannedRun, refuse_another_record
 from aipo.config.comparison import (
     ComparisonSettings,
     common_settings,
@@ -26,13 +25,14 @@ from aipo.config.comparison import (
     load_comparison,
 )
 from aipo.config.loader import dump_settings
+from aipo.console import console, duration, plain_errors
 from aipo.core.passk import pass_at_k
-from aipo.evaluate.comparison import Facts, Report, TuningPoint, write_facts, write_report
-from aipo.evaluate.plots import boundary_plot
-from aipo.evaluate.records import EvaluationRecord, at_last_step, read_records
-from aipo.evaluate.runs import RunRecord, read_run, thinned, write_run
-from aipo.evaluate.table import results_table
-from aipo.train.journal import EVALUATION, METRICS, TIMINGS, read_lines
+from aipo.evaluation.comparison import Facts, Report, TuningPoint, write_facts, write_report
+from aipo.evaluation.plots import boundary_plot
+from aipo.evaluation.records import EvaluationRecord, at_last_step, read_records
+from aipo.evaluation.runs import RunRecord, read_run, thinned, write_run
+from aipo.evaluation.table import results_table
+from aipo.training.journal import EVALUATION, METRICS, TIMINGS, read_lines
 
 
 def compare(

@@ -37,6 +37,6 @@ def export(
     Training rows go to the agent loop `aipo`, validation rows to `aipo_solo`, which reaches no agent. With a
     model in policy.model, every prompt is measured: one that is too long is an error, as in `aipo train`.
     """
-    from aipo.cli.data_export import export as run
+    from aipo.integrations.verl.export import export as run
 
     run(recipe, overrides or [], output, with_agents)

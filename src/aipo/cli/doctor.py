@@ -14,15 +14,15 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from aipo.cli.agent_backends import build_agents
-from aipo.cli.assembly import Parts, assemble, build_protocol, build_task, oracle_of
-from aipo.cli.canary import try_all
-from aipo.cli.console import console, plain_errors
+from aipo.assembly.agents import build_agents
+from aipo.assembly.canary import try_all
+from aipo.assembly.parts import Parts, assemble, build_protocol, build_task, oracle_of
+from aipo.assembly.rehearsal import rehearsed_consultation
+from aipo.assembly.selftest import self_test
 from aipo.cli.machine import Finding, Health, disk, graphics, isolation, memory, versions
-from aipo.cli.rehearsal import rehearsed_consultation
-from aipo.cli.selftest import self_test
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings, TaskSettings
+from aipo.console import console, plain_errors
 from aipo.consult.codec import TagCodec
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError

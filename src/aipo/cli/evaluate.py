@@ -8,18 +8,18 @@ from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 
-from aipo.cli.assembly import Parts, assemble
-from aipo.cli.console import console, plain_errors, print_passing
+from aipo.assembly.parts import Parts, assemble
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
-from aipo.evaluate.manifest import fingerprint
-from aipo.evaluate.records import SCHEMA, EvaluationRecord, ProblemResult, append_record, read_records
-from aipo.evaluate.solo import EvaluationPlan, first_of_each_stratum
-from aipo.evaluate.solo import evaluate as run_evaluation
-from aipo.evaluate.table import results_table
+from aipo.console import console, plain_errors, print_passing
+from aipo.evaluation.manifest import fingerprint
+from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult, append_record, read_records
+from aipo.evaluation.solo import EvaluationPlan, first_of_each_stratum
+from aipo.evaluation.solo import evaluate as run_evaluation
+from aipo.evaluation.table import results_table
 from aipo.tasks.base import Split
-from aipo.train.events import StopRunError
-from aipo.train.journal import EVALUATION, TIMINGS, NotRecordedError
+from aipo.training.events import StopRunError
+from aipo.training.journal import EVALUATION, TIMINGS, NotRecordedError
 
 NOTHING_KNOWN: Mapping[str, str | int | float] = MappingProxyType({})
 

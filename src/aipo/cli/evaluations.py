@@ -7,10 +7,10 @@ name, and nothing is sampled.
 from collections.abc import Sequence
 from pathlib import Path
 
-from aipo.cli.console import console
-from aipo.evaluate.manifest import EvaluationError, is_evaluation
-from aipo.evaluate.versus import compared, read_evaluation
-from aipo.evaluate.versus_page import VersusPage
+from aipo.console import console
+from aipo.evaluation.manifest import EvaluationError, is_evaluation
+from aipo.evaluation.versus import compared, read_evaluation
+from aipo.evaluation.versus_page import VersusPage
 
 FOLDER = "comparison"
 """Beside the first evaluation."""

@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import typer
 
 from aipo import __version__
+from aipo.assembly.suite_options import NO_OPTIONS, SuiteOptions, with_suite_options
 from aipo.cli import agents, data, tasks, verl
 from aipo.cli.options import (
     AllowChange,
@@ -38,8 +39,7 @@ from aipo.cli.options import (
     Runs,
     Stratum,
 )
-from aipo.cli.planning_options import NO_PLAN_OPTIONS, PlanOptions, with_plan_options
-from aipo.cli.suite_options import NO_OPTIONS, SuiteOptions, with_suite_options
+from aipo.planning.options import NO_PLAN_OPTIONS, PlanOptions, with_plan_options
 
 app = typer.Typer(
     name="aipo",
@@ -108,7 +108,7 @@ def evaluate(
     mode, agents, may be added to evaluate.modes to see what the agents are worth. Appends to evaluation.jsonl
     in run.output; modes in which this very policy and these problems are there already are not sampled again.
     """
-    from aipo.cli.console import plain_errors
+    from aipo.console import plain_errors
 
     if recipe.suffix == ".toml" or recipe.is_file():
         with plain_errors():
@@ -218,16 +218,16 @@ def version() -> None:
 
 def _refuse_bad_recipe(recipe: Path, overrides: Sequence[str]) -> None:
     """Report what is wrong with a recipe before the seconds that importing torch takes."""
-    from aipo.cli.console import plain_errors
     from aipo.config.loader import load_settings
+    from aipo.console import plain_errors
 
     with plain_errors():
         load_settings(recipe, overrides)
 
 
 def _refuse_bad_comparison(recipe: Path, overrides: Sequence[str]) -> None:
-    from aipo.cli.console import plain_errors
     from aipo.config.comparison import comparison_recipes, load_comparison
+    from aipo.console import plain_errors
 
     with plain_errors():
         for each in comparison_recipes(recipe):

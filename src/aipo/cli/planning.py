@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.table import Table
 
-from aipo.cli.console import console, duration, plain_errors
-from aipo.cli.planning_options import PlanOptions
-from aipo.cli.planning_setting import setting_of, sizes_of
+from aipo.console import console, duration, plain_errors
+from aipo.planning.from_settings import setting_of, sizes_of
+from aipo.planning.options import PlanOptions
 from aipo.planning.scaling import Size, scaling, stops_at
 from aipo.planning.step import Step, plan_step
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.text import Text
 
-from aipo.cli.assembly import Parts, assemble
-from aipo.cli.console import console, plain_errors
+from aipo.assembly.parts import Parts, assemble
 from aipo.config.loader import load_settings
+from aipo.console import console, plain_errors
 from aipo.core.types import Source
 from aipo.rollout.group import Group, GroupShape, MemberRollout
 from aipo.tasks.base import Split
@@ -56,6 +56,6 @@ def _print_group(parts: Parts, group: Group) -> None:
 def _coloured(parts: Parts, member: MemberRollout) -> Text:
     text = Text()
     for segment in member.rollout.stream.segments if member.rollout else ():
-        words = parts.sampler.desk.codec.text(segment.ids)
+        words = parts.sampler.consult.codec.text(segment.ids)
         text.append(words + " ", style=STYLES[segment.source])
     return text

@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aipo.cli.console import SHOWN, duration, remaining_s, terminal
-from aipo.train.events import LastConsultation, Progress
+from aipo.console import SHOWN, duration, remaining_s, terminal
+from aipo.training.events import LastConsultation, Progress
 
 BARS = " ▁▂▃▄▅▆▇█"
 COURSE_STEPS = 40

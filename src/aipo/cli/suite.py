@@ -11,21 +11,21 @@ from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
-from aipo.cli.agent_backends import build_agents
-from aipo.cli.assembly import build_task, oracle_of, prepare_process
-from aipo.cli.console import console, plain_errors
-from aipo.cli.suite_options import SuiteOptions, chosen_names, counts_of, files_of
-from aipo.cli.suite_policy import SLOTS, Way, loaded_policy
+from aipo.assembly.agents import build_agents
+from aipo.assembly.parts import build_task, oracle_of, prepare_process
+from aipo.assembly.policy import SLOTS, Way, loaded_policy
+from aipo.assembly.suite_options import SuiteOptions, chosen_names, counts_of, files_of
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
+from aipo.console import console, plain_errors
 from aipo.core.types import SoloMode
 from aipo.engines.base import Sampling
-from aipo.evaluate.benchmark_run import SOLO, Entry
-from aipo.evaluate.manifest import EvaluationError, Questions, claim
-from aipo.evaluate.samples import SAMPLES, SampleFile
-from aipo.evaluate.score_page import RESULTS_MD, ScorePage
-from aipo.evaluate.solo import first_of_each_stratum
-from aipo.evaluate.versus import read_evaluation
+from aipo.evaluation.benchmark_run import SOLO, Entry
+from aipo.evaluation.manifest import EvaluationError, Questions, claim
+from aipo.evaluation.samples import SAMPLES, SampleFile
+from aipo.evaluation.score_page import RESULTS_MD, ScorePage
+from aipo.evaluation.solo import first_of_each_stratum
+from aipo.evaluation.versus import read_evaluation
 from aipo.tasks.base import Problem, Split, Task, TaskError
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS, PAPER_EIGHT
 from aipo.tasks.benchmarks.load import local_file, packaged

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from aipo.cli.console import console, duration, plain_errors
+from aipo.console import console, duration, plain_errors
 from aipo.tasks.base import Split, TaskError
 from aipo.tasks.benchmarks.benchmark import Benchmark
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS

@@ -7,25 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from aipo.agents.base import Agent
-from aipo.cli.assembly import Parts, assemble
-from aipo.cli.canary import refuse_silent_agents
-from aipo.cli.console import StepLines, console, errors, plain_errors
+from aipo.assembly.canary import refuse_silent_agents
+from aipo.assembly.parts import Parts, assemble
+from aipo.assembly.selftest import self_test
+from aipo.assembly.stopping import several_end_at_once, signals_end_the_step, watchdog_of
 from aipo.cli.evaluate import evaluate_run
 from aipo.cli.screen import LiveScreen
-from aipo.cli.selftest import self_test
-from aipo.cli.stopping import several_end_at_once, signals_end_the_step, watchdog_of
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
+from aipo.console import StepLines, console, errors, plain_errors
 from aipo.core.types import AgentName
-from aipo.evaluate.model_card import write_model_card
+from aipo.evaluation.model_card import write_model_card
 from aipo.tasks.base import Split
-from aipo.train.events import Progress
-from aipo.train.journal import AGENTS, record_agents, refuse_other_run
-from aipo.train.log_probs import PolicyForward
-from aipo.train.loop import Trainer
-from aipo.train.model import parameter_line
-from aipo.train.ranks import Ranks, join
-from aipo.train.trackers import check_trackers
+from aipo.training.events import Progress
+from aipo.training.journal import AGENTS, record_agents, refuse_other_run
+from aipo.training.log_probs import PolicyForward
+from aipo.training.loop import Trainer
+from aipo.training.model import parameter_line
+from aipo.training.ranks import Ranks, join
+from aipo.training.trackers import check_trackers
 
 BFLOAT16_RATE = 4e-5
 """Below it a step of AdamW moves a usual weight, 0.02, by less than half of bfloat16's spacing there."""

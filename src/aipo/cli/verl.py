@@ -53,13 +53,13 @@ def config(
 
     A setting that would mean something else on verl, or nothing, is an error with its fix.
     """
-    from aipo.cli.console import console, plain_errors
     from aipo.config.cluster import load_cluster
     from aipo.config.loader import dump_settings, load_settings
+    from aipo.console import console, plain_errors
 
     with plain_errors():
         settings, where = load_settings(recipe, overrides or []), load_cluster(cluster, on or [])
-        from aipo.cli.verl_config import verl_config
+        from aipo.integrations.verl.config import verl_config
 
         table = verl_config(settings, where)
     output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from aipo.cli.console import EXIT_BAD_INPUT, console, errors
+from aipo.console import EXIT_BAD_INPUT, console, errors
 
 PLUGIN = "aipo.integrations.verl.plugin"
 

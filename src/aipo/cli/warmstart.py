@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from aipo.cli.assembly import build_protocol, prepare_process
-from aipo.cli.console import console, duration, plain_errors
+from aipo.assembly.parts import build_protocol, prepare_process
 from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
+from aipo.console import console, duration, plain_errors
 from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import NOTICES
 from aipo.core.types import AgentName
 from aipo.tasks.cpu_tasks import CPU_TASKS
 from aipo.tasks.curriculum import Trace
-from aipo.train.model import save_policy
-from aipo.train.tiny import build_model, build_tokenizer
-from aipo.train.warmstart import WarmstartProgress, warm_start
+from aipo.training.model import save_policy
+from aipo.training.tiny import build_model, build_tokenizer
+from aipo.training.warmstart import WarmstartProgress, warm_start
 
 
 def warmstart(recipe: Path, overrides: Sequence[str]) -> None:

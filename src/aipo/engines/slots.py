@@ -20,7 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
-class Filled(Exception):
+class CacheFilled(Exception):
     """Ends a forward pass that only fills the cache, as soon as its last layer has written."""
 
 
@@ -64,7 +64,7 @@ class _SlotLayer(CacheLayerMixin):
         self.keys[w.row_index, w.column_index] = key_states.transpose(1, 2)
         self.values[w.row_index, w.column_index] = value_states.transpose(1, 2)
         if self is w.last:
-            raise Filled
+            raise CacheFilled
         return (
             self.keys[w.rows, : w.width].transpose(1, 2),
             self.values[w.rows, : w.width].transpose(1, 2),
@@ -108,7 +108,7 @@ class SlotCache:
         self._config, self._dtype = text, dtype
 
     def fill_only(self, wanted: bool) -> None:
-        """Say whether the next passes raise `Filled` once they have written all keys and values."""
+        """Say whether the next passes raise `CacheFilled` once they have written all keys and values."""
         self._window.last = self._layers[-1] if wanted else None
 
     def open(

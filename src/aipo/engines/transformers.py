@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from aipo.core.types import StopReason
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
 from aipo.engines.sampling import Uniforms, draw
-from aipo.engines.slots import Filled, SlotCache
+from aipo.engines.slots import CacheFilled, SlotCache
 from aipo.engines.stops import StopFinder, end_ids
 
 LOCKSTEP_TOKENS = 16
@@ -209,7 +209,7 @@ class TransformersEngine:
         self._cache.fill_only(True)
         try:
             self._forward(position, inputs)
-        except Filled:
+        except CacheFilled:
             pass  # what the last layer would make of them is never read
         finally:
             self._cache.fill_only(False)

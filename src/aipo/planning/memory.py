@@ -19,7 +19,7 @@ LAYER_BYTES = 34
 LOGIT_BYTES = 2 * BYTES_FP32
 """A float32 logit and its gradient."""
 LOGITS_AT_ONCE = 2**25
-"""As `train/log_probs.py`, where logits are computed a chunk at a time."""
+"""As `training/log_probs.py`, where logits are computed a chunk at a time."""
 RESERVED_BYTES = 2e9
 """CUDA context, NCCL's buffers, the engine's graphs."""
 PREFETCHED_LAYERS = 2

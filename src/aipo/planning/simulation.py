@@ -103,7 +103,7 @@ def simulate(
         )
     places = [i * replicas // len(trajectories) for i in range(len(trajectories))]
     engines = [Replica(rates, trajectories) for _ in range(replicas)]
-    desk = _Desk(service)
+    consult = _Desk(service)
     events: list[tuple[float, int, int, int, int]] = []
     number = 0
 
@@ -127,22 +127,22 @@ def simulate(
         if kind == _ANSWER:
             engines[places[who]].resume(who, at_s)
             announce(places[who])
-            answers = desk.answered(at_s)
+            answers = consult.answered(at_s)
         elif version == engines[who].version:
             for rollout, turn in engines[who].pause():
                 consultation = trajectories[rollout].turns[turn].consultation
                 if consultation is None:
                     ends.append((at_s, who))
                     continue
-                answers += desk.ask(rollout, service.service_s(consultation), at_s)
+                answers += consult.ask(rollout, service.service_s(consultation), at_s)
             announce(who)
         for when, rollout in answers:
             number += 1
             heappush(events, (when, number, _ANSWER, rollout, 0))
-    return _phase(engines, desk, ends)
+    return _phase(engines, consult, ends)
 
 
-def _phase(engines: Sequence[Replica], desk: _Desk, ends: Sequence[tuple[float, int]]) -> Phase:
+def _phase(engines: Sequence[Replica], consult: _Desk, ends: Sequence[tuple[float, int]]) -> Phase:
     last = engines[ends[-1][1]]
     times = tuple(at_s for at_s, _ in ends)
     return Phase(
@@ -152,11 +152,11 @@ def _phase(engines: Sequence[Replica], desk: _Desk, ends: Sequence[tuple[float, 
         idle_s=last.idle_s,
         tail_s=times[-1] - times[min(len(times) - 1, int(TAIL * len(times)))],
         hidden_s=sum(engine.hidden_s for engine in engines) / len(engines),
-        waited_s=desk.waited_s,
-        queued_s=desk.queued_s,
-        busy_s=desk.busy_s,
-        peak_asked=desk.peak,
-        consultations=desk.asked,
+        waited_s=consult.waited_s,
+        queued_s=consult.queued_s,
+        busy_s=consult.busy_s,
+        peak_asked=consult.peak,
+        consultations=consult.asked,
         decoded_tokens=sum(engine.decoded for engine in engines),
         prefilled_tokens=sum(engine.inserted for engine in engines),
         mean_batch=sum(engine.decoded for engine in engines) / max(1, sum(e.steps for e in engines)),

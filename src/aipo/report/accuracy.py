@@ -11,10 +11,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from aipo.evaluate.records import EvaluationRecord, RecordError, read_records
-from aipo.evaluate.statistics import estimate
+from aipo.evaluation.records import EvaluationRecord, RecordError, read_records
+from aipo.evaluation.statistics import estimate
 from aipo.report.folders import RunData
-from aipo.train.journal import EVALUATION
+from aipo.training.journal import EVALUATION
 
 Records = Sequence[EvaluationRecord]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from aipo.config.loader import SettingsError, parse_settings
 from aipo.config.settings import Settings
-from aipo.evaluate.records import EvaluationRecord, read_records
-from aipo.train.journal import AGENTS, EVALUATION, METRICS, SETTINGS, TIMINGS, RunFolderError, read_lines
+from aipo.evaluation.records import EvaluationRecord, read_records
+from aipo.training.journal import AGENTS, EVALUATION, METRICS, SETTINGS, TIMINGS, RunFolderError, read_lines
 
 _SEED_FOLDER = re.compile(r"seed-\d+")
 NOT_COMPARED = ("tuning", "checkpoints", "policy")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from aipo import __version__
-from aipo.evaluate.records import methods_of
+from aipo.evaluation.records import methods_of
 from aipo.report.accuracy import accuracy_panels, boundary_panels, evaluations, policy_folders
 from aipo.report.curves import panels
 from aipo.report.folders import RunData, read_runs
@@ -31,7 +31,7 @@ from aipo.report.summary import summary
 from aipo.report.tokens import Pieces
 from aipo.report.value import ValueOfConsultation
 from aipo.report.weights import rule
-from aipo.train.journal import ROLLOUTS, RunFolderError
+from aipo.training.journal import ROLLOUTS, RunFolderError
 
 ROLLOUT_BYTES = 3_000_000
 """Of all rollouts in the file: with curves and code it stays below 5 MB."""

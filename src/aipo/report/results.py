@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aipo.evaluate.records import EvaluationRecord, at_last_step, methods_of
-from aipo.evaluate.statistics import Difference, paired_difference
-from aipo.evaluate.table import MISSING, Table, format_estimate, format_share, results_table
+from aipo.evaluation.records import EvaluationRecord, at_last_step, methods_of
+from aipo.evaluation.statistics import Difference, paired_difference
+from aipo.evaluation.table import MISSING, Table, format_estimate, format_share, results_table
 
 HARD = "hard"
 """What tasks call problems beyond the policy's boundary; tables put them first."""

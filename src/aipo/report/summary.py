@@ -17,8 +17,8 @@ from aipo.core.types import AgentName
 from aipo.report.folders import RunData
 from aipo.report.scan import Scan
 from aipo.report.weights import rule
-from aipo.train.changes import read_changes
-from aipo.train.metrics import NO_ANSWER
+from aipo.training.changes import read_changes
+from aipo.training.metrics import NO_ANSWER
 
 Pairs = list[tuple[str, str]]
 MUCH_ZERO_VARIANCE, MUCH_TRUNCATED, MUCH_MISMATCH, MUCH_LEAKED = 0.5, 0.1, 0.01, 0.01

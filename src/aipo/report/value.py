@@ -14,8 +14,8 @@ from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Verdict
-from aipo.evaluate.records import SCHEMA, EvaluationRecord, ProblemResult
-from aipo.evaluate.statistics import estimate, paired_difference
+from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult
+from aipo.evaluation.statistics import estimate, paired_difference
 
 MOST_BOOTSTRAPPED = 1000
 """Groups up to which intervals are bootstrapped (memory grows with them); beyond, the normal approximation,

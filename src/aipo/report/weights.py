@@ -18,9 +18,9 @@ from aipo.grading.grade import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
 from aipo.tasks.base import Problem
-from aipo.train.algorithm import base_algorithm, objective_settings
-from aipo.train.credit import credits_of, randomly_rewarded
-from aipo.train.schedule import algorithm_at, shape_at
+from aipo.training.algorithm import base_algorithm, objective_settings
+from aipo.training.credit import credits_of, randomly_rewarded
+from aipo.training.schedule import algorithm_at, shape_at
 
 _FORMULAS = {
     Coefficient.MASKED: "0: FEEDBACK tokens are masked",

@@ -13,7 +13,7 @@ from aipo.agents.base import AgentQuery
 from aipo.core.tokens import TokenStream
 from aipo.core.types import AgentName
 from aipo.rollout.asking import ask
-from aipo.rollout.episode import Desk
+from aipo.rollout.episode import ConsultContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,15 @@ class Approval:
     cost: float
 
 
-async def approval(copy: TokenStream, problem: str, desk: Desk, seed: int) -> Approval:
+async def approval(copy: TokenStream, problem: str, consult: ConsultContext, seed: int) -> Approval:
     """Ask the Verify Agent about a copy, within the deadline of any consultation.
 
     Raises `KeyError` if there is no Verify Agent.
     """
-    text = desk.codec.text(copy.ids[copy.prompt_length :])
+    text = consult.codec.text(copy.ids[copy.prompt_length :])
     query = AgentQuery(problem, text, "", seed)
-    answer = await ask(desk.agents[AgentName.VERIFY], query, desk.agent_timeout_s)
+    answer = await ask(consult.agents[AgentName.VERIFY], query, consult.agent_timeout_s)
     if answer.reply is None:
         return Approval(False, 0, answer.usage.cost)
-    begin, end = desk.codec.feedback(answer.reply.text, desk.limits.max_feedback_tokens).content
+    begin, end = consult.codec.feedback(answer.reply.text, consult.limits.max_feedback_tokens).content
     return Approval(answer.reply.approves is True, end - begin, answer.usage.cost)

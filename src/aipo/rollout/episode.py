@@ -83,7 +83,7 @@ class RolloutSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class ConsultContext:
     """Everything that a rollout consults through; the same for all rollouts of a run."""
 
     protocol: Protocol
@@ -94,9 +94,9 @@ class Desk:
     leak_policy: LeakPolicy = LeakPolicy.ALLOW
 
 
-async def rollout(engine: Engine, spec: RolloutSpec, desk: Desk) -> Rollout:
+async def rollout(engine: Engine, spec: RolloutSpec, consult: ConsultContext) -> Rollout:
     """Produce one rollout. Raises `EngineError`; nothing that an agent does is raised."""
-    episode = _Episode(engine, spec, desk)
+    episode = _Episode(engine, spec, consult)
     try:
         return await episode.run()
     finally:
@@ -106,8 +106,8 @@ async def rollout(engine: Engine, spec: RolloutSpec, desk: Desk) -> Rollout:
 class _Episode:
     """The state of a rollout under way."""
 
-    def __init__(self, engine: Engine, spec: RolloutSpec, desk: Desk) -> None:
-        self._engine, self._spec, self._desk = engine, spec, desk
+    def __init__(self, engine: Engine, spec: RolloutSpec, consult: ConsultContext) -> None:
+        self._engine, self._spec, self._context = engine, spec, consult
         self._segments = [Segment(Source.PROMPT, spec.prompt_ids)]
         self._ids = list(spec.prompt_ids)
         self._since_insertion = len(self._ids)
@@ -120,7 +120,7 @@ class _Episode:
             stop = await self._generate()
             if stop is not StopReason.STOP_STRING:
                 break
-            found = self._desk.protocol.parse(self._desk.codec.text(self._ids[self._since_insertion :]))
+            found = self._context.protocol.parse(self._context.codec.text(self._ids[self._since_insertion :]))
             if found is None:
                 continue  # the stop string stood in other text
             if not await self._consult(found) or self._room() < 1:
@@ -132,8 +132,8 @@ class _Episode:
         own = [i for i, source in enumerate(stream.sources[:last]) if source is Source.POLICY]
         return Rollout(
             stream,
-            self._desk.codec.text(self._ids[stream.prompt_length : last]),
-            self._desk.codec.text([self._ids[i] for i in own]),
+            self._context.codec.text(self._ids[stream.prompt_length : last]),
+            self._context.codec.text([self._ids[i] for i in own]),
             stop,
             tuple(self._consultations),
             tuple(self._dropped),
@@ -143,10 +143,10 @@ class _Episode:
     def _room(self) -> int:
         """Tokens that the response may still grow by."""
         used = len(self._ids) - len(self._spec.prompt_ids)
-        return self._desk.limits.max_response_tokens - used
+        return self._context.limits.max_response_tokens - used
 
     async def _generate(self) -> StopReason:
-        spec, desk = self._spec, self._desk
+        spec, consult = self._spec, self._context
         consulting = spec.condition is Condition.CONSULTING
         banned = not consulting and spec.solo_mode is SoloMode.BANNED
         completion = await self._engine.generate(
@@ -154,8 +154,8 @@ class _Episode:
                 session=spec.id,
                 prefix_ids=tuple(self._ids),
                 max_new_tokens=self._room(),
-                stop=desk.protocol.stop_strings if consulting else (),
-                banned_sequences=desk.codec.banned_sequences() if banned else (),
+                stop=consult.protocol.stop_strings if consulting else (),
+                banned_sequences=consult.codec.banned_sequences() if banned else (),
                 sampling=spec.sampling,
                 seed=spec.seed,
             )
@@ -175,7 +175,7 @@ class _Episode:
 
     async def _consult(self, found: Request | Malformed) -> bool:
         """Settle one request; False when not even a notice fits."""
-        request_at = self._since_insertion + self._desk.codec.token_at(
+        request_at = self._since_insertion + self._context.codec.token_at(
             self._ids[self._since_insertion :], found.start
         )
         self._dropped.append((request_at, len(self._ids)))
@@ -184,7 +184,7 @@ class _Episode:
         if told is not None:
             segment, (begin, end) = told
         else:
-            segment = Segment(Source.SCAFFOLD, self._desk.codec.notice(consultation.outcome))
+            segment = Segment(Source.SCAFFOLD, self._context.codec.notice(consultation.outcome))
         here, inserted = len(self._ids), len(segment.ids)
         spans = [(here, here + begin), (here + end, here + inserted)]
         self._consultations.append(consultation)
@@ -195,31 +195,31 @@ class _Episode:
         self._since_insertion = len(self._ids)
         return True
 
-    async def _settle(self, found: Request | Malformed) -> tuple[Consultation, "_Told | None"]:
+    async def _settle(self, found: Request | Malformed) -> tuple[Consultation, "_Insertion | None"]:
         """Return what came of a request, and what the policy is told if there is anything."""
         if isinstance(found, Malformed):
             return self._without_reply(None, "", ConsultOutcome.MALFORMED, found.reason), None
-        limits = self._desk.limits
+        limits = self._context.limits
         spent = sum(c.outcome is not ConsultOutcome.REFUSED_LIMIT for c in self._consultations)
         if spent >= limits.max_consultations:
             refused = "limit of consultations"
-        elif self._room() <= self._desk.codec.request_room(limits.max_feedback_tokens):
+        elif self._room() <= self._context.codec.request_room(limits.max_feedback_tokens):
             refused = "limit of tokens"
         else:
             return await self._ask(found)
         return self._without_reply(found.agent, found.text, ConsultOutcome.REFUSED_LIMIT, refused), None
 
-    async def _ask(self, request: Request) -> tuple[Consultation, "_Told | None"]:
+    async def _ask(self, request: Request) -> tuple[Consultation, "_Insertion | None"]:
         spec = self._spec
-        whole = self._desk.codec.text(self._ids[len(spec.prompt_ids) :])
-        latest = self._desk.codec.text(self._ids[self._since_insertion :])
+        whole = self._context.codec.text(self._ids[len(spec.prompt_ids) :])
+        latest = self._context.codec.text(self._ids[self._since_insertion :])
         before = whole[: len(whole) - len(latest) + request.start]
         seed = seed_of(spec.seed, "consultation", len(self._consultations))
         query = AgentQuery(spec.problem, before, request.text, seed)
         begun = time.monotonic()
-        answer = await ask(self._desk.agents[request.agent], query, self._desk.agent_timeout_s)
+        answer = await ask(self._context.agents[request.agent], query, self._context.agent_timeout_s)
         latency_s = time.monotonic() - begun
-        heard = _hear(answer, self._desk, spec.hide_answer)
+        heard = _process_reply(answer, self._context, spec.hide_answer)
         consultation = Consultation(
             request.agent,
             request.text,
@@ -241,12 +241,12 @@ class _Episode:
         return Consultation(agent, request, outcome, "", 0, detail, "", 0.0)
 
 
-_Told = tuple[Segment, tuple[int, int]]
+_Insertion = tuple[Segment, tuple[int, int]]
 """What is inserted, and the span of the agent's own words in it."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
+class _ProcessedReply:
     """What came of an answer on its way to the policy."""
 
     outcome: ConsultOutcome
@@ -254,18 +254,20 @@ class _Heard:
     written_tokens: int = 0
     leaked: bool = False
     reply: str = ""
-    told: _Told | None = None
+    told: _Insertion | None = None
 
 
-def _hear(answer: Answer, desk: Desk, hide: Hide | None) -> _Heard:
+def _process_reply(answer: Answer, consult: ConsultContext, hide: Hide | None) -> _ProcessedReply:
     """Pass an answer through the leak guard, neutralise it and cut it."""
     if answer.reply is None:
-        return _Heard(answer.outcome, answer.detail)
+        return _ProcessedReply(answer.outcome, answer.detail)
     said = answer.reply.text
-    guard = guarded(said, hide, desk.leak_policy)
-    written = desk.codec.feedback(said, desk.limits.max_feedback_tokens)
+    guard = guarded(said, hide, consult.leak_policy)
+    written = consult.codec.feedback(said, consult.limits.max_feedback_tokens)
     block = (
-        written if guard.text == said else desk.codec.feedback(guard.text, desk.limits.max_feedback_tokens)
+        written
+        if guard.text == said
+        else consult.codec.feedback(guard.text, consult.limits.max_feedback_tokens)
     )
     tokens = written.content[1] - written.content[0]
     begin, end = block.content
@@ -273,10 +275,12 @@ def _hear(answer: Answer, desk: Desk, hide: Hide | None) -> _Heard:
         why = (
             "it states the answer" if guard.leaked else "nothing of the reply can be said in this vocabulary"
         )
-        return _Heard(ConsultOutcome.EMPTY, why, tokens, guard.leaked)
+        return _ProcessedReply(ConsultOutcome.EMPTY, why, tokens, guard.leaked)
     log_q = _log_q(block, answer.reply.log_probs) if block is written else ()
     told = Segment(Source.FEEDBACK, block.ids, log_q), block.content
-    return _Heard(answer.outcome, "", tokens, guard.leaked, desk.codec.text(block.ids[begin:end]), told)
+    return _ProcessedReply(
+        answer.outcome, "", tokens, guard.leaked, consult.codec.text(block.ids[begin:end]), told
+    )
 
 
 def _log_q(block: FeedbackBlock, reported: tuple[float, ...]) -> tuple[float, ...]:

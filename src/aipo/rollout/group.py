@@ -15,7 +15,7 @@ from aipo.core.seeds import seed_of
 from aipo.core.tokens import TokenStream, expert_stream
 from aipo.core.types import Condition, SoloMode, Verdict
 from aipo.engines.base import Engine, EngineError, Sampling
-from aipo.rollout.episode import Desk, Rollout, RolloutSpec, rollout
+from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from aipo.tasks.base import Grade, Problem, Task
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Prompts:
     """The ids of a problem's two prompts."""
 
     tokenizer: "PreTrainedTokenizerBase"
-    desk: Desk
+    consult: ConsultContext
     consulting_override: str | None
     solo_override: str | None
     max_prompt_tokens: int
@@ -35,8 +35,8 @@ class Prompts:
     def ids(self, problem: Problem, condition: Condition) -> tuple[int, ...]:
         """Return the prompt's ids. Raises `ValueError` for a problem that is too long."""
         override = self.solo_override if condition is Condition.SOLO else self.consulting_override
-        system = system_prompt(condition, self.desk.protocol, override)
-        ids = tuple(chat_prompt_ids(self.tokenizer, system, problem.text, self.desk.codec.forbidden))
+        system = system_prompt(condition, self.consult.protocol, override)
+        ids = tuple(chat_prompt_ids(self.tokenizer, system, problem.text, self.consult.codec.forbidden))
         if len(ids) > self.max_prompt_tokens:
             raise ValueError(
                 f"problem {problem.id}: its prompt has {len(ids)} tokens; raise rollout.max_prompt_tokens = "
@@ -85,7 +85,7 @@ class Sampler:
     """Produces groups: the one way in which training, evaluation and `aipo rollout` make rollouts."""
 
     engine: Engine
-    desk: Desk
+    consult: ConsultContext
     task: Task
     prompts: Prompts
     expert: Callable[[str], str] | None = None
@@ -120,7 +120,7 @@ class Sampler:
 
     async def _member(self, spec: RolloutSpec, problem: Problem) -> MemberRollout:
         try:
-            produced = await rollout(self.engine, spec, self.desk)
+            produced = await rollout(self.engine, spec, self.consult)
         except EngineError as error:
             return MemberRollout(spec.id, spec.condition, None, Grade(Verdict.UNGRADED, f"engine: {error}"))
         try:

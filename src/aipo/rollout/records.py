@@ -11,7 +11,7 @@ from typing import Any
 
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
-from aipo.rollout.episode import Consultation, Desk
+from aipo.rollout.episode import Consultation, ConsultContext
 from aipo.rollout.group import Group, MemberRollout
 
 SCHEMA = 1
@@ -20,14 +20,17 @@ NOTHING_LEARNT: Mapping[int, Sequence[float]] = MappingProxyType({})
 
 
 def rollout_records(
-    group: Group, step: int, desk: Desk, learnt: Mapping[int, Sequence[float]] = NOTHING_LEARNT
+    group: Group,
+    step: int,
+    consult: ConsultContext,
+    learnt: Mapping[int, Sequence[float]] = NOTHING_LEARNT,
 ) -> list[dict[str, Any]]:
     """Return a JSON-ready object for each rollout of a group.
 
     `learnt` holds log p of each stream's FEEDBACK tokens under the policy that learnt from them, by the
     stream's `id`; a rollout that nothing was learnt from is not in it.
     """
-    return [_record(group, member, step, desk, learnt) for member in group.members]
+    return [_record(group, member, step, consult, learnt) for member in group.members]
 
 
 def consultation_times(groups: Sequence[Group]) -> dict[str, list[float]]:
@@ -46,7 +49,11 @@ def consultation_times(groups: Sequence[Group]) -> dict[str, list[float]]:
 
 
 def _record(
-    group: Group, member: MemberRollout, step: int, desk: Desk, learnt: Mapping[int, Sequence[float]]
+    group: Group,
+    member: MemberRollout,
+    step: int,
+    consult: ConsultContext,
+    learnt: Mapping[int, Sequence[float]],
 ) -> dict[str, Any]:
     produced = member.rollout
     return {
@@ -63,25 +70,27 @@ def _record(
         "stop": produced.stop.value if produced else None,
         "weights_version": produced.weights_version if produced else None,
         "response": produced.response if produced else None,
-        "segments": _segments(produced.stream, desk, learnt.get(id(produced.stream))) if produced else [],
+        "segments": _segments(produced.stream, consult, learnt.get(id(produced.stream))) if produced else [],
         "consultations": [_consultation(c) for c in produced.consultations] if produced else [],
     }
 
 
-def _segments(stream: TokenStream, desk: Desk, learnt: Sequence[float] | None) -> list[dict[str, Any]]:
+def _segments(
+    stream: TokenStream, consult: ConsultContext, learnt: Sequence[float] | None
+) -> list[dict[str, Any]]:
     left = iter(learnt or ())
-    records = [_segment(segment, desk) for segment in stream.segments]
+    records = [_segment(segment, consult) for segment in stream.segments]
     for segment, record in zip(stream.segments, records, strict=True):
         if learnt is not None and segment.source is Source.FEEDBACK:
             record["policy_log_probs"] = [round(next(left), LOG_PROB_DECIMALS) for _ in segment.ids]
     return records
 
 
-def _segment(segment: Segment, desk: Desk) -> dict[str, Any]:
+def _segment(segment: Segment, consult: ConsultContext) -> dict[str, Any]:
     record: dict[str, Any] = {
         "source": segment.source.name.lower(),
         "ids": list(segment.ids),
-        "text": desk.codec.text(segment.ids),
+        "text": consult.codec.text(segment.ids),
     }
     if segment.source is Source.POLICY:
         record["log_probs"] = [round(log_prob, LOG_PROB_DECIMALS) for log_prob in segment.log_probs]

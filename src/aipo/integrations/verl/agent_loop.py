@@ -49,10 +49,14 @@ class AipoAgentLoop(AgentLoopBase):
         parts, plan = self._parts, self._plan
         problem = problem_of(kwargs)
         engine = VerlEngine(
-            self.server_manager, parts.desk.codec.text, parts.end_ids, plan.generate_timeout_s, LOST
+            self.server_manager,
+            parts.consult.codec.text,
+            parts.end_ids,
+            plan.generate_timeout_s,
+            LOST,
         )
         shape = replace(self._shape(int(kwargs.get("session_id", 0))), sampling=_sampling(sampling_params))
-        sampler = Sampler(engine, parts.desk, parts.task, parts.prompts)
+        sampler = Sampler(engine, parts.consult, parts.task, parts.prompts)
         path: list[str | int] = ["verl", str(kwargs.get("uid", "")), int(kwargs.get("session_id", 0))]
         (group,) = await sampler.groups([problem], shape, path)
         (member,) = group.members

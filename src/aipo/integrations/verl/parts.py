@@ -1,4 +1,4 @@
-"""What a rollout needs in a process of verl: the desk, the task, the prompts. Built once a process.
+"""What a rollout needs in a process of verl: the consult, the task, the prompts. Built once a process.
 
 Owns the seam to whatever builds them: `aipo.parts` of verl's configuration names a function, by default the
 package's own, which reads the recipe; yours may bring agents of your own. Must not know which agents, tasks
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from aipo.core.types import SoloMode
-from aipo.rollout.episode import Desk
+from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts
 from aipo.tasks.base import Task
 
@@ -26,7 +26,7 @@ class PartsError(ValueError):
 class Parts:
     """Everything that a rollout needs but the engine."""
 
-    desk: Desk
+    consult: ConsultContext
     task: Task
     prompts: Prompts
     end_ids: frozenset[int]
@@ -59,6 +59,6 @@ def _builder(name: str) -> Builder:
         found = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise PartsError(
-            f"aipo.parts = {name!r}: {error}; name a function as in 'aipo.cli.verl_parts:build'"
+            f"aipo.parts = {name!r}: {error}; name a function as in 'my_package.parts:build'"
         ) from error
     return partial(found)

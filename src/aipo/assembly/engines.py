@@ -1,0 +1,124 @@
+"""Which engine stands behind `engine.name`: built, connected, compared with policy.model, given its weights.
+
+Owns the way from the table `engine` to something that samples. Must not sample rollouts.
+Invariant: an engine that cannot serve the settings is one `ValueError` with the fix, and leaves no process.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from aipo.config.settings import Settings
+from aipo.engines.base import Engine, EngineError, Sampling
+from aipo.engines.link import HttpLink
+from aipo.engines.transformers import TransformersEngine
+from aipo.engines.vllm import VllmEngine, VllmSettings
+from aipo.engines.vllm_facts import refuse_other_policy
+from aipo.engines.vllm_server import ServerPlan, VllmServer
+from aipo.training.journal import SERVER_LOG
+from aipo.training.model import save_plain
+
+
+class EngineSetupError(ValueError):
+    """The engine of the settings cannot be used; the message names the field and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEngine:
+    """What samples, and how to end it."""
+
+    engine: Engine
+    dtype: str
+    """What it computes in, as in `float32`."""
+    close: Callable[[], None]
+    """Ends a server that was started; may be called twice."""
+
+
+def build_engine(
+    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, log_folder: Path | None
+) -> PolicyEngine:
+    """Return the engine of the settings, ready to sample from `model`'s weights.
+
+    A started server's log goes to `log_folder`, or to a temporary one. Raises `EngineSetupError`.
+    """
+    capacity = settings.rollout.max_prompt_tokens + settings.rollout.max_response_tokens
+    if settings.engine.name == "transformers":
+        slots = settings.rollout.slots
+        engine = TransformersEngine(model, tokenizer, slots=slots, capacity=capacity)
+        return PolicyEngine(engine, str(model.dtype).removeprefix("torch."), lambda: None)
+    server = None
+    try:
+        if settings.engine.start:
+            server = VllmServer(server_plan(settings, log_folder))
+            server.start()
+        url = server.url if server else settings.engine.url
+        vllm = asyncio.run(_connected(settings, url, model, tokenizer))
+    except EngineError as error:
+        if server:
+            server.stop()
+        raise EngineSetupError(_with_fix(settings, error)) from error
+    except BaseException:  # Ctrl-C while a server starts
+        if server:
+            server.stop()
+        raise
+    return PolicyEngine(vllm, vllm.dtype, server.stop if server else lambda: None)
+
+
+async def _connected(
+    settings: Settings, url: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> VllmEngine:
+    e = settings.engine
+    link = HttpLink(url, timeout_s=e.request_timeout_s, concurrency=e.concurrency, key=_key(e.api_key_env))
+    engine = VllmEngine(link, model, tokenizer, VllmSettings(e.weights_folder, e.weights_timeout_s))
+    facts = await engine.connect()
+    engine.refuse(Sampling(temperature=settings.rollout.temperature))
+    needed = settings.rollout.max_prompt_tokens + settings.rollout.max_response_tokens
+    if facts.max_tokens < needed:
+        raise EngineError(
+            f"policy server {url} takes {facts.max_tokens} tokens in all, rollout.max_prompt_tokens + "
+            f"rollout.max_response_tokens = {needed}; start it with --max-model-len {needed}, or lower those"
+        )
+    tags = [f"<{slash}{tag}>" for tag in settings.consult.tags.values() for slash in ("", "/")]
+    await refuse_other_policy(link, facts, model.config, tokenizer, tags)
+    await engine.load_weights(partial(save_plain, model), 0)
+    return engine
+
+
+def server_plan(settings: Settings, log_folder: Path | None) -> ServerPlan:
+    """Return how a server is started for these settings."""
+    e, r = settings.engine, settings.rollout
+    exact_at_any_temperature = "raw_logprobs" if r.temperature == 1 else "processed_logprobs"
+    command = (
+        *e.command,
+        settings.policy.model,
+        *("--dtype", settings.policy.dtype),
+        *("--max-model-len", str(r.max_prompt_tokens + r.max_response_tokens)),
+        *("--logprobs-mode", exact_at_any_temperature),
+        *("--generation-config", "vllm"),
+        *e.arguments,
+    )
+    folder = log_folder or Path(tempfile.mkdtemp(prefix="aipo-vllm-"))
+    return ServerPlan(command, folder / SERVER_LOG, e.start_timeout_s, e.environment)
+
+
+def _key(variable: str) -> str | None:
+    if not variable:
+        return None
+    if not os.environ.get(variable):
+        raise EngineError(
+            f"engine.api_key_env = {variable!r}: there is no such environment variable; set it to the "
+            "server's key, or make engine.api_key_env = ''"
+        )
+    return os.environ[variable]
+
+
+def _with_fix(settings: Settings, error: EngineError) -> str:
+    if settings.engine.start:
+        return f"engine.start: {error}"
+    return f"engine.url = {settings.engine.url!r}: {error} (docs/engines.md says how to start one)"

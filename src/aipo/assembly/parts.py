@@ -1,0 +1,167 @@
+"""Assembly: from settings to the parts of a run, checked before any compute is spent.
+
+Owns which implementation stands behind which name. Must not hold logic of its own.
+Invariant: what is assembled here fits together; every mismatch is one clear error that names field, value and
+fix.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from aipo.agents.base import Agent
+from aipo.assembly.agents import AgentSet, build_agents
+from aipo.assembly.engines import PolicyEngine, build_engine
+from aipo.assembly.heap import tune_malloc
+from aipo.config.sandbox import SandboxSettings
+from aipo.config.settings import ConsultSettings, Settings, TaskSettings
+from aipo.consult.codec import TagCodec
+from aipo.consult.limits import Limits
+from aipo.consult.protocol import Protocol
+from aipo.core.types import AgentName
+from aipo.grading.sandbox import base as sandboxes
+from aipo.rollout.episode import ConsultContext
+from aipo.rollout.group import Prompts, Sampler
+from aipo.rollout.leaks import LeakPolicy
+from aipo.tasks.base import Oracle, Split, Task
+from aipo.tasks.benchmarks.catalogue import BENCHMARKS
+from aipo.tasks.benchmarks.load import refuse_evaluation_file
+from aipo.tasks.benchmarks.task import BenchmarkTask, GradingLimits
+from aipo.tasks.cpu_tasks import CPU_TASKS
+from aipo.tasks.jsonl import JsonlSource, JsonlTask
+from aipo.training.model import load_policy
+
+
+class AssemblyError(ValueError):
+    """The settings do not fit together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that training, evaluation and `aipo rollout` need."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    sampler: Sampler
+    crew: AgentSet
+    policy_engine: PolicyEngine
+
+    def close(self) -> None:
+        """End what was started for these parts: a policy server."""
+        self.policy_engine.close()
+
+
+def prepare_process(settings: Settings) -> None:
+    """Set threads, determinism and heap of this process, and keep the bars of a library out of ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    disable_progress_bar()
+    torch.set_num_threads(settings.run.threads)
+    torch.manual_seed(settings.run.seed)
+    if settings.run.device == "cpu":
+        tune_malloc()
+    if settings.run.device.startswith("cuda") and not torch.cuda.is_available():
+        raise AssemblyError(
+            f"run.device = {settings.run.device!r} but torch sees no GPU; set run.device = 'cpu'"
+        )
+
+
+def assemble(
+    settings: Settings,
+    agents: Mapping[AgentName, Agent] | None = None,
+    use_cache: bool = True,
+    log_folder: Path | None = None,
+) -> Parts:
+    """Build all parts; `agents` of your own take the place of those in the settings.
+
+    A policy server that is started (engine.start) logs to `log_folder`; `Parts.close` ends it.
+    Raises `ValueError` subclasses, each one sentence with the fix.
+    """
+    prepare_process(settings)
+    task = build_task(settings.task, settings.sandbox)
+    oracle = oracle_of(settings)
+    protocol = build_protocol(settings.consult, settings.agents.enabled)
+    limits = Limits(
+        settings.consult.max_consultations if settings.agents.enabled else 0,
+        settings.consult.max_feedback_tokens,
+        settings.rollout.max_response_tokens,
+    )
+    crew = build_agents(settings, oracle, agents, use_cache)
+    model, tokenizer = load_policy(settings.policy, settings.run.device)
+    codec = TagCodec(tokenizer, protocol)
+    _check_room(settings, codec)
+    leaks = LeakPolicy(settings.consult.leak_policy)
+    consult = ConsultContext(protocol, codec, limits, crew.agents, settings.agents.timeout_s, leaks)
+    engine = build_engine(settings, model, tokenizer, log_folder)
+    prompts = Prompts(
+        tokenizer,
+        consult,
+        settings.consult.consulting_prompt,
+        settings.consult.solo_prompt,
+        settings.rollout.max_prompt_tokens,
+    )
+    expert = oracle.solution if oracle else None
+    return Parts(model, tokenizer, task, Sampler(engine.engine, consult, task, prompts, expert), crew, engine)
+
+
+def build_task(settings: TaskSettings, sandbox: SandboxSettings | None = None) -> Task:
+    """Return the named task. Without `sandbox`, its defaults."""
+    if settings.name in CPU_TASKS:
+        return CPU_TASKS[settings.name].task()
+    given = {
+        Split.TRAIN: settings.train_file,
+        Split.VALIDATION: settings.validation_file,
+        Split.TEST: settings.test_file,
+    }
+    files = {split: path for split, path in given.items() if path}
+    if settings.train_file:
+        refuse_evaluation_file(settings.train_file, "task.train_file", BENCHMARKS.values())
+    if settings.name in BENCHMARKS:
+        limits = GradingLimits(settings.grade_timeout_s, settings.grade_workers, _sandbox(sandbox))
+        return BenchmarkTask(BENCHMARKS[settings.name], files, limits)
+    columns = (settings.problem_field, settings.answer_field, settings.answer_after)
+    sources = {split: JsonlSource(path, *columns) for split, path in files.items()}
+    return JsonlTask(sources, settings.match, settings.grade_timeout_s, settings.grade_workers)
+
+
+def _sandbox(settings: SandboxSettings | None) -> sandboxes.SandboxSettings:
+    if settings is None:
+        return sandboxes.SandboxSettings()
+    limits = sandboxes.Limits(settings.cpu_s, settings.wall_s, settings.memory_mb)
+    backend = sandboxes.Choice(settings.backend)
+    return sandboxes.SandboxSettings(
+        backend, settings.url, settings.interpreter, settings.library_paths, limits
+    )
+
+
+def build_protocol(consult: ConsultSettings, enabled: tuple[AgentName, ...]) -> Protocol:
+    """Return the protocol of the settings."""
+    return Protocol(consult.tags, consult.feedback_tag, enabled)
+
+
+def oracle_of(settings: Settings) -> Oracle | None:
+    """Return the task's own oracle, if it has one."""
+    if settings.task.name not in CPU_TASKS:
+        return None
+    default = ConsultSettings()
+    if settings.consult.tags != default.tags or settings.consult.feedback_tag != default.feedback_tag:
+        raise AssemblyError(
+            f"consult.tags: the oracle of {settings.task.name} reads the default tags only; leave them as "
+            "they are"
+        )
+    return CPU_TASKS[settings.task.name].oracle()
+
+
+def _check_room(settings: Settings, codec: TagCodec) -> None:
+    block = codec.request_room(settings.consult.max_feedback_tokens)
+    if settings.agents.enabled and settings.rollout.max_response_tokens <= block + 2:
+        raise AssemblyError(
+            f"rollout.max_response_tokens = {settings.rollout.max_response_tokens} has no room for one "
+            f"feedback of {block} tokens; raise it or lower consult.max_feedback_tokens = "
+            f"{settings.consult.max_feedback_tokens}"
+        )

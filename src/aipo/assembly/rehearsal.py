@@ -1,0 +1,59 @@
+"""One consultation end to end, written by a script in the policy's place: a new policy may ask for nothing.
+
+Owns that script. Must not judge what came of it. Invariant: all else is the run's own: protocol, codec,
+agents, deadlines, the one rollout coroutine.
+"""
+
+from collections.abc import Sequence
+
+from aipo.assembly.parts import Parts
+from aipo.core.types import AgentName, Condition, StopReason
+from aipo.engines.base import Completion, EngineError, GenerationRequest
+from aipo.rollout.episode import Consultation, RolloutSpec, rollout
+from aipo.tasks.base import Problem
+
+QUESTIONS = {
+    AgentName.REASONING: "what is the next step?",
+    AgentName.KNOWLEDGE: "what do I need to know?",
+    AgentName.VERIFY: "is this right?",
+}
+"""The first enabled one is asked: an oracle has a next step for every problem."""
+
+
+class _Script:
+    """An engine that writes given ids, then ends."""
+
+    def __init__(self, ids: Sequence[int], end_id: int) -> None:
+        self._ids, self._end_id = tuple(ids), end_id
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        ids, self._ids = self._ids, ()
+        if len(ids) > request.max_new_tokens:
+            raise EngineError("a request does not fit rollout.max_response_tokens")
+        stop = StopReason.STOP_STRING if ids else StopReason.END
+        ids = ids or (self._end_id,)
+        return Completion(ids, (-1.0,) * len(ids), stop)
+
+    async def release(self, session: str) -> None:
+        pass
+
+
+async def rehearsed_consultation(parts: Parts, problem: Problem) -> Consultation:
+    """Return what came of one agent's consultation. Raises `EngineError`, `ValueError`."""
+    consult, tokenizer = parts.sampler.consult, parts.tokenizer
+    agent = next(name for name in QUESTIONS if name in consult.agents)
+    words = (
+        f"{consult.protocol.request_open(agent)} {QUESTIONS[agent]} {consult.protocol.request_close(agent)}"
+    )
+    script = _Script(tokenizer.encode(words, add_special_tokens=False), int(tokenizer.eos_token_id))
+    spec = RolloutSpec(
+        id="rehearsal",
+        problem=problem.text,
+        prompt_ids=parts.sampler.prompts.ids(problem, Condition.CONSULTING),
+        condition=Condition.CONSULTING,
+        seed=0,
+    )
+    produced = await rollout(script, spec, consult)
+    if not produced.consultations:
+        raise ValueError(f"{words!r} was not understood as a request; check consult.tags")
+    return produced.consultations[0]

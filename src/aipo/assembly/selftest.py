@@ -1,0 +1,59 @@
+"""The start-up self-test: before anything is spent, the parts are shown to fit together.
+
+Owns what is checked at start. Must not train. Invariant: it takes seconds, and a failure is one error with
+the reason.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from aipo.assembly.parts import AssemblyError, Parts
+from aipo.core.types import Condition, Verdict
+from aipo.engines.base import Sampling
+from aipo.rollout.group import GroupShape
+from aipo.tasks.base import Problem
+from aipo.training.log_probs import token_log_probs
+
+MAX_RATIO_ERROR = 1e-4
+CHECKED_PROBLEMS = 3
+LONGEST_CHECKED = 50
+"""Prompts of so many problems, the longest in characters, must fit rollout.max_prompt_tokens."""
+
+
+def self_test(parts: Parts, problems: Sequence[Problem], temperature: float = 1.0) -> None:
+    """Check that the longest prompts fit, roll out both conditions, compare the sampler with the trainer.
+
+    `temperature` is that of training. Raises `ValueError`. Samples a few rollouts from a seed of its own, so
+    that it changes no later draw.
+    """
+    for problem in sorted(problems, key=lambda problem: -len(problem.text))[:LONGEST_CHECKED]:
+        parts.sampler.prompts.ids(problem, Condition.CONSULTING)
+    asyncio.run(_sampler_agrees(parts, problems[:CHECKED_PROBLEMS], temperature))
+
+
+async def _sampler_agrees(parts: Parts, problems: Sequence[Problem], temperature: float) -> None:
+    import torch
+
+    exact = parts.model.dtype == torch.float32 and parts.policy_engine.dtype == "float32"
+    consulting = 1 if parts.sampler.consult.agents else 0
+    groups = await parts.sampler.groups(
+        problems, GroupShape(consulting, 1, sampling=Sampling(temperature)), ("self-test",)
+    )
+    for member in (m for g in groups for m in g.members):
+        if member.grade.verdict is Verdict.UNGRADED or member.rollout is None:
+            raise AssemblyError(f"self-test: a rollout could not be graded: {member.grade.reason}")
+        stream = member.rollout.stream
+        ids = torch.tensor([stream.ids], device=parts.model.device)
+        with torch.no_grad():
+            log_p, _ = token_log_probs(parts.model, ids, temperature)
+        pairs = zip(log_p[0].tolist(), stream.log_probs, stream.sources, strict=True)
+        apart = [abs(a - b) for a, b, source in pairs if source.name == "POLICY"] or [0.0]
+        error, tolerance = (max(apart), MAX_RATIO_ERROR) if exact else (sum(apart) / len(apart), 0.1)
+        if error > tolerance:
+            raise AssemblyError(
+                f"self-test: the sampler's log-probabilities differ from the training forward's by "
+                f"{error:.2g}; with a trainer in {str(parts.model.dtype).removeprefix('torch.')} and a "
+                f"sampler in {parts.policy_engine.dtype} {'at most' if exact else 'a mean of at most'} "
+                f"{tolerance} is expected. Does the engine serve policy.model? Else try policy.attention = "
+                "'eager', or report the architecture"
+            )

@@ -1,0 +1,105 @@
+"""`aipo data export`: a task's problems as Parquet for verl.
+
+Owns the rows' columns. Must not know verl. Invariant: a row holds all that the agent loop needs to make the
+problem again, and the prompt in `prompt` is the one that the loop's rollouts begin with, as messages.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aipo.assembly.parts import build_protocol, build_task
+from aipo.config.loader import load_settings
+from aipo.config.settings import Settings
+from aipo.console import console, plain_errors
+from aipo.consult.codec import TagCodec
+from aipo.consult.prompts import chat_prompt_ids, system_prompt
+from aipo.consult.protocol import neutralise
+from aipo.core.types import Condition
+from aipo.evaluation.solo import first_of_each_stratum
+from aipo.integrations.verl.config import TRAIN_FILE, VALIDATION_FILE
+from aipo.tasks.base import Problem, Split
+
+LOOPS = {Condition.CONSULTING: "aipo_agents", Condition.SOLO: "aipo_solo"}
+"""Agent loops of validation rows."""
+
+
+def export(recipe: Path, overrides: Sequence[str], output: Path, with_agents: bool) -> None:
+    """Write both files."""
+    with plain_errors():
+        settings = load_settings(recipe, overrides)
+        task = build_task(settings.task, settings.sandbox)
+        writer = _Rows(settings)
+        problems = task.problems(Split.TRAIN)
+        train = [writer.row(p, Condition.CONSULTING, "aipo", i) for i, p in enumerate(problems)]
+        held_out = first_of_each_stratum(task.problems(Split.VALIDATION), settings.evaluate.problems)
+        conditions = [Condition.SOLO, *([Condition.CONSULTING] if with_agents else [])]
+        validation = [writer.row(p, c, LOOPS[c], i) for c in conditions for i, p in enumerate(held_out)]
+    output.mkdir(parents=True, exist_ok=True)
+    _write(train, output / TRAIN_FILE)
+    _write(validation, output / VALIDATION_FILE)
+    console.print(
+        f"{output}: {len(train)} training rows, {len(validation)} validation rows"
+        + ("" if writer.measured else "; prompts were not measured: set policy.model to measure them"),
+        markup=False,
+    )
+
+
+class _Rows:
+    """Makes rows; measures prompts where there is a tokenizer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._protocol = build_protocol(settings.consult, settings.agents.enabled)
+        self._tokenizer: Any = None
+        self._forbidden: tuple[str, ...] = self._protocol.control_strings
+        if settings.policy.model:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(settings.policy.model)
+            self._forbidden = TagCodec(self._tokenizer, self._protocol).forbidden
+
+    @property
+    def measured(self) -> bool:
+        """Whether prompts are measured."""
+        return self._tokenizer is not None
+
+    def row(self, problem: Problem, condition: Condition, loop: str, index: int) -> dict[str, Any]:
+        """Return one row. Raises `ValueError` for a prompt that is too long in either condition."""
+        for each in {condition, Condition.SOLO}:
+            self._measure(problem, each)
+        system = self._system(condition)
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": neutralise(problem.text, self._forbidden)})
+        said = {"id": problem.id, "text": problem.text, "gold": problem.gold, "stratum": problem.stratum}
+        return {
+            "data_source": f"{self._settings.task.name}/{problem.stratum}/{loop}",
+            "prompt": messages,
+            "ability": self._settings.task.name,
+            "reward_model": {"style": "rule", "ground_truth": problem.gold},
+            "extra_info": {"index": index, "problem": said},
+            "agent_name": loop,
+        }
+
+    def _system(self, condition: Condition) -> str:
+        consult = self._settings.consult
+        override = consult.solo_prompt if condition is Condition.SOLO else consult.consulting_prompt
+        return system_prompt(condition, self._protocol, override)
+
+    def _measure(self, problem: Problem, condition: Condition) -> None:
+        if self._tokenizer is None:
+            return
+        system, most = self._system(condition), self._settings.rollout.max_prompt_tokens
+        tokens = len(chat_prompt_ids(self._tokenizer, system, problem.text, self._forbidden))
+        if tokens > most:
+            raise ValueError(
+                f"problem {problem.id}: its prompt has {tokens} tokens; raise rollout.max_prompt_tokens = "
+                f"{most} or leave the problem out"
+            )
+
+
+def _write(rows: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), path)

@@ -1,0 +1,107 @@
+"""What one group teaches: each stream to be learnt from, with its advantages.
+
+Owns experts, consult-stripped copies, the price of help and the random-reward control. Must not know models.
+Invariant: an UNGRADED rollout leaves nothing; a copy is made of correct consulting rollouts only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from aipo.config.settings import AlgorithmSettings
+from aipo.core.advantages import Advantage, FeedbackAdvantage, Member, group_advantages, overlong_penalty
+from aipo.core.seeds import seed_of
+from aipo.core.tokens import TokenStream, stripped_copy
+from aipo.core.types import Condition, ConsultOutcome, Verdict
+from aipo.grading.grade import Grade
+from aipo.rollout.group import Group, MemberRollout
+from aipo.training.algorithm import base_algorithm
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A stream and its advantages; weights come later, from the whole batch."""
+
+    stream: TokenStream
+    advantage: Advantage
+    copy_of: str = ""
+    """Id of the rollout that this is a consult-stripped copy of; '' for what is no copy."""
+    problem: str = ""
+    """The problem's text, of a copy."""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether any token of it can have a gradient."""
+        return self.advantage.policy != 0 or self.advantage.feedback != 0
+
+
+def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: int) -> list[Credit]:
+    """Return what one group teaches.
+
+    An expert counts as a correct solo member of its group (LUFFY, arXiv 2504.14945); in a group of experts
+    only there is nothing to compare with and its advantage is 1, which makes it supervised fine-tuning.
+    """
+    expert = Member(Verdict.CORRECT, Condition.SOLO, expert=True)
+    members = _members(group, algorithm, max_response_tokens)
+    advantages = group_advantages(
+        members + [expert] * len(group.experts),
+        estimator=base_algorithm(algorithm).estimator,
+        split_baselines=algorithm.split_baselines,
+        feedback=FeedbackAdvantage(algorithm.feedback_advantage),
+    )
+    sampled = any(m.verdict is not Verdict.UNGRADED for m in members)
+    result: list[Credit] = []
+    for member, advantage in zip(group.members, advantages, strict=False):
+        if advantage is None or member.rollout is None:
+            continue
+        result.append(Credit(member.rollout.stream, advantage))
+        if algorithm.stripped_copies and advantage.feedback > 0 and _deserves_copy(member):
+            copy = stripped_copy(member.rollout.stream, member.rollout.dropped, group.solo_prompt_ids)
+            result.append(Credit(copy, Advantage(0.0, advantage.feedback), member.id, group.problem.text))
+    for stream, advantage in zip(group.experts, advantages[len(group.members) :], strict=True):
+        assert advantage is not None
+        credit = advantage.policy if sampled else 1.0
+        result.append(Credit(stream, Advantage(0.0, credit)))
+    return result
+
+
+def _members(group: Group, algorithm: AlgorithmSettings, max_response_tokens: int) -> list[Member]:
+    """Return what baselines need to know; the price of help is charged where consulting verdicts differ.
+
+    In a set of equal verdicts a price would be all the variance there is, and normalising by it would make it
+    as large as a reward (method.md section 4).
+    """
+    graded = {m.grade.verdict for m in group.members if m.condition is Condition.CONSULTING}
+    mixed = len(graded - {Verdict.UNGRADED}) > 1
+    price = algorithm.agent_token_price if mixed else 0.0
+    buffer_tokens = algorithm.overlong_buffer_tokens
+    result = []
+    for member in group.members:
+        stream = member.rollout.stream if member.rollout else None
+        length = len(stream) - stream.prompt_length if stream else 0
+        asked = sum(c.reply_tokens for c in member.rollout.consultations) if member.rollout else 0
+        penalty = overlong_penalty(length, max_response_tokens, buffer_tokens) - price * asked
+        result.append(Member(member.grade.verdict, member.condition, penalty))
+    return result
+
+
+def _deserves_copy(member: MemberRollout) -> bool:
+    """A correct rollout that was told something."""
+    assert member.rollout is not None
+    answered = any(c.outcome is ConsultOutcome.ANSWERED for c in member.rollout.consultations)
+    return member.grade.verdict is Verdict.CORRECT and answered
+
+
+def randomly_rewarded(groups: Sequence[Group], seed_path: Sequence[str | int]) -> list[Group]:
+    """Return the groups with verdicts by the toss of a coin: a control, which should teach nothing.
+
+    UNGRADED rollouts stay UNGRADED. Records and metrics keep the true verdicts.
+    """
+
+    def tossed(member: MemberRollout) -> MemberRollout:
+        if member.grade.verdict is Verdict.UNGRADED:
+            return member
+        heads = seed_of(*seed_path, "random reward", member.id) % 2 == 0
+        verdict = Verdict.CORRECT if heads else Verdict.INCORRECT
+        return replace(member, grade=Grade(verdict, "random"))
+
+    return [replace(group, members=tuple(map(tossed, group.members))) for group in groups]

@@ -1,0 +1,110 @@
+"""What a step learns from: sampled groups, and the credit of each stream in them.
+
+Owns dynamic sampling, verified copies and the count of expert tokens. Must not know the optimiser.
+Invariant: every group that was sampled is returned, counted and paid for, also those that teach nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from aipo.config.settings import AlgorithmSettings, Settings
+from aipo.core.seeds import seed_of
+from aipo.core.types import AgentName
+from aipo.rollout.copies import Approval, approval
+from aipo.rollout.group import Group, Sampler
+from aipo.tasks.base import Problem
+from aipo.training.credit import Credit, credits_of, randomly_rewarded
+from aipo.training.metrics import ExpertTokens
+from aipo.training.problems import ProblemBatches
+from aipo.training.ranks import ALONE, Ranks
+from aipo.training.schedule import shape_at
+
+
+class Experience:
+    """Samples the groups of one step after another."""
+
+    def __init__(
+        self, settings: Settings, sampler: Sampler, problems: Sequence[Problem], ranks: Ranks = ALONE
+    ) -> None:
+        """Each of the `ranks` samples its share, and all learn from everything.
+
+        Raises `ValueError` where the settings ask for data, an expert or an agent that is not there.
+        """
+        _refuse_what_is_missing(settings, sampler)
+        self._settings, self._sampler, self._ranks = settings, sampler, ranks
+        self._batches = ProblemBatches(problems, settings)
+        self._batches_drawn = 0
+        self.expert_tokens = ExpertTokens()
+        self.approval_cost = 0.0
+        """What the latest step's questions about copies cost; consultations count their own."""
+
+    async def of_step(
+        self, step: int, algorithm: AlgorithmSettings
+    ) -> tuple[list[Group], list[list[Credit]]]:
+        """Return all groups that were sampled, and what those of them teach that are learnt from.
+
+        These are all of them, but for dynamic sampling (DAPO, arXiv 2503.14476 section 3.2), which replaces
+        groups that teach nothing by groups of other problems. With agents, a group teaches also where only
+        its FEEDBACK has an advantage. When the rounds are used up, a step learns from fewer groups.
+        """
+        settings, shape = self._settings, shape_at(self._settings, step)
+        rounds = settings.train.dynamic_sampling_rounds
+        groups: list[Group] = []
+        credits: list[list[Credit]] = []
+        for round_ in range(rounds + 1):
+            self._batches_drawn += 1
+            path: list[str | int] = [settings.run.seed, "rollout", step]
+            path += [round_] if round_ else []
+            batch = self._ranks.share(self._batches.batch(self._batches_drawn))
+            sampled = self._ranks.gather_interleaved(await self._sampler.groups(batch, shape, path))
+            groups += sampled
+            for group in randomly_rewarded(sampled, path) if settings.train.reward == "random" else sampled:
+                credit = credits_of(group, algorithm, settings.rollout.max_response_tokens)
+                if not rounds or any(c.teaches for c in credit):
+                    credits.append(credit)
+            if len(credits) >= settings.train.prompts_per_step:
+                break
+        for group in groups:
+            self.expert_tokens.add(group)
+        credits = credits[: settings.train.prompts_per_step]
+        return groups, await self._verified(step, credits) if algorithm.verified_copies else credits
+
+    async def _verified(self, step: int, credits: Sequence[Sequence[Credit]]) -> list[list[Credit]]:
+        """Leave out the copies that the Verify Agent does not approve of; its words are paid for."""
+        self.approval_cost = 0.0
+        copies = [credit for of_group in credits for credit in of_group if credit.copy_of]
+        answers = self._ranks.gather_interleaved(
+            [await self._approval(step, c) for c in self._ranks.share(copies)]
+        )
+        refused = set()
+        for copy, answer in zip(copies, answers, strict=True):
+            self.approval_cost += answer.cost
+            self.expert_tokens.add_reply(f"copy:{seed_of(*copy.stream.ids):016x}", answer.reply_tokens)
+            refused |= set() if answer.approved else {id(copy)}
+        return [[credit for credit in of_group if id(credit) not in refused] for of_group in credits]
+
+    async def _approval(self, step: int, copy: Credit) -> Approval:
+        seed = seed_of(self._settings.run.seed, "verified copy", step, copy.copy_of)
+        return await approval(copy.stream, copy.problem, self._sampler.consult, seed)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"batches_drawn": self._batches_drawn, "expert_tokens": self.expert_tokens.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._batches_drawn = int(state["batches_drawn"])
+        self.expert_tokens = ExpertTokens(**state["expert_tokens"])
+
+
+def _refuse_what_is_missing(settings: Settings, sampler: Sampler) -> None:
+    """Raise `ValueError` where the settings ask for an expert or an agent that is not there."""
+    if shape_at(settings, 1).experts and sampler.expert is None:
+        raise ValueError(
+            f"rollout.experts_per_prompt = {settings.rollout.experts_per_prompt}: task "
+            f"{settings.task.name!r} has no oracle to write expert trajectories; make it 0"
+        )
+    if settings.algorithm.verified_copies and AgentName.VERIFY not in sampler.consult.agents:
+        raise ValueError(
+            "algorithm.verified_copies = true but agents.enabled has no 'verify'; enable it or make it false"
+        )

@@ -1,0 +1,286 @@
+"""The training loop: sample, roll out, grade, advantage, update, record, checkpoint. Start reading here.
+
+Owns the order of a step. Must not know which model, task or agents it is given.
+Invariant: what a step does depends on the settings, the weights and the step's number, never on the clock.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from math import isfinite
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from aipo.config.settings import Settings
+from aipo.core.seeds import seed_of
+from aipo.engines.base import EngineError, WeightSink
+from aipo.rollout.group import Group, Sampler
+from aipo.rollout.records import consultation_times, rollout_records
+from aipo.tasks.base import Problem
+from aipo.training import generators
+from aipo.training.algorithm import objective_settings
+from aipo.training.batch import minibatches
+from aipo.training.credit import Credit
+from aipo.training.durable import sync_tree
+from aipo.training.events import LastConsultation, Progress, SignalledError, StopRunError
+from aipo.training.experience import Experience
+from aipo.training.guards import Guards, RollBackError, SkipStepError
+from aipo.training.journal import METRICS, ROLLOUTS, TIMINGS, Journal, read_lines
+from aipo.training.log_probs import PolicyForward
+from aipo.training.metrics import last_consultation, rollout_metrics, spending
+from aipo.training.model import pad_id, save_plain, save_policy
+from aipo.training.ranks import ALONE, Ranks, disable_buffer_broadcast
+from aipo.training.schedule import algorithm_at
+from aipo.training.sharded import Sharded, Whole, use_fsdp
+from aipo.training.state import RunState
+from aipo.training.trackers import FOLDER, start_trackers
+from aipo.training.update import Updater, UpdateSettings
+from aipo.training.waits import Waits, watched
+
+AfterStep = Callable[[Progress], Awaitable[None]]
+
+
+class Trainer:
+    """One run."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampler: Sampler,
+        problems: Sequence[Problem],
+        may_change: Collection[str] = (),
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Claim the output folder and restore its newest checkpoint. Raises `ValueError`s before any
+        compute. Settings that `may_change` names may differ from those that the run began with."""
+        self._settings, self._model, self._tokenizer, self._ranks = settings, model, tokenizer, ranks
+        self.waits = Waits()
+        sharded = ranks.several and settings.run.ranks == "fsdp"
+        self._policy = Sharded(model) if sharded else Whole(model)
+        for watched_model in {model, self._policy.trained}:
+            self.waits.watch_forward_passes(watched_model)
+        self.sampler = watched(sampler, self.waits)
+        if ranks.several:
+            ranks.waiting = partial(self.waits.on, "the other ranks", f"rank {ranks.rank}")
+        self._experience = Experience(settings, self.sampler, problems, ranks)
+        trackers, project = list(settings.run.trackers), settings.run.output / FOLDER
+        cpu = settings.run.device == "cpu"
+        self._accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=project)
+        if self._accelerator.num_processes != ranks.size:
+            raise ValueError("several processes were started, but this one was not told of the others")
+        if sharded:
+            use_fsdp(self._accelerator, model)
+        prepared, self._optimiser = self._prepared()
+        t = settings.train
+        update = UpdateSettings(
+            settings.rollout.temperature,
+            t.microbatch_tokens,
+            t.max_grad_norm,
+            pad_id(tokenizer),
+            settings.algorithm.mismatch_truncation,
+        )
+        self._guards = Guards(settings)
+        self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
+        self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.leads))
+        self._signal = 0
+        """The signal that asked for the end; 0: none did."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._last_said: LastConsultation | None = None
+        with ExitStack() as on_error:
+            on_error.callback(self.close)
+            learner = (model, self._policy.wrapped(self._optimiser), self._scheduler)
+            self._state = RunState(
+                settings, self._journal, learner, self._experience, self._guards, ranks, self._policy
+            )
+            self._state.restore()
+            start_trackers(self._accelerator, settings)
+            on_error.pop_all()
+
+    def _prepared(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """Make optimiser and scheduler; return what accelerate makes of the policy and of the optimiser."""
+        t, model = self._settings.train, self._policy.trained
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay, fused=True)
+        forward = PolicyForward(model, t.logit_chunk_tokens, t.gradient_checkpointing)
+        if self._ranks.several:
+            forward.check()  # now, on all ranks: later only those would that have a long micro-batch
+        prepared, prepared_optimiser = self._accelerator.prepare(forward, optimiser)
+        disable_buffer_broadcast(prepared)
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: min(1.0, (step + 1) / (t.warmup_steps + 1))
+        )
+        return prepared, prepared_optimiser
+
+    @property
+    def step(self) -> int:
+        """The last step that is done and recorded."""
+        return self._state.step
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should be told about the resume."""
+        return self._state.notes
+
+    def close(self) -> None:
+        """Let go of the run's folder and of the trackers."""
+        if self._accelerator.trackers:
+            self._accelerator.end_training()
+        self._journal.close()
+
+    async def run(self, after_step: AfterStep) -> None:
+        """Train up to the last step and export the policy. Raises `StopRunError`; a checkpoint is there then.
+
+        `after_step` is awaited before the step's checkpoint, so what it writes is repeated, not lost, after a
+        crash.
+        """
+        self._loop, self._begun_s, self._first = asyncio.get_running_loop(), time.monotonic(), self.step
+        try:
+            with self.waits.cancelled_by_stop():
+                await self._steps(after_step)
+        except StopRunError as stop:
+            with self.waits.on("checkpoint", "the stop"):
+                self._state.save_after(stop, self._updater.steps_taken > 0)
+            raise
+
+    async def _steps(self, after_step: AfterStep) -> None:
+        await self._hand_over_weights()
+        if self._state.after_step_due:
+            await self._finish_step(read_lines(self._settings.run.output / METRICS)[-1], after_step)
+        while self.step < self._settings.train.steps:
+            self._state.begin_step()
+            metrics = await self._one_step(self.step + 1)
+            await self._hand_over_weights()
+            await self._finish_step(metrics, after_step)
+        self.export()
+
+    async def _finish_step(self, metrics: dict[str, float], after_step: AfterStep) -> None:
+        """Do what follows a step that is recorded: stop if a guard says so, evaluate, save."""
+        state, total = self._state, self._settings.train.steps
+        self._guards.end()
+        elapsed_s, done = time.monotonic() - self._begun_s, self.step - self._first
+        with self.waits.on("what follows a step", f"step {self.step}"), self._ranks.together():
+            if self._ranks.leads:
+                await after_step(Progress(self.step, total, metrics, elapsed_s, done, self._last_said))
+        state.after_step_due = False
+        due = self.step % self._settings.train.checkpoint_every_steps == 0 or self.step == total
+        with self.waits.on("checkpoint", f"step {self.step}"):
+            if due or state.rolled_back:
+                state.save(periodic=True)
+        told = [number for number in self._ranks.gathered(self._signal) if number]
+        if told and self.step < total:
+            raise _signalled(self.step, told[0])
+
+    def stop_soon(self, signal_number: int, finish_step: bool) -> None:
+        """Ask for the end: after the step under way, or as soon as it waits. For a signal's handler.
+
+        What is whole is saved as soon as the event loop turns, because whoever sent the signal may not wait
+        for the end of the step. Several ranks finish it in any case, because they have to stop together.
+        """
+        self._signal = signal_number
+        if self._loop is not None and not self._ranks.several:
+            self._loop.call_soon_threadsafe(self._save_what_is_whole, finish_step)
+
+    def _save_what_is_whole(self, finish_step: bool) -> None:
+        with suppress(StopRunError):  # it is tried again, and said, when the step is done
+            self._state.save_for_stop(self._updater.steps_taken > 0)
+        if not finish_step and self._signal:
+            self.waits.stop(_signalled(self.step, self._signal))
+
+    async def _hand_over_weights(self) -> None:
+        """Give the weights to an engine that has its own; between steps nothing is in flight."""
+        engine = self.sampler.engine
+        if not isinstance(engine, WeightSink):
+            return
+        try:
+            await engine.load_weights(partial(save_plain, self._model), self.step)
+        except EngineError as error:
+            raise StopRunError(
+                f"after step {self.step} the policy's engine did not take the new weights: {error}\n"
+                "The same command goes on from the last checkpoint"
+            ) from error
+
+    async def _one_step(self, step: int) -> dict[str, float]:
+        clock = [time.monotonic()]
+        if self._ranks.several:  # a checkpoint has the generators of rank 0 only, and so needs none
+            generators.seed(seed_of(self._settings.run.seed, "rank", self._ranks.rank, step))
+        algorithm = algorithm_at(self._settings, step)
+        self._guards.begin(step)
+        self._updater.begin_step()
+        with self.waits.on("sampling", f"step {step}"):
+            groups, credits = await self._experience.of_step(step, algorithm)
+        clock.append(time.monotonic())
+        metrics = rollout_metrics(groups)
+        metrics["agent_cost"] = metrics.get("agent_cost", 0.0) + self._experience.approval_cost
+        metrics["sampled_groups"] = len(groups)
+        metrics["teaching_groups"] = sum(any(c.teaches for c in credit) for credit in credits)
+        rolled_back = False
+        try:
+            credits = self._guards.check_rollouts(groups, credits)
+            with self.waits.on("update", f"step {step}"):
+                metrics |= self._update(step, credits)
+            self._policy.pull()
+            self._guards.check_step(metrics)
+        except SkipStepError:
+            pass  # the guards have counted it
+        except RollBackError:
+            self._state.roll_back()
+            rolled_back = True
+        metrics |= self._guards.count_step(metrics["agent_cost"])
+        metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
+        self._scheduler.step()
+        clock.append(time.monotonic())
+        self._last_said = last_consultation(groups)
+        self._ranks.first(lambda: self._record(step, groups, metrics, clock))
+        self._state.end_step(rolled_back)
+        return metrics
+
+    def _update(self, step: int, credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
+        t, longest = self._settings.train, self._settings.rollout.max_response_tokens
+        algorithm = algorithm_at(self._settings, step)
+        batches = minibatches(credits, algorithm, t.minibatches_per_step, longest)
+        every = t.source_gradients_every_steps
+        by_source = every > 0 and step % every == 0
+        return self._updater.apply(
+            [rows for rows in batches if rows], objective_settings(algorithm), by_source, self._recorded(step)
+        )
+
+    def _recorded(self, step: int) -> bool:
+        """Say whether the rollouts of a step are written down."""
+        return step % self._settings.train.record_rollouts_every_steps == 0 or step == 1
+
+    def _record(
+        self, step: int, groups: Sequence[Group], metrics: dict[str, float], clock: Sequence[float]
+    ) -> None:
+        metrics["expert_tokens_raw"] = self._experience.expert_tokens.raw
+        metrics["expert_tokens_distinct"] = self._experience.expert_tokens.distinct
+        if self._recorded(step):
+            consult, learnt = self.sampler.consult, self._updater.feedback_log_p
+            self._journal.append(
+                ROLLOUTS, [r for g in groups for r in rollout_records(g, step, consult, learnt)]
+            )
+        numbers = {
+            name: value for name, value in metrics.items() if isfinite(value)
+        }  # JSON has no word for NaN
+        self._journal.append(METRICS, [{"step": step, **numbers}])
+        self._accelerator.log(numbers, step=step)
+        waits = [c.latency_s for g in groups for m in g.members if m.rollout for c in m.rollout.consultations]
+        times = {"rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "consult_s": sum(waits)}
+        each = {"consultations_s": consultation_times(groups)} if self._recorded(step) else {}
+        self._journal.append(TIMINGS, [{"step": step, **times, **spending(groups), **each}])
+
+    def export(self) -> None:
+        """Write the policy as a plain Hugging Face folder, `policy/` in the run's folder."""
+        folder = self._settings.run.output / "policy"
+        self._ranks.first(lambda: save_policy(self._model, self._tokenizer, folder))
+        self._ranks.first(lambda: sync_tree(folder))
+
+
+def _signalled(step: int, signal_number: int) -> SignalledError:
+    why = f"signal {signal_number} after step {step}; the same command goes on"
+    return SignalledError(why, signal_number)

@@ -1,0 +1,127 @@
+"""The numbers of one step that come from its rollouts: rewards, consultations, tokens.
+
+Owns their names. Must not know the optimiser.
+Invariant: a share is always over graded rollouts; UNGRADED ones are counted apart.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from aipo.agents.base import AgentFailure
+from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
+from aipo.rollout.group import Group, MemberRollout
+from aipo.training.events import LastConsultation
+
+NO_ANSWER = (ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR, ConsultOutcome.EMPTY)
+"""Outcomes of a question that an agent was asked and did not answer."""
+
+
+class ExpertTokens:
+    """Tokens written by agents and experts so far: all of them, and those that a cache would charge once."""
+
+    def __init__(self, raw: int = 0, distinct: int = 0, seen: Iterable[str] = ()) -> None:
+        self.raw, self.distinct, self._seen = raw, distinct, set(seen)
+
+    def add(self, group: Group) -> None:
+        """Count a group's feedback (content, without tags) and its expert trajectories."""
+        for member in group.members:
+            for consultation in member.rollout.consultations if member.rollout else ():
+                self.add_reply(consultation.context, consultation.reply_tokens)
+        for stream in group.experts:
+            self.add_reply(f"expert:{group.problem.id}", stream.count(Source.FEEDBACK))
+
+    def add_reply(self, key: str, tokens: int) -> None:
+        """Count one reply; `key` says all that its writer saw."""
+        if not tokens:
+            return
+        self.raw += tokens
+        if key not in self._seen:
+            self._seen.add(key)
+            self.distinct += tokens
+
+    def state(self) -> dict[str, int | list[str]]:
+        """Return what a checkpoint keeps."""
+        return {"raw": self.raw, "distinct": self.distinct, "seen": sorted(self._seen)}
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Return a step's metrics; those without a rollout to speak of are left out."""
+    members = [(g, m) for g in groups for m in g.members]
+    metrics: dict[str, float] = {}
+    for condition in Condition:
+        _rewards(metrics, f"reward_{condition}", [(g, m) for g, m in members if m.condition is condition])
+    produced = [m.rollout for _, m in members if m.rollout]
+    if produced:
+        metrics["truncated_share"] = sum(r.stop is StopReason.LENGTH for r in produced) / len(produced)
+        metrics["response_tokens"] = sum(len(r.stream) - r.stream.prompt_length for r in produced) / len(
+            produced
+        )
+    if members:
+        metrics["ungraded_share"] = sum(m.grade.verdict is Verdict.UNGRADED for _, m in members) / len(
+            members
+        )
+        metrics["zero_variance_share"] = sum(
+            len({m.grade.verdict for m in g.members} - {Verdict.UNGRADED}) <= 1 for g in groups
+        ) / len(groups)
+    _consultations(metrics, [m for _, m in members if m.condition is Condition.CONSULTING])
+    return metrics
+
+
+def _rewards(metrics: dict[str, float], name: str, members: Sequence[tuple[Group, MemberRollout]]) -> None:
+    strata: dict[str, list[bool]] = {}
+    for group, member in members:
+        if member.grade.verdict is not Verdict.UNGRADED:
+            strata.setdefault(group.problem.stratum, []).append(member.grade.verdict is Verdict.CORRECT)
+    graded = [correct for values in strata.values() for correct in values]
+    if graded:
+        metrics[name] = sum(graded) / len(graded)
+        for stratum, values in sorted(strata.items()):
+            metrics[f"{name}/{stratum}"] = sum(values) / len(values)
+
+
+def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout]) -> None:
+    if not members:
+        return
+    all_ = [c for m in members if m.rollout for c in m.rollout.consultations]
+    metrics["consultations_per_rollout"] = len(all_) / len(members)
+    metrics["consulting_share"] = sum(bool(m.rollout and m.rollout.consultations) for m in members) / len(
+        members
+    )
+    agents, outcomes = Counter(c.agent for c in all_), Counter(c.outcome for c in all_)
+    metrics.update({f"consultations/{agent}": agents[agent] / len(members) for agent in AgentName})
+    metrics.update({f"outcomes/{outcome}": float(outcomes[outcome]) for outcome in ConsultOutcome})
+    leaks = Counter(c.agent for c in all_ if c.leaked)
+    metrics.update({f"leaks/{agent}": leaks[agent] / max(1, agents[agent]) for agent in AgentName})
+    metrics["agent_prompt_tokens"] = float(sum(c.usage.prompt_tokens for c in all_))
+    metrics["agent_completion_tokens"] = float(sum(c.usage.completion_tokens for c in all_))
+    metrics["agent_cost"] = sum(c.usage.cost for c in all_)
+    failed = Counter((c.agent, c.outcome) for c in all_)
+    unreadable = Counter(c.agent for c in all_ if c.failure is AgentFailure.UNREADABLE)
+    for agent in AgentName:
+        for outcome in NO_ANSWER:
+            metrics[f"failures/{agent}/{outcome}"] = float(failed[agent, outcome])
+        metrics[f"unreadable_replies/{agent}"] = float(unreadable[agent])
+
+
+def last_consultation(groups: Sequence[Group]) -> LastConsultation | None:
+    """Return the last consultation of the last rollout that consulted, for a display."""
+    said = [c for g in groups for m in g.members if m.rollout for c in m.rollout.consultations]
+    if not said:
+        return None
+    last = said[-1]
+    return LastConsultation(last.agent or "nobody", last.request, last.outcome, last.reply)
+
+
+def spending(groups: Sequence[Group]) -> dict[str, float]:
+    """Return what of the consultations' cost was spent now: it depends on what a cache holds, as time does.
+
+    That is why it stands with the timings: a step's metrics are the same whether it is run once or twice.
+    Degenerate case: where nobody was asked, nothing.
+    """
+    asked = [c for g in groups for m in g.members if m.rollout for c in m.rollout.consultations if c.context]
+    if not asked:
+        return {}
+    return {
+        "agent_cached_share": sum(c.usage.cached for c in asked) / len(asked),
+        "agent_cost_paid": sum(c.usage.cost for c in asked if not c.usage.cached),
+    }

@@ -1,0 +1,344 @@
+"""One policy update: mini-batches of rows through the objective into the optimiser.
+
+Owns gradients. Must not know how rows came about. Invariant: cutting a mini-batch into micro-batches changes
+no gradient, because each token's weight was fixed for the whole mini-batch.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from math import log
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from aipo.core.batch import Row, TokenBatch, collate, corrected
+from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
+from aipo.core.types import Source
+from aipo.training.batch import ENOUGH_TOKENS_CPU, PASS_TOKENS_CPU, PASS_TOKENS_GPU, microbatches_of_rank
+from aipo.training.events import NonFiniteError, StopRunError
+from aipo.training.log_probs import token_log_probs
+from aipo.training.ranks import ALONE, Ranks
+from aipo.training.sharded import reshard
+
+MISMATCH_RATIO = 2.0
+"""A token's ratio of trainer to sampler outside [1/2, 2] is counted."""
+_LARGEST = frozenset({"mismatch_max"})
+"""Of the sums of a mini-batch, what is no sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """What an update needs to know besides its rows."""
+
+    temperature: float
+    microbatch_tokens: int
+    max_grad_norm: float
+    pad_id: int
+    mismatch_truncation: float = 0.0
+    """Largest weight of the correction for a sampler that differs from the trainer; 0: no correction."""
+
+
+class MinibatchGuard(Protocol):
+    """Whoever decides about mini-batches that must not be applied; see `training/guards.py`."""
+
+    def check_minibatch(self, sums: Mapping[str, float], first: bool) -> None:
+        """Raise `StopRunError` for a mini-batch that must not be applied."""
+
+    def refuse_minibatch(self, error: StopRunError, weights_changed: bool) -> None:
+        """Return to leave it out, raise to end the step."""
+
+    def leaves_out_the_rest(self) -> bool:
+        """Say whether no further mini-batch is to be applied."""
+        ...
+
+
+class Updater:
+    """Applies mini-batches to the model."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        settings: UpdateSettings,
+        guard: MinibatchGuard | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Without a `guard` the first mini-batch that is not finite ends the update.
+
+        Each of the `ranks` is given all rows and computes its share; what is returned is of all of them.
+        """
+        self._guard, self.steps_taken, self._ranks = guard, 0, ranks
+        self._accelerator, self._model, self._optimiser = accelerator, model, optimiser
+        self._settings, self._objective = settings, ObjectiveSettings()
+        self._trainer_log_p: dict[int, tuple[float, ...]] = {}
+        """Of each stream, by its `id`, before the first step; empty without the correction."""
+        self._keep_feedback = False
+        self.feedback_log_p: dict[int, list[float]] = {}
+        """Of the FEEDBACK tokens of each stream, by its `id`, as its own mini-batch found them."""
+
+    def begin_step(self) -> None:
+        """Forget the last step's, whose streams are gone: a step may end before its update."""
+        self.steps_taken, self.feedback_log_p = 0, {}
+
+    def apply(
+        self,
+        minibatches: Sequence[Sequence[Row]],
+        objective: ObjectiveSettings,
+        by_source: bool = False,
+        keep_feedback: bool = False,
+    ) -> dict[str, float]:
+        """Take one optimiser step for each mini-batch; return the update's metrics.
+
+        With `by_source`, also the norms of POLICY's and of FEEDBACK's part of the first gradient, at the cost
+        of two more backward passes; with `keep_feedback`, `feedback_log_p` is filled. Raises `NonFiniteError`
+        before the optimiser has seen a gradient that is not finite.
+        """
+        self._objective, self._keep_feedback, self.feedback_log_p = objective, keep_feedback, {}
+        sums: defaultdict[str, float] = defaultdict(float)
+        first: dict[str, float] = {}
+        norms = []
+        self._trainer_log_p = {}
+        if objective.needs_old_feedback_log_p or self._settings.mismatch_truncation:
+            recomputed = [self._recomputed(rows) for rows in minibatches]
+            if self._settings.mismatch_truncation:
+                pairs = ((row.stream, row.recomputed) for rows in recomputed for row in rows)
+                self._trainer_log_p = {id(stream): log_p for stream, log_p in pairs if log_p}
+            if objective.needs_old_feedback_log_p:
+                minibatches = recomputed
+        apart = self._norms_by_source(minibatches[0]) if by_source and minibatches else {}
+        self.steps_taken = 0
+        for rows in minibatches:
+            applied = self._applied(rows)
+            if applied is None:
+                continue
+            step_sums, norm = applied
+            norms.append(norm)
+            for name, value in step_sums.items():
+                sums[name] += value
+            first = first or step_sums
+        mean_norm = sum(norms) / max(1, len(norms))
+        return {**_means(sums), **_first_update(first), "grad_norm": mean_norm, **apart}
+
+    def _applied(self, rows: Sequence[Row]) -> tuple[dict[str, float], float] | None:
+        """Take the optimiser step of a mini-batch; return its sums and its gradient's norm, None if the guard
+        left it out."""
+        if self._guard is not None and self._guard.leaves_out_the_rest():
+            return None
+        try:
+            sums = self._accumulate(rows)
+            if self._guard is not None:
+                self._guard.check_minibatch(sums, first=not self.steps_taken)
+            norm = self._step()
+        except StopRunError as error:
+            self._optimiser.zero_grad(set_to_none=True)
+            if self._guard is None:
+                raise
+            self._guard.refuse_minibatch(error, weights_changed=self.steps_taken > 0)
+            return None
+        self.steps_taken += 1
+        return sums, norm
+
+    def _accumulate(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Add up the gradient of a mini-batch; return the sums of its metrics.
+
+        Rows without an advantage, most of a batch in late training, have no gradient: they go through the
+        model for the metrics only, at a third of the cost. (If no row has one, all get their zeros, so that
+        the optimiser's momentum does not depend on this shortcut.)
+        """
+        sums: defaultdict[str, float] = defaultdict(float)
+        taught = [row for row in rows if self._teaches(row)] or list(rows)
+        rest = [row for row in rows if not self._teaches(row)] if len(taught) < len(rows) else []
+        parts = [*self._parts(taught, learnt=True), *self._parts(rest, learnt=False)]
+        spoilt: NonFiniteError | None = None
+        for part, counted, learnt, synced in parts:
+            sampled = self._collate(part)
+            batch = self._corrected(sampled, part)
+            with torch.set_grad_enabled(learnt), synced:
+                log_p, entropy = self._log_probs(batch)
+                loss = objective_loss(log_p, batch, self._objective)
+                try:
+                    _refuse_non_finite(loss, log_p, batch)
+                except NonFiniteError as error:
+                    if not self._ranks.several:
+                        raise
+                    spoilt = spoilt or error  # the other ranks wait for this one's passes
+                self._backward(loss)
+            if not counted:
+                continue
+            for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
+                sums[name] += value
+            _add_mismatch(sums, log_p.detach(), sampled)
+            if self._keep_feedback and spoilt is None:
+                self._keep(part, log_p.detach(), sampled)
+            sums["entropy"] += float((entropy * batch.policy_mask).sum())
+            sums["loss"] += float(loss.detach())
+        reshard(self._model)
+        with self._ranks.together():
+            if spoilt is not None:
+                raise spoilt
+        self._share_feedback(rows)
+        return self._ranks.summed(sums, largest=_LARGEST)
+
+    def _parts(
+        self, rows: Sequence[Row], learnt: bool
+    ) -> Iterator[tuple[list[Row], bool, bool, AbstractContextManager[None]]]:
+        """Yield this rank's micro-batches: whether they count, are learnt from, and when gradients meet.
+
+        Under DDP that is in the last one's backward pass. Under FSDP it is in each, or the gradient of all
+        weights would be on each rank.
+        """
+        limit, pass_tokens = self._settings.microbatch_tokens, PASS_TOKENS_GPU
+        if self._accelerator.device.type == "cpu":
+            limit, pass_tokens = min(limit, ENOUGH_TOKENS_CPU), PASS_TOKENS_CPU
+        parts = microbatches_of_rank(rows, limit, pass_tokens, self._ranks.rank, self._ranks.size)
+        for i, (part, counted) in enumerate(parts):
+            alone = not self._ranks.several or self._accelerator.is_fsdp2
+            later = learnt and i < len(parts) - 1 and not alone
+            yield part, counted, learnt, self._accelerator.no_sync(self._model) if later else nullcontext()
+
+    def _backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient. A token's weight is that of the whole mini-batch, so shares of ranks
+        are to be added, and both DDP and FSDP take their mean."""
+        if loss.requires_grad:
+            self._accelerator.backward(loss * self._ranks.size if self._ranks.several else loss)
+
+    def _share_feedback(self, rows: Sequence[Row]) -> None:
+        """Tell the other ranks what was kept of this mini-batch's FEEDBACK tokens."""
+        if not (self._keep_feedback and self._ranks.several):
+            return
+        own = [self.feedback_log_p.get(id(row.stream)) for row in rows]
+        for of_rank in self._ranks.gathered(own):
+            for row, log_p in zip(rows, of_rank, strict=True):
+                if log_p is not None:
+                    self.feedback_log_p[id(row.stream)] = log_p
+
+    def _log_probs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Return log p and entropy of all that is no prompt."""
+        prompt = int((batch.sources == Source.PROMPT).sum(-1).min())
+        return token_log_probs(self._model, batch.ids, self._settings.temperature, prompt)
+
+    def _keep(self, rows: Sequence[Row], log_p: Tensor, batch: TokenBatch) -> None:
+        feedback = batch.sources == Source.FEEDBACK
+        for i, row in enumerate(rows):
+            self.feedback_log_p[id(row.stream)] = log_p[i, feedback[i]].tolist()
+
+    def _teaches(self, row: Row) -> bool:
+        feedback = self._objective.feedback_trained and row.advantage.feedback != 0
+        return (row.advantage.policy != 0 and row.stream.count(Source.POLICY) > 0) or (
+            feedback and row.stream.count(Source.FEEDBACK) > 0
+        )
+
+    def _norms_by_source(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Return the norm of each source's part of a mini-batch's gradient, which is left as it was: zero."""
+        norms = {}
+        for source in (Source.POLICY, Source.FEEDBACK):
+            for part, _, _, synced in self._parts(rows, learnt=True):
+                batch = self._corrected(self._collate(part), part)
+                batch = replace(batch, weight=batch.weight * (batch.sources == source))
+                with synced:
+                    log_p, _ = self._log_probs(batch)
+                    self._backward(objective_loss(log_p, batch, self._objective))
+            norm = self._clipped(float("inf"))
+            self._optimiser.zero_grad(set_to_none=True)
+            norms[f"grad_norm_{source.name.lower()}"] = float(norm)
+        return norms
+
+    def _clipped(self, max_norm: float) -> Tensor:
+        """Scale the gradient down to a norm, and return the one that it had: of all ranks' parts together."""
+        norm: Tensor = self._accelerator.clip_grad_norm_(self._model.parameters(), max_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _step(self) -> float:
+        norm = self._clipped(self._settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            self._optimiser.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"the gradient norm of a mini-batch is {float(norm)}")
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def _collate(self, rows: Sequence[Row]) -> TokenBatch:
+        batch = collate(rows, self._settings.pad_id)
+        device = self._accelerator.device
+        moved = {name: getattr(batch, name).to(device) for name in TokenBatch.__slots__}
+        return TokenBatch(**moved)
+
+    def _corrected(self, batch: TokenBatch, rows: Sequence[Row]) -> TokenBatch:
+        """Return the batch corrected for a sampler that differs from the trainer, if that is asked for."""
+        if not self._trainer_log_p:
+            return batch
+        log_p = [torch.tensor(self._trainer_log_p[id(row.stream)]) for row in rows]
+        padded = torch.nn.utils.rnn.pad_sequence(log_p, batch_first=True).to(batch.weight)
+        return corrected(batch, padded, self._settings.mismatch_truncation)
+
+    @torch.no_grad()
+    def _recomputed(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows, sorted by length, with log p under the policy as it is now, before any step."""
+        own: list[tuple[float, ...]] = []
+        for part, counted, *_ in self._parts(rows, learnt=False):
+            log_p, _ = self._log_probs(self._collate(part))
+            if counted:
+                own += [
+                    tuple(of_row[: len(row.stream)]) for row, of_row in zip(part, log_p.tolist(), strict=True)
+                ]
+        reshard(self._model)
+        ordered = sorted(rows, key=lambda row: len(row.stream))
+        return [
+            replace(row, recomputed=v)
+            for row, v in zip(ordered, self._ranks.gather_interleaved(own), strict=True)
+        ]
+
+
+def _refuse_non_finite(loss: Tensor, log_p: Tensor, batch: TokenBatch) -> None:
+    """Raise `NonFiniteError`: tokens without an advantage, which the loss leaves out, count too."""
+    spoilt = int((~torch.isfinite(log_p.detach()[batch.policy_mask | batch.feedback_mask])).sum())
+    if spoilt:
+        raise NonFiniteError(f"{spoilt} log-probabilities of a mini-batch are not finite numbers")
+    if not torch.isfinite(loss):
+        raise NonFiniteError(f"the loss of a mini-batch is {loss.item()}")
+
+
+def _add_mismatch(sums: dict[str, float], log_p: Tensor, batch: TokenBatch) -> None:
+    """Add how far the trainer's log-probabilities of POLICY tokens are from the sampler's."""
+    apart = (log_p - batch.log_p_old)[batch.policy_mask].abs()
+    if apart.numel():
+        sums["mismatch_sum"] += float(apart.sum())
+        sums["mismatch_outside"] += float((apart > log(MISMATCH_RATIO)).sum())
+        sums["mismatch_max"] = max(sums["mismatch_max"], float(apart.max()))
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Turn sums over a step's tokens into means over the tokens that they speak of."""
+    if not sums:
+        return {}
+    policy = max(1.0, sums["policy_tokens"])
+    names = {"ratio": "ratio_mean", "kl": "kl", "clipped": "clip_fraction", "entropy": "entropy"}
+    counted = ("loss", "policy_tokens", "feedback_tokens", "credited_tokens")
+    return {mean: sums[name] / policy for name, mean in names.items()} | {
+        name: sums[name] for name in counted
+    }
+
+
+def _first_update(sums: dict[str, float]) -> dict[str, float]:
+    """Metrics that mean something before the first optimiser step of a batch only.
+
+    The ratio is 1 there but for rounding and for what sampler and trainer compute differently, the mismatch;
+    and the feedback's probability is that under the policy that sampled.
+    """
+    result = {"first_ratio_error": 0.0}
+    if policy := sums.get("policy_tokens"):
+        result["first_ratio_error"] = abs(sums["ratio"] / policy - 1.0)
+        result["mismatch_mean"] = sums["mismatch_sum"] / policy
+        result["mismatch_max"] = sums["mismatch_max"]
+        result["mismatch_outside_share"] = sums["mismatch_outside"] / policy
+    if feedback := sums.get("feedback_tokens"):
+        result["feedback_prob"] = sums["feedback_p"] / feedback
+    if credited := sums.get("credited_tokens"):
+        result["credited_feedback_prob"] = sums["credited_p"] / credited
+    return result

@@ -1,0 +1,1 @@
+"""What several tests share: policies, engines, servers, agents, faults, kill points."""

@@ -1,0 +1,73 @@
+"""Eight rows of one mini-batch and a float64 model, for tests of how a mini-batch may be cut."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+import torch
+from transformers import LlamaConfig, PreTrainedModel
+
+from aipo.core.advantages import Advantage
+from aipo.core.batch import Aggregation, Row, collate, weighted_rows
+from aipo.core.coefficients import Coefficient, CoefficientSettings
+from aipo.core.objective import ObjectiveSettings, objective_loss
+from aipo.core.tokens import Segment, TokenStream
+from aipo.core.types import Source
+from aipo.training.log_probs import token_log_probs
+from support.engines import random_model
+
+ADVANTAGES = [
+    (1.0, 0.5),
+    (-0.5, 0.0),
+    (0.0, 1.0),
+    (0.2, 0.0),
+    (0.7, 0.0),
+    (-1.0, 0.2),
+    (-0.3, 0.0),
+    (0.3, 0.3),
+]
+OBJECTIVE = ObjectiveSettings(coefficient=CoefficientSettings(Coefficient.RATIO))
+"""Reads p_old at FEEDBACK tokens, so that log p is computed once more before the step."""
+LONGEST = 14
+"""Tokens of the longest uneven row; the shortest has 7."""
+
+
+def double_model() -> PreTrainedModel:
+    """Two layers, tied embeddings, always the same weights."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=50, num_key_value_heads=2, tie_word_embeddings=True, **shape)
+    return random_model(config).double()
+
+
+def _stream(rng: Random, length: int) -> TokenStream:
+    prompt, said, heard = (tuple(rng.randrange(3, 50) for _ in range(n)) for n in (2, length, 2))
+    sampled = Segment(Source.POLICY, said, tuple(-3.0 - rng.random() for _ in said))
+    return TokenStream((Segment(Source.PROMPT, prompt), sampled, Segment(Source.FEEDBACK, heard)))
+
+
+def _rows(lengths: Sequence[int]) -> list[Row]:
+    rng = Random(0)
+    streams = [_stream(rng, length) for length in lengths]
+    advantages = [Advantage(*of_row) for of_row in ADVANTAGES]
+    return weighted_rows(streams, advantages, Aggregation.TOKEN_MEAN, feedback_trained=True)
+
+
+EVEN_ROWS = _rows([6] * 8)
+"""10 tokens each."""
+UNEVEN_ROWS = [
+    replace(row, advantage=Advantage(0.0, 0.0)) if i in (3, 6) else row
+    for i, row in enumerate(_rows(range(3, 11)))
+]
+"""Two of them teach nothing."""
+
+
+def gradient_of(rows: Sequence[Row]) -> list[torch.Tensor]:
+    """The gradient of the objective on all rows at once, by its definition."""
+    model = double_model()
+    with torch.no_grad():
+        log_p, _ = token_log_probs(model, collate(rows, 0).ids, 1.0)
+    pairs = zip(rows, log_p.tolist(), strict=True)
+    batch = collate([replace(row, recomputed=tuple(p[: len(row.stream)])) for row, p in pairs], 0)
+    log_p, _ = token_log_probs(model, batch.ids, 1.0)
+    objective_loss(log_p, batch, OBJECTIVE).backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -1,0 +1,73 @@
+"""The live screen: what a person at a terminal sees of a run, drawn by rich into a known width."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from aipo.cli.screen import WORDS, LiveScreen, course_of, one_line
+from aipo.console import terminal
+from aipo.training.events import LastConsultation, Progress
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold]\u202e" + "a" * 5000
+
+
+def screen() -> tuple[Console, StringIO]:
+    out = StringIO()
+    return Console(file=out, force_terminal=True, width=120, color_system=None, highlight=False), out
+
+
+def progress(step: int, said: LastConsultation | None = None, **metrics: float) -> Progress:
+    return Progress(
+        step, 10, {"reward_solo": step / 10, "grad_norm": 2.0, **metrics}, 30.0 * step, step, said
+    )
+
+
+def test_it_shows_where_the_run_is_its_numbers_and_the_last_consultation() -> None:
+    console, out = screen()
+    with LiveScreen(console, "runs/mine") as show:
+        assert terminal.screen
+        show(progress(2))
+        show(progress(4, LastConsultation("knowledge", "legs of a crab", "answered", "crab 10")))
+    assert not terminal.screen
+    last = out.getvalue()[out.getvalue().rindex("runs/mine") :]
+    for words in (
+        "4/10",
+        "remaining 3 min 0 s",
+        "reward solo",
+        "0.4",
+        "▁▃",
+        "knowledge",
+        "“legs of a crab”",
+        "crab 10",
+    ):
+        assert words in last, last
+
+
+def test_foreign_words_cannot_write_to_the_terminal_nor_fill_it() -> None:
+    console, out = screen()
+    with LiveScreen(console, "r") as show:
+        show(progress(1, LastConsultation("verify", HOSTILE, "answered", HOSTILE)))
+    drawn = out.getvalue()
+    assert "\x1b[2J" not in drawn and "\x07" not in drawn and "\u202e" not in drawn
+    assert "[2J ]0;owned [bold]" in drawn  # shown, not obeyed
+    assert drawn.count("a" * (WORDS + 1)) == 0
+
+
+def test_it_is_put_away_when_the_run_fails() -> None:
+    console, _ = screen()
+    with pytest.raises(ValueError, match="broken"), LiveScreen(console, "r"):
+        raise ValueError("broken")
+    assert not terminal.screen
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "drawn"),
+    [([0.0, 1.0], True, " █"), ([0.2, 0.2], True, "▁▁"), ([-5.0, 5.0], False, " █"), ([2.0], False, "▄")],
+)
+def test_a_course_is_drawn_from_least_to_most(values: list[float], share: bool, drawn: str) -> None:
+    assert course_of(values, share) == drawn
+
+
+def test_an_empty_request_is_an_empty_line() -> None:
+    assert one_line("\n\t\x00") == ""

@@ -1,0 +1,44 @@
+"""The benchmarks run and record what they say; what they measure is for a quiet machine, not for a test."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("name", ["overlap", "prefill", "decode", "rollout_loop", "step", "update", "costs"])
+def test_a_quick_run_records_each_figure_beside_its_bound_or_peer(name: str, tmp_path: Path) -> None:
+    importlib.import_module(name).main(["--quick", "--output", str(tmp_path)])
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert record["quick"] and record["figures"]
+    for figure in record["figures"]:
+        assert figure["ours"] > 0 and figure["theirs"] > 0 and figure["ratio"] > 0 and figure["beside"]
+    with pytest.raises(ValueError, match="without --quick"):
+        importlib.import_module("page").page(tmp_path)
+
+
+def test_a_quick_run_is_not_recorded_among_the_results() -> None:
+    assert importlib.import_module("measure").options("any", ["--quick"]).output is None
+
+
+def test_the_page_is_the_one_of_the_committed_records() -> None:
+    page = importlib.import_module("page")
+    assert (BENCHMARKS / "README.md").read_text() == page.page(page.RECORDS)
+
+
+def test_waiting_on_a_free_core_takes_its_time_on_that_clock_and_none_on_the_wall() -> None:
+    measure, asyncio = importlib.import_module("measure"), importlib.import_module("asyncio")
+
+    async def both() -> None:
+        await asyncio.gather(asyncio.sleep(500.0), asyncio.sleep(300.0))
+
+    _, taken = measure.on_a_free_core(both())
+    assert 500 <= taken.wall_s < 510

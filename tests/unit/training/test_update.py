@@ -1,0 +1,169 @@
+"""One policy update is the objective's gradient and nothing else, whatever is left out to save time."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import LlamaConfig, PreTrainedModel
+
+from aipo.core.advantages import Advantage
+from aipo.core.batch import Aggregation, Row, collate, weighted_rows
+from aipo.core.coefficients import Coefficient, CoefficientSettings
+from aipo.core.objective import ObjectiveSettings, objective_loss
+from aipo.core.tokens import Segment, TokenStream
+from aipo.core.types import Source
+from aipo.training import update
+from aipo.training.log_probs import token_log_probs
+from aipo.training.update import Updater, UpdateSettings
+from support.engines import random_model
+from support.updates import EVEN_ROWS, OBJECTIVE, double_model, gradient_of
+
+CONFIG = LlamaConfig(
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+FLOORED = ObjectiveSettings(coefficient=CoefficientSettings(Coefficient.FLOORED))
+MASKED = ObjectiveSettings(coefficient=CoefficientSettings(Coefficient.MASKED))
+ADVANTAGES = [
+    Advantage(1.0, 0.5),
+    Advantage(0.0, 0.0),
+    Advantage(-0.5, 0.0),
+    Advantage(0.0, 1.0),
+    Advantage(0.0, 0.0),
+]
+NOTHING = [Advantage(0.0, 0.0)] * 3
+
+
+def rows_of(advantages: Sequence[Advantage], objective: ObjectiveSettings) -> list[Row]:
+    rng = Random(0)
+    streams = []
+    for i in range(len(advantages)):
+        ids = [tuple(rng.randrange(3, 50) for _ in range(n)) for n in (1 + 4 * (i % 2), 3 + i, 2)]
+        sampled = Segment(Source.POLICY, ids[1], tuple(-3.0 - rng.random() for _ in ids[1]))
+        streams.append(
+            TokenStream((Segment(Source.PROMPT, ids[0]), sampled, Segment(Source.FEEDBACK, ids[2])))
+        )
+    return weighted_rows(
+        streams, list(advantages), Aggregation.TOKEN_MEAN, feedback_trained=objective.feedback_trained
+    )
+
+
+def updated(
+    rows: Sequence[Row], objective: ObjectiveSettings, by_source: bool = False, truncation: float = 0.0
+) -> tuple[PreTrainedModel, dict[str, float]]:
+    """Take one step of plain gradient descent with rate 1, so that the change of a weight is its gradient."""
+    model = random_model(CONFIG)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    settings = UpdateSettings(1.0, 24, 1e6, 0, truncation)
+    updater = Updater(Accelerator(cpu=True), model, optimiser, settings)
+    return model, updater.apply([rows], objective, by_source)
+
+
+def gradient(
+    rows: Sequence[Row], objective: ObjectiveSettings, source: Source | None = None
+) -> dict[str, torch.Tensor]:
+    """The gradient of the whole batch at once, by its definition; of one source's tokens if asked."""
+    model = random_model(CONFIG)
+    batch = collate(rows, 0)
+    if source is not None:
+        batch = replace(batch, weight=batch.weight * (batch.sources == source))
+    log_p, _ = token_log_probs(model, batch.ids, 1.0)
+    objective_loss(log_p, batch, objective).backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("objective", [FLOORED, MASKED], ids=["floored", "masked"])
+def test_a_step_is_the_gradient_of_the_whole_mini_batch(objective: ObjectiveSettings) -> None:
+    rows = rows_of(ADVANTAGES, objective)
+    before = {n: p.detach().clone() for n, p in random_model(CONFIG).named_parameters()}
+    after, _ = updated([Row(r.stream, r.advantage, r.weight) for r in rows], objective)
+    expected = gradient(rows, objective)
+    for name, parameter in after.named_parameters():
+        torch.testing.assert_close(before[name] - parameter, expected[name], atol=1e-6, rtol=1e-4)
+
+
+def test_rows_that_teach_nothing_are_never_backpropagated_and_yet_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learnt: list[int] = []
+
+    def watched(
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
+        return token_log_probs(model, ids, temperature, first)
+
+    monkeypatch.setattr(update, "token_log_probs", watched)
+    _, metrics = updated(rows_of(ADVANTAGES, FLOORED), FLOORED)
+    assert sum(learnt) == 3
+    assert metrics["policy_tokens"] == 3 + 4 + 5 + 6 + 7 and metrics["feedback_tokens"] == 10
+    learnt.clear()
+    updated(rows_of(ADVANTAGES, MASKED), MASKED)
+    assert sum(learnt) == 2  # masked: an advantage on FEEDBACK alone teaches nothing
+
+
+def test_a_mini_batch_that_teaches_nothing_changes_nothing_and_has_its_metrics() -> None:
+    before = {n: p.detach().clone() for n, p in random_model(CONFIG).named_parameters()}
+    after, metrics = updated(rows_of(NOTHING, FLOORED), FLOORED)
+    assert all(torch.equal(before[n], p) for n, p in after.named_parameters())
+    assert metrics["grad_norm"] == 0.0 and metrics["policy_tokens"] == 12 and metrics["entropy"] > 0
+
+
+def test_a_sampler_that_is_not_the_trainer_is_corrected_for_up_to_the_truncation() -> None:
+    """By hand: ratios to the trainer's own log p, so 1 at first, and each token's weight p/p_sampler."""
+    rows = rows_of(ADVANTAGES, MASKED)
+    before = {n: p.detach().clone() for n, p in random_model(CONFIG).named_parameters()}
+    model = random_model(CONFIG)
+    batch = collate(rows, 0)
+    log_p, _ = token_log_probs(model, batch.ids, 1.0)
+    weights = torch.exp(log_p.detach() - batch.log_p_old).clamp(max=1.5) * batch.weight * batch.policy_mask
+    assert len(weights[batch.policy_mask].unique()) > 3  # some truncated, most not
+    (log_p * weights * batch.policy_advantage).sum().neg().backward()
+    after, metrics = updated(rows, MASKED, truncation=1.5)
+    for name, parameter in after.named_parameters():
+        grad = dict(model.named_parameters())[name].grad
+        assert grad is not None
+        torch.testing.assert_close(before[name] - parameter, grad, atol=1e-6, rtol=1e-4)
+    assert metrics["first_ratio_error"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["mismatch_mean"] > 0.1  # what the correction is for is recorded all the same
+
+
+def test_gradient_norms_by_source_are_those_of_their_tokens_and_leave_the_step_alone() -> None:
+    rows = rows_of(ADVANTAGES, FLOORED)
+    plain, _ = updated(rows, FLOORED)
+    measured, metrics = updated(rows, FLOORED, by_source=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), measured.parameters(), strict=True))
+    for source in (Source.POLICY, Source.FEEDBACK):
+        norm = torch.cat([g.flatten() for g in gradient(rows, FLOORED, source).values()]).norm()
+        assert metrics[f"grad_norm_{source.name.lower()}"] == pytest.approx(float(norm), rel=1e-4)
+    assert "grad_norm_policy" not in updated(rows, FLOORED)[1]
+
+
+@pytest.mark.parametrize(("parts", "rows_in_each"), [(1, 8), (2, 4), (8, 1)])
+def test_how_a_mini_batch_is_cut_changes_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, parts: int, rows_in_each: int
+) -> None:
+    learnt: list[int] = []
+
+    def watched(
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
+        return token_log_probs(model, ids, temperature, first)
+
+    monkeypatch.setattr(update, "token_log_probs", watched)
+    model = double_model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    settings = UpdateSettings(1.0, rows_in_each * len(EVEN_ROWS[0].stream), 1e6, 0)
+    Updater(Accelerator(cpu=True), model, optimiser, settings).apply([EVEN_ROWS], OBJECTIVE)
+    assert learnt == [rows_in_each] * parts
+    for old, new, expected in zip(before, model.parameters(), gradient_of(EVEN_ROWS), strict=True):
+        torch.testing.assert_close(old - new.detach(), expected, rtol=0, atol=1e-9)
