@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.code import CodePool, grade_program
 from aipo.grading.code_tests import assert_tests
-from aipo.grading.grade import Grade
 from aipo.grading.sandbox.base import Choice, SandboxSettings
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mbpp_sanitized.json"

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aipo.core.types import Verdict
-from aipo.grading.math import grade_math
-from aipo.grading.pool import MathPool
+from aipo.grading.pool import MathPool, grade_math
 from aipo.tasks.base import Split
 from aipo.tasks.benchmarks.benchmark import Row
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS

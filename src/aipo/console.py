@@ -17,8 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from aipo.training.events import EXIT_STOPPED as EXIT_STOPPED
-from aipo.training.events import Progress, StopRunError
-from aipo.training.visible import visible
+from aipo.training.events import Progress, StopRunError, visible
 
 WIDE = 200
 """Columns where there is no terminal: a table in a file or a pipe must not be cut to a screen's width."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from aipo.core.types import Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.tasks.benchmarks.task import BenchmarkTask
 from support.policies import (
     SHARED_DATA,

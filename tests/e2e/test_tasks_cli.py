@@ -57,7 +57,7 @@ def test_a_verdict_that_is_not_as_it_must_be_ends_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from aipo.core.types import Verdict
-    from aipo.grading.grade import Grade
+    from aipo.grading import Grade
 
     monkeypatch.setattr(
         "aipo.tasks.benchmarks.task.grade_integer", lambda response, gold: Grade(Verdict.CORRECT, "always")

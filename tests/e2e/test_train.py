@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aipo.core.types import Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.tasks.leg_counting.task import LegCountingTask
 from support.policies import counting_policy, counting_recipe, run_cli, start_cli, succeed
 

@@ -21,7 +21,7 @@ from aipo.cli import train as train_verb
 from aipo.core.advantages import Advantage
 from aipo.core.types import Verdict
 from aipo.engines import transformers as engine
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.tasks.leg_counting.task import LegCountingTask
 from aipo.training import experience, update
 from aipo.training.events import Progress

@@ -20,7 +20,7 @@ from aipo.agents.base import AgentQuery, AgentReply
 from aipo.agents.scripted import ScriptedAgent
 from aipo.cli import train as train_verb
 from aipo.config.guards import GuardSettings
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.tasks.leg_counting.task import LegCountingTask
 from aipo.training import watchdog
 from aipo.training.events import EXIT_STOPPED, StalledError

@@ -18,7 +18,7 @@ from aipo.core.batch import Aggregation, collate, weighted_rows
 from aipo.core.objective import ObjectiveSettings, objective_loss
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Condition, Source, StopReason, Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.integrations.verl.plan import Plan
 from aipo.rollout.episode import Rollout
 from aipo.rollout.group import MemberRollout

@@ -17,7 +17,7 @@ from aipo.core.batch import Row, collate, corrected
 from aipo.core.objective import objective_loss
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Condition, Source, StopReason, Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.integrations.verl.credit import RowFacts, credits_of, minibatches_of
 from aipo.integrations.verl.estimators import advantages
 from aipo.integrations.verl.loss import AipoLoss

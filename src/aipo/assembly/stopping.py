@@ -16,10 +16,10 @@ import typer
 
 from aipo.config.guards import GuardSettings
 from aipo.console import errors
+from aipo.training.events import visible
 from aipo.training.journal import STOPPED
 from aipo.training.loop import Trainer
 from aipo.training.ranks import end_process
-from aipo.training.visible import visible
 from aipo.training.watchdog import Watchdog
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, field_validator
 
-from aipo.config.section import Section
+from aipo.config.problems import Section
 from aipo.core.types import AgentName
 
 Backend = Literal["oracle", "dead", "garbage", "hostile", "remote", "local"]

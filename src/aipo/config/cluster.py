@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from aipo.config.layers import Layers
-from aipo.config.section import Section
+from aipo.config.problems import Section
 
 
 class ClusterSettings(Section):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from aipo.config.section import Section
+from aipo.config.problems import Section
 
 
 class EngineSettings(Section):

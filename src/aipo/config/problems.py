@@ -1,7 +1,6 @@
-"""What is wrong with settings, said so that it can be put right: where, which key, why, and the fix.
+"""The base of every table of settings, and what is wrong with one: where, which key, why, and the fix.
 
-Owns the error, the search for the nearest key and the wording. Must not read files.
-Invariant: one load raises at most one `SettingsError`, and it holds every problem that the load met.
+One load raises at most one `SettingsError`, and it holds every problem that the load met.
 """
 
 import json
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined, to_jsonable_python
 
@@ -31,6 +30,12 @@ _CONSTRAINTS = {
     "path_type": "should be a path, in quotes",
 }
 """Pydantic's words for wrong types where they speak of Python or JSON instead of TOML."""
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class SettingsError(ValueError):

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from aipo.config.agents import AgentSettings
 from aipo.config.engines import EngineSettings
 from aipo.config.guards import GuardSettings
+from aipo.config.problems import Section as Section
 from aipo.config.sandbox import SandboxSettings
-from aipo.config.section import Section as Section
 from aipo.core.types import AgentName
 
 AlgorithmName = Literal[

@@ -21,7 +21,7 @@ from aipo.core.types import Condition, SoloMode, Source, StopReason, Verdict
 from aipo.engines.base import Engine, EngineError, Sampling
 from aipo.evaluation.manifest import EvaluationError, Manifest, Questions
 from aipo.evaluation.samples import Sample, SampleFile
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from aipo.rollout.group import Prompts
 from aipo.tasks.base import Problem, Task

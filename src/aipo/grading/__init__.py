@@ -1,7 +1,19 @@
-"""Grading: from a response to a verdict. Read `grade`, `extract`, `text`, `guards`, `pool`, `math`.
+"""Grading: from a response to a verdict and its reason. Read `extract`, `text`, `guards`, `pool`.
 
 Multiple choice is `choice`. Programs: `code`, `code_tests`, `code_check`, `code_values`, `code_pool`, then
-`sandbox/`.
+`sandbox/`. A grader's own failure is UNGRADED with a reason, never INCORRECT.
 
-Nothing is imported here: a grader process starts with this package and must start fast.
+Nothing else is imported here: a grader process starts with this package and must start fast.
 """
+
+from dataclasses import dataclass
+
+from aipo.core.types import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A verdict and why: a short word that can be counted, with details after a colon."""
+
+    verdict: Verdict
+    reason: str

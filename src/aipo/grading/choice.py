@@ -11,8 +11,8 @@ English word.
 import re
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.extract import after_thinking
-from aipo.grading.grade import Grade
 
 MAX_STATEMENT_CHARS = 300
 

@@ -13,10 +13,10 @@ Usage:
 import re
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.code_pool import CodePool
 from aipo.grading.code_tests import CodeTests
 from aipo.grading.extract import after_thinking
-from aipo.grading.grade import Grade
 
 __all__ = ["CodePool", "extract_code", "grade_code", "grade_program"]
 

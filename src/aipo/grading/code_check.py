@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.code_tests import Call, CallTests, CodeTests, Comparison, Expected, StdinTests
 from aipo.grading.code_values import MalformedValue, decode, matches, parse_lines, same_output
-from aipo.grading.grade import Grade
 from aipo.grading.sandbox.base import Limits, Outcome, Program, Run
 
 MAX_TOTAL_FACTOR = 10

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.code_check import check
 from aipo.grading.code_tests import CodeTests
-from aipo.grading.grade import Grade
 from aipo.grading.sandbox.base import Limits, Outcome, Program, Run, Sandbox, SandboxSettings
 from aipo.grading.sandbox.detect import open_sandbox
 

@@ -10,8 +10,8 @@ import re
 from enum import Enum
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.extract import MAX_CHARS, MAX_NESTING, nesting
-from aipo.grading.grade import Grade
 from aipo.grading.text import TEXT, clean, exact_match, integer
 
 MAX_GOLD_CHARS = 2000

@@ -1,8 +1,7 @@
 """Symbolic equality in processes that can be killed, from any event loop.
 
-Owns the grader processes: start, deadline, kill, restart. Must not know tasks, responses or sympy.
-Invariant: a question ends within the deadline plus one start, and whatever happens to its process is
-UNGRADED for that question alone.
+A question ends within the deadline plus one start, and whatever happens to its process is UNGRADED for that
+question alone.
 
 Not an alarm and not a ProcessPoolExecutor: an alarm does not interrupt big-integer arithmetic
 (https://github.com/huggingface/Math-Verify/issues/65) and an executor keeps its hung workers
@@ -23,7 +22,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 from aipo.core.types import Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
+from aipo.grading.extract import extract_answer
 from aipo.grading.guards import decide
 from aipo.grading.text import clean
 
@@ -157,3 +157,17 @@ class MathPool:
             worker.kill()  # frees the threads that wait for a reply
         self._threads.shutdown(wait=True)
         self._finalizer()
+
+
+async def grade_math(response: str, gold: str, pool: MathPool) -> Grade:
+    """Grade the assistant's whole turn against a gold answer in LaTeX: extract, compare as text, as algebra.
+
+    A response without an answer is INCORRECT and counted separately, as `no_answer`.
+
+    Raises:
+        RuntimeError: the pool is closed. Never for what the response contains.
+    """
+    answer = extract_answer(response)
+    if answer is None:
+        return Grade(Verdict.INCORRECT, "no_answer")
+    return await pool.equal(gold, answer)

@@ -1,7 +1,6 @@
-r"""Normalised text equality of short answers: what may be said without algebra.
+r"""Answers as text: normalised equality of short answers, and whether a text states the gold answer.
 
-Owns the clean-up of LaTeX spelling. Must not know symbolic algebra or where an answer came from.
-Invariant: no false positive; what merely might be equal is left to the symbolic step.
+Equality has no false positive: what merely might be equal is left to the symbolic step.
 """
 
 import re
@@ -36,6 +35,10 @@ _INTEGER = re.compile(r"([-+]?)([0-9]+)")
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])")
 _CHOICE = re.compile(r"\(?([A-Z])\)?")
 _WORDS = re.compile(r"[A-Z]?[a-z]+(?:[ '-][A-Z]?[a-z]+)*")
+
+HIDDEN = "…"
+_NAMED = r"(?:(?<=\()|(?<=boxed\{{)|(?<=answer is )|(?<=answer: )){0}(?!\w)"
+_BEFORE, _AFTER = r"(?<![\w.,\\])", r"(?![\w]|[.,]\d)"
 
 
 def clean(text: str) -> str:
@@ -87,3 +90,27 @@ def exact_match(gold: str, answer: str) -> bool:
     if len(answer) > MAX_CHARS:
         return bool(gold.strip()) and gold.strip() == answer.strip()
     return bool(form := normalise(gold)) and form == normalise(answer)
+
+
+def without_gold(text: str, gold: str) -> str | None:
+    """Return `text` with each mention of the gold replaced by an ellipsis, or None where there is none.
+
+    Simplification: the gold is searched for as it is written, spaces and thousands separators aside. The same
+    value in another form (1/2 for 0.5, "twelve" for 12) is not recognised; a gold of one letter counts only
+    where a choice is named: `(B)`, `\\boxed{B}`, "answer is B".
+
+    >>> without_gold("So x = 1,234 and 12345 is no answer", "1234"), without_gold("x = 3.14", "3")
+    ('So x = … and 12345 is no answer', None)
+    >>> without_gold("A fact about B", "B"), without_gold("so the answer is B.", "B")
+    (None, 'so the answer is ….')
+    """
+    hidden, found = _mention(gold.strip()).subn(HIDDEN, text)
+    return hidden if found else None
+
+
+def _mention(gold: str) -> re.Pattern[str]:
+    if re.fullmatch(r"[A-Za-z]", gold):
+        return re.compile(_NAMED.format(re.escape(gold)), re.IGNORECASE)
+    characters = [c for c in gold if not c.isspace()]
+    between = r"\s*" if not gold.isdigit() else ",?"
+    return re.compile(_BEFORE + between.join(map(re.escape, characters)) + _AFTER, re.IGNORECASE)

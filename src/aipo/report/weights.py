@@ -14,7 +14,7 @@ from aipo.config.settings import Settings
 from aipo.core.coefficients import Coefficient, CoefficientSettings, feedback_term
 from aipo.core.tokens import Segment, TokenStream, expert_stream
 from aipo.core.types import Condition, Source, StopReason, Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
 from aipo.tasks.base import Problem

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from aipo.core.types import AgentName
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 
 __all__ = ["Grade", "Oracle", "Problem", "Split", "Task", "TaskError"]
 

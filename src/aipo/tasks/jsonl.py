@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.extract import extract_answer, last_line
-from aipo.grading.grade import Grade
-from aipo.grading.leak import without_gold
-from aipo.grading.math import grade_math
-from aipo.grading.pool import MathPool
-from aipo.grading.text import exact_match
+from aipo.grading.pool import MathPool, grade_math
+from aipo.grading.text import exact_match, without_gold
 from aipo.tasks.base import Problem, Split, TaskError
 from aipo.tasks.files import rows, shown
 from aipo.tasks.splits import HELD_OUT_SHARE, disjoint

@@ -12,7 +12,7 @@ from aipo.core.advantages import Advantage, FeedbackAdvantage, Member, group_adv
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import TokenStream, stripped_copy
 from aipo.core.types import Condition, ConsultOutcome, Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.rollout.group import Group, MemberRollout
 from aipo.training.algorithm import base_algorithm
 

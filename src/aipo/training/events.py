@@ -1,7 +1,7 @@
-"""What the loop tells whoever started it: progress, and why it stopped.
+"""What the loop reports to whoever started it: progress, and why it stopped.
 
-Owns the words between the loop and a display. Must not import torch: an error message must be quick.
-Invariant: a run that stops on purpose says so with one of these errors, and a valid checkpoint is there.
+A run that stops on purpose says so with one of these errors, and a valid checkpoint is there. torch is not
+imported: an error message must be quick.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class LastConsultation:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a display is told after each step."""
+    """What a display gets after each step."""
 
     step: int
     steps: int
@@ -58,3 +58,14 @@ class Progress:
     steps_done_now: int
     """Steps since this process began, for an honest remaining time after a resume; 0 for a step of before."""
     last_consultation: LastConsultation | None = None
+
+
+def visible(text: str) -> str:
+    r"""Return foreign text for a terminal or a file: what moves the cursor or turns the text is escaped.
+
+    No control character but the end of a line and a tab is left.
+
+    >>> visible("a\x1b[2Jb\u202e")
+    'a\\x1b[2Jb\\u202e'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

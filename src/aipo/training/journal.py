@@ -18,8 +18,7 @@ from aipo.training.changes import SETTINGS as SETTINGS
 from aipo.training.changes import Changes
 from aipo.training.changes import RunFolderError as RunFolderError
 from aipo.training.durable import sync, write_whole
-from aipo.training.events import StopRunError
-from aipo.training.visible import visible
+from aipo.training.events import StopRunError, visible
 
 METRICS, ROLLOUTS, TIMINGS = "metrics.jsonl", "rollouts.jsonl", "timings.jsonl"
 EVALUATION = "evaluation.jsonl"

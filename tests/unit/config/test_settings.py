@@ -328,7 +328,7 @@ class TestComparison:
         text = COMPARISON.replace("seeds =", 'overrides = ["train.steps=6", "run.threads=3"]\nseeds =')
         recipe = write("compare.toml", text)
         grpo, aipo = (method_settings(load_comparison(recipe), m) for m in load_comparison(recipe).methods)
-        assert (grpo.train.steps, aipo.training.steps) == (6, 5)
+        assert (grpo.train.steps, aipo.train.steps) == (6, 5)
         assert grpo.run.threads == aipo.run.threads == 3
         forced = load_comparison(recipe, ["train.steps=9"])
         assert {method_settings(forced, method).train.steps for method in forced.methods} == {9}

@@ -23,7 +23,7 @@ from aipo.core.objective import objective_loss
 from aipo.core.surrogates import Clip, Surrogate
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
 from aipo.tasks.base import Problem

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.code import CodePool, grade_code, grade_program
 from aipo.grading.code_check import check
 from aipo.grading.code_tests import (
@@ -20,7 +21,6 @@ from aipo.grading.code_tests import (
     function_tests,
     stdin_tests,
 )
-from aipo.grading.grade import Grade
 from aipo.grading.sandbox.base import (
     Backend,
     Choice,

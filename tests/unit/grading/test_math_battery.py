@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 
 from aipo.core.types import Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.grading.guards import decide
-from aipo.grading.math import grade_math
-from aipo.grading.pool import MathPool
+from aipo.grading.pool import MathPool, grade_math
 
 ROWS = [
     json.loads(line)

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.code import CodePool, grade_program
 from aipo.grading.code_tests import CodeTests, StdinCase, StdinTests, assert_tests
-from aipo.grading.grade import Grade
 from aipo.grading.sandbox import process
 from aipo.grading.sandbox.base import Backend, Limits, Outcome, Program, Run, Sandbox, SandboxSettings
 from aipo.grading.sandbox.detect import Finding, examine

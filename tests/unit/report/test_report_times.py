@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
 from aipo.rollout.records import consultation_times

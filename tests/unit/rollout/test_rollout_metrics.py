@@ -3,7 +3,7 @@
 import pytest
 
 from aipo.core.types import Condition, Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.rollout.group import Group, MemberRollout
 from aipo.tasks.base import Problem
 from aipo.training.metrics import rollout_metrics

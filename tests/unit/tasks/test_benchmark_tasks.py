@@ -165,7 +165,7 @@ def test_validation_finds_a_grader_that_accepts_anything_and_one_that_accepts_no
             self.verdict = verdict
 
         async def grade(self, row: Any, response: str) -> Any:
-            from aipo.grading.grade import Grade
+            from aipo.grading import Grade
 
             return Grade(self.verdict, "always")
 

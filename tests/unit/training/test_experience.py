@@ -19,7 +19,7 @@ from aipo.consult.protocol import Protocol
 from aipo.core.advantages import Advantage
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, ConsultContext, Rollout
 from aipo.rollout.group import Group, GroupShape, MemberRollout, Sampler
 from aipo.tasks.base import Problem

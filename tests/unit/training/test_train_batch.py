@@ -23,7 +23,7 @@ from aipo.core.objective import ObjectiveSettings
 from aipo.core.surrogates import Clip, Surrogate, SurrogateSettings
 from aipo.core.tokens import Segment, TokenStream, expert_stream
 from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
 from aipo.tasks.base import Problem

@@ -19,8 +19,8 @@ from types import MappingProxyType
 from typing import Any
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.extract import after_thinking, extract_answer
-from aipo.grading.grade import Grade
 from aipo.tasks.base import TaskError
 
 MIN_SCORE = 1.0 - 1e-9

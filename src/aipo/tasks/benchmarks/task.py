@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
 from aipo.grading.choice import grade_choice
 from aipo.grading.extract import extract_answer
-from aipo.grading.grade import Grade
-from aipo.grading.leak import without_gold
-from aipo.grading.math import grade_math
-from aipo.grading.pool import MathPool
+from aipo.grading.pool import MathPool, grade_math
+from aipo.grading.text import without_gold
 from aipo.tasks.base import Problem, Split, TaskError
 from aipo.tasks.benchmarks.benchmark import Benchmark, Kind, Row
 from aipo.tasks.benchmarks.gpqa import LETTERS

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from aipo.core.types import Verdict
-from aipo.grading.grade import Grade
+from aipo.grading import Grade
 from aipo.grading.text import exact_match
 from aipo.tasks.benchmarks.benchmark import Row
 from aipo.tasks.benchmarks.schemas import without_degrees
