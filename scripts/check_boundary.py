@@ -7,9 +7,9 @@ flipping signs problem by problem would give it less than once in a thousand tim
 import sys
 from pathlib import Path
 
-from aipo.evaluation.comparison import RUNS
+from aipo.comparison.records import read_run
+from aipo.comparison.report import RUNS
 from aipo.evaluation.records import at_last_step
-from aipo.evaluation.runs import read_run
 from aipo.evaluation.statistics import paired_difference
 
 MARGIN, P_VALUE, K = 0.2, 1e-3, 8

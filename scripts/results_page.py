@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from aipo.evaluation.comparison import FACTS, Report
+from aipo.comparison.report import FACTS, Report
 from aipo.evaluation.table import format_share
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from aipo.comparison.records import read_run
 from aipo.config.loader import diff_settings, load_settings, parse_settings
 from aipo.evaluation.records import read_records
-from aipo.evaluation.runs import read_run
 from support.policies import counting_policy, counting_recipe, run_cli, start_cli, succeed
 
 pytestmark = pytest.mark.timeout(600)  # the first test makes the comparison: about 40 s on a quiet core
@@ -185,7 +185,7 @@ def test_run_again_it_does_nothing_anew(comparison: Comparison, monkeypatch: pyt
 
     before, report = times(), (comparison.output / "results.csv").read_bytes()
     monkeypatch.setattr(subprocess, "Popen", None)
-    monkeypatch.setattr("aipo.cli.compare._commit", lambda: "unknown")
+    monkeypatch.setattr("aipo.comparison.run._commit", lambda: "unknown")
     result = comparison.again()
     assert result.exit_code == 0, result.output
     assert times() == before
@@ -199,7 +199,7 @@ def test_what_is_recorded_is_not_run_again_on_a_machine_without_the_runs(
     records = shutil.copytree(comparison.output / "records", tmp_path / "records")
     shutil.copytree(comparison.output / "warmstart", tmp_path / "out" / "warmstart")
     monkeypatch.setattr(subprocess, "Popen", None)
-    monkeypatch.setattr("aipo.cli.compare._commit", lambda: "unknown")
+    monkeypatch.setattr("aipo.comparison.run._commit", lambda: "unknown")
     elsewhere = [f"compare.output={tmp_path / 'out'}", f"compare.records={records}"]
     result = comparison.again(*elsewhere)
     assert result.exit_code == 0, result.output

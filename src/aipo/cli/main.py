@@ -63,9 +63,12 @@ def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
     written to `policy/` in run.output, as a plain Hugging Face folder.
     """
     _refuse_bad_recipe(recipe, overrides or [])
-    from aipo.cli.warmstart import warmstart as run
+    from aipo.assembly.warmstart import make_warm_start
+    from aipo.config.loader import load_settings
+    from aipo.console import plain_errors
 
-    run(recipe, overrides or [])
+    with plain_errors():
+        make_warm_start(load_settings(recipe, overrides or []))
 
 
 @app.command()

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aipo.comparison.jobs import Job, JobFailedError
+from aipo.comparison.records import read_run
+from aipo.comparison.report import RUNS
 from aipo.config.comparison import ComparisonSettings, Method, common_settings, method_settings
 from aipo.config.loader import diff_settings, parse_settings
 from aipo.config.settings import Settings
-from aipo.evaluation.comparison import RUNS
 from aipo.evaluation.records import read_records
-from aipo.evaluation.runs import read_run
 from aipo.training.journal import EVALUATION
 
 WARM_START = "warm start"

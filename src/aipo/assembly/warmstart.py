@@ -1,12 +1,14 @@
-"""`aipo warmstart`: make the tiny policy of a CPU task."""
+"""The tiny policy that a CPU task begins with, trained on worked examples before any reinforcement learning.
 
-from collections.abc import Sequence
+It is made once: a folder that holds it already, made with the same settings, is left as it is.
+"""
+
 from pathlib import Path
 
 from aipo.assembly.parts import build_protocol, prepare_process
 from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
-from aipo.console import console, duration, plain_errors
+from aipo.console import console, duration
 from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import NOTICES
@@ -16,12 +18,6 @@ from aipo.tasks.curriculum import Trace
 from aipo.training.model import save_policy
 from aipo.training.tiny import build_model, build_tokenizer
 from aipo.training.warmstart import WarmstartProgress, warm_start
-
-
-def warmstart(recipe: Path, overrides: Sequence[str]) -> None:
-    """Make the tiny policy; see `aipo warmstart --help`."""
-    with plain_errors():
-        make_warm_start(load_settings(recipe, overrides))
 
 
 def make_warm_start(settings: Settings) -> Path:

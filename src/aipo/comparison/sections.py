@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from aipo.comparison.records import RunRecord
 from aipo.evaluation.plots import TokenPoint
 from aipo.evaluation.records import EvaluationRecord, methods_of
-from aipo.evaluation.runs import RunRecord
 from aipo.evaluation.statistics import estimate, paired_difference
 from aipo.evaluation.table import MISSING, format_share
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aipo.comparison.records import RunRecord, read_run
+from aipo.comparison.sections import TOKEN_K, differences, how, internals, token_points, token_table
 from aipo.evaluation.plots import boundary_plot, expert_token_plot, training_plot
 from aipo.evaluation.records import at_last_step, methods_of
-from aipo.evaluation.runs import RunRecord, read_run
-from aipo.evaluation.sections import TOKEN_K, differences, how, internals, token_points, token_table
 from aipo.evaluation.statistics import estimate
 from aipo.evaluation.table import Table, format_estimate, format_share, results_table
 from aipo.training.durable import write_whole
@@ -60,18 +60,6 @@ def write_facts(folder: Path, facts: Facts) -> None:
     write_whole(folder / FACTS, json.dumps(asdict(facts), indent=1) + "\n")
 
 
-def write_report(records: Path, output: Path, pass_at: Sequence[int]) -> Path:
-    """Generate `results.md`, `results.csv` and the figures from compact records; return the Markdown file."""
-    report = Report(records, pass_at)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.csv").write_text(report.table().csv())
-    parts = [f"# {report.facts['name']}\n", report.table().markdown(), *report.figures(output)]
-    parts += [part for part in (report.differences(), report.internals(), report.token_table()) if part]
-    path = output / "results.md"
-    path.write_text("\n".join([*parts, report.how()]))
-    return path
-
-
 class Report:
     """The parts of a report, each generated from compact records; a page may put words around them.
 
@@ -80,6 +68,7 @@ class Report:
 
     def __init__(self, records: Path, pass_at: Sequence[int]) -> None:
         """Read the records. Raises `RecordError` or `OSError` if they cannot be read."""
+        self.records = records
         self.facts: dict[str, Any] = json.loads((records / FACTS).read_text())
         runs = [read_run(path) for path in sorted((records / RUNS).glob("*.json"))]
         order = {method: i for i, method in enumerate(self.facts["methods"])}
@@ -87,6 +76,20 @@ class Report:
             (run for run in runs if run.method in order), key=lambda r: (order[r.method], r.seed)
         )
         self._pass_at = pass_at
+
+    def write(self, output: Path) -> Path:
+        """Write `results.md`, `results.csv` and the figures into a folder; return the Markdown file."""
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "results.csv").write_text(self.table().csv())
+        parts = [f"# {self.facts['name']}\n", self.table().markdown(), *self.figures(output)]
+        parts += [part for part in (self.differences(), self.internals(), self.token_table()) if part]
+        path = output / "results.md"
+        path.write_text("\n".join([*parts, self.how()]))
+        return path
+
+    def summary(self) -> Table:
+        """Return the table with the smallest and the largest k only, for a terminal."""
+        return Report(self.records, [*self._pass_at[:1], *self._pass_at[1:][-1:]]).table()
 
     def table(
         self,
