@@ -1,4 +1,4 @@
-"""The objective against a slow reference of J, written token by token from method.md, and its invariances.
+"""The objective against a slow reference of J (docs/method.md#objective), and its invariances.
 
 Loss and gradient do not depend on order, micro-batches or padding; a token that is not trained has exactly
 zero gradient; without FEEDBACK tokens AIPO is the base algorithm to the last bit.

@@ -1,4 +1,4 @@
-"""A slow reference of the objective J, written token by token from method.md, and random cases for it."""
+"""A slow reference of the objective J, written token by token (docs/method.md#objective), and its cases."""
 
 import random
 from collections.abc import Callable
@@ -100,7 +100,7 @@ SETTINGS_AND_CASES = objectives().flatmap(lambda objective: st.tuples(st.just(ob
 
 
 def feedback(p: float, old: float, a: float, s: CoefficientSettings) -> tuple[float, float]:
-    """C A and its derivative W A, from the table of method.md."""
+    """C A and its derivative W A, from the table of docs/method.md#coefficients."""
     lifted = max(p, s.floor) if a > 0 else p
     if a < 0 and s.unit_below_zero and s.kind is not Coefficient.MASKED:
         return p * a, p * a

@@ -193,7 +193,7 @@ class RolloutSettings(Section):
 
 
 class AlgorithmSettings(Section):
-    """The objective (method.md section 4)."""
+    """The objective (docs/method.md#objective)."""
 
     name: AlgorithmName = Field("dapo", description="The base RLVR algorithm; see `core/algorithms.py`.")
     clip_low: float | None = Field(None, ge=0, le=1, description="None: the algorithm's own.")
@@ -249,9 +249,7 @@ class AlgorithmSettings(Section):
 class TrainSettings(Section):
     """The optimiser and the loop."""
 
-    steps: int = Field(
-        200, ge=1, description="Policy updates in the sense of method.md: one batch of groups each."
-    )
+    steps: int = Field(200, ge=1, description="Policy updates; each learns from one batch of groups.")
     prompts_per_step: int = Field(24, ge=1, description="Problems, hence groups, of a step.")
     minibatches_per_step: int = Field(4, ge=1, description="Optimiser steps per batch of groups.")
     microbatch_tokens: int = Field(

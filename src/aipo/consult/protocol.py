@@ -2,7 +2,7 @@
 
 Owns what a request looks like. Must not know token ids, prompts, agents or limits.
 Invariant: only what the policy sampled is parsed; a control string from anywhere else is made inert first.
-The tags and the inline feedback follow method.md section 3 [ours, after the prototype].
+Tags and inline feedback follow docs/method.md#interaction [ours, after the prototype].
 """
 
 import sys

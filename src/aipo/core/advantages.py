@@ -40,7 +40,7 @@ class Estimator(StrEnum):
 
 
 class FeedbackAdvantage(StrEnum):
-    """What a FEEDBACK token is credited with [ours, method.md section 4]."""
+    """What a FEEDBACK token is credited with [ours, docs/method.md#feedback-advantage]."""
 
     SIGNED = "signed"
     """The rollout's own advantage A within its group, of either sign, before any batch normalisation."""

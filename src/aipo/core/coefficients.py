@@ -1,6 +1,6 @@
 """The coefficient C on FEEDBACK tokens: how strongly the policy learns words that it did not sample.
 
-Owns the off-policy term of the objective (method.md section 4). Must not know rollouts or groups.
+Owns the off-policy term of the objective (docs/method.md#coefficients). Must not know rollouts or groups.
 Invariant: C depends on one token's p, p_old and the sign of its advantage; the *weight* that matters is
 W = dC / dlog p, the factor on A * grad log p, and it is finite for every p in (0, 1].
 
@@ -57,7 +57,7 @@ class CoefficientSettings:
     truncation: float = 2.0
     """c of `agent`, at least 1; q := 1 where the agent reports none, which makes it `unit`."""
     unit_below_zero: bool = False
-    """Weigh tokens with A < 0 as `unit` does, whatever the coefficient: method.md's `signed-unit`."""
+    """`signed_unit`: weigh tokens with A < 0 as `unit` does, whatever the coefficient."""
 
 
 def feedback_term(

@@ -1,4 +1,4 @@
-"""The objective J of method.md section 4, from per-token log-probabilities to one loss.
+"""The objective J of docs/method.md#objective, from per-token log-probabilities to one loss.
 
     J = sum_t w_t [ POLICY: surrogate(r, A)  +  FEEDBACK: lambda C(p) A_F ]
 

@@ -101,8 +101,8 @@ class TokenStream:
 def stripped_copy(
     stream: TokenStream, dropped: Iterable[tuple[int, int]], solo_prompt_ids: Sequence[int]
 ) -> TokenStream:
-    """Return a consult-stripped copy: what the policy would have written had it known [ours, method.md
-    section 4].
+    """Return a consult-stripped copy: what the policy would have written had it known [ours,
+    docs/method.md#consult-stripped-copies].
 
     `dropped` are half-open spans of token positions in `stream` (requests, tags, notices). What stands
     outside them and after the prompt is kept, in order, behind the solo prompt; all of it is FEEDBACK, that

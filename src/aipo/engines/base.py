@@ -18,7 +18,7 @@ class EngineError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. Training wants temperature 1 and no truncation (see method.md)."""
+    """How tokens are drawn. Training wants no truncation (docs/method.md#defaults-of-a-real-run)."""
 
     temperature: float = 1.0
     """0 means greedy."""

@@ -84,7 +84,7 @@ def _agents() -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A step's rollouts; sizes as method.md section 5, rates and lengths are assumptions to be replaced."""
+    """A step's rollouts: sizes from docs/method.md#defaults-of-a-real-run, assumed rates and lengths."""
 
     prompts_per_step: int = 256
     rollouts_per_prompt: int = 8

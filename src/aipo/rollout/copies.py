@@ -4,7 +4,7 @@ Owns the question and what counts as an objection. Must not know advantages. Inv
 could not be asked about, or about which it does not say, is not approved; nothing an agent does is raised.
 
 A correct final answer says little about the lines before it when the last reply contained that answer
-(lab.md section 7: only 20 to 60 % of stripped copies were correct traces).
+(docs/method.md#consult-stripped-copies).
 """
 
 from dataclasses import dataclass

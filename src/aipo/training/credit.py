@@ -68,7 +68,7 @@ def _members(group: Group, algorithm: AlgorithmSettings, max_response_tokens: in
     """Return what baselines need to know; the price of help is charged where consulting verdicts differ.
 
     In a set of equal verdicts a price would be all the variance there is, and normalising by it would make it
-    as large as a reward (method.md section 4).
+    as large as a reward (docs/method.md#advantages).
     """
     graded = {m.grade.verdict for m in group.members if m.condition is Condition.CONSULTING}
     mixed = len(graded - {Verdict.UNGRADED}) > 1

@@ -45,7 +45,7 @@ VALUES: dict[Coefficient, Callable[[float, float], float]] = {
     Coefficient.FLOORED: lambda p, a: floored(p, a),
     Coefficient.LIKELIHOOD: lambda p, a: log(p),
 }
-"""C, from the table of method.md; p_old = 1 for `ratio`, q = 1 for `agent`."""
+"""C, from the table of docs/method.md#coefficients; p_old = 1 for `ratio`, q = 1 for `agent`."""
 
 WEIGHTS: dict[Coefficient, Callable[[float, float], float]] = {
     Coefficient.MASKED: lambda p, a: 0.0,
