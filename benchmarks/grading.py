@@ -23,7 +23,8 @@ from aipo.core.types import Verdict
 from aipo.grading import Grade
 from aipo.grading.code import CodePool, grade_program
 from aipo.grading.code_tests import assert_tests
-from aipo.grading.sandbox.base import Choice, SandboxSettings
+from aipo.grading.sandbox.base import Backend
+from aipo.grading.sandbox.detect import open_sandbox
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mbpp_sanitized.json"
 
@@ -91,7 +92,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, default=DATA)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--backend", type=Choice, default=Choice.AUTO)
+    parser.add_argument("--backend", choices=["auto", *Backend], default="auto")
     parser.add_argument(
         "--sample", type=int, default=0, help="every n-th row only, so that about this many are left"
     )
@@ -100,7 +101,7 @@ def main() -> int:
     rows = json.loads(arguments.file.read_text(encoding="utf-8"))
     if arguments.sample:
         rows = rows[:: max(1, len(rows) // arguments.sample)]
-    pool = CodePool(SandboxSettings(backend=arguments.backend), arguments.workers)
+    pool = CodePool(open_sandbox(arguments.backend), arguments.workers)
     print(f"{pool.description}; {arguments.workers} workers, {os.cpu_count()} cores\n")
     print("| back end | programs | rows | verdicts | solutions/s | CPU ms each | repeated | load |")
     print("|---|---|--:|---|--:|--:|--:|--:|")

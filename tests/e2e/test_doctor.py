@@ -27,7 +27,15 @@ def recipe(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_machine_without_a_recipe() -> None:
     output = " ".join(succeed("doctor").output.split())
-    for what in ("system", "versions", "devices", "free disk", "memory", "sandbox", "bubblewrap", "Landlock"):
+    for what in (
+        "system",
+        "versions",
+        "devices",
+        "free disk",
+        "memory",
+        "sandbox bubblewrap",
+        "sandbox landlock",
+    ):
         assert what in output
 
 

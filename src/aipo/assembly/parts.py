@@ -18,13 +18,11 @@ from aipo.agents.base import Agent
 from aipo.assembly.agents import AgentSet, build_agents
 from aipo.assembly.engines import PolicyEngine, build_engine
 from aipo.assembly.heap import tune_malloc
-from aipo.config.sandbox import SandboxSettings
-from aipo.config.settings import ConsultSettings, Settings, TaskSettings
+from aipo.config.settings import ConsultSettings, SandboxSettings, Settings, TaskSettings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
 from aipo.core.types import AgentName
-from aipo.grading.sandbox import base as sandboxes
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
 from aipo.rollout.leaks import LeakPolicy
@@ -122,21 +120,11 @@ def build_task(settings: TaskSettings, sandbox: SandboxSettings | None = None) -
     if settings.train_file:
         refuse_evaluation_file(settings.train_file, "task.train_file", BENCHMARKS.values())
     if settings.name in BENCHMARKS:
-        limits = GradingLimits(settings.grade_timeout_s, settings.grade_workers, _sandbox(sandbox))
+        limits = GradingLimits(settings.grade_timeout_s, settings.grade_workers, sandbox)
         return BenchmarkTask(BENCHMARKS[settings.name], files, limits)
     columns = (settings.problem_field, settings.answer_field, settings.answer_after)
     sources = {split: JsonlSource(path, *columns) for split, path in files.items()}
     return JsonlTask(sources, settings.match, settings.grade_timeout_s, settings.grade_workers)
-
-
-def _sandbox(settings: SandboxSettings | None) -> sandboxes.SandboxSettings:
-    if settings is None:
-        return sandboxes.SandboxSettings()
-    limits = sandboxes.Limits(settings.cpu_s, settings.wall_s, settings.memory_mb)
-    backend = sandboxes.Choice(settings.backend)
-    return sandboxes.SandboxSettings(
-        backend, settings.url, settings.interpreter, settings.library_paths, limits
-    )
 
 
 def build_protocol(consult: ConsultSettings, enabled: tuple[AgentName, ...]) -> Protocol:

@@ -46,7 +46,7 @@ def doctor(recipe: Path | None, overrides: Sequence[str]) -> None:
             graphics(settings.run.device),
             disk(settings.run.output),
             memory(),
-            *isolation(),
+            *isolation(settings.sandbox),
         ]
         if recipe is not None:
             findings += of_recipe(settings)

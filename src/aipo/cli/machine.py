@@ -1,13 +1,11 @@
 """What a machine has: versions, devices, disk, memory, and what could keep generated code in.
 
-Owns looking, without changing anything. Must not know recipes.
-Invariant: nothing here fails by itself; a finding FAILED says that what was asked for is not there.
+Looking changes nothing, and nothing here fails by itself: a finding FAILED says that what was asked for is
+not there.
 """
 
-import ctypes
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -15,10 +13,12 @@ from pathlib import Path
 
 import torch
 
+from aipo.config.settings import SandboxSettings
+from aipo.grading.sandbox.base import Backend
+from aipo.grading.sandbox.detect import examine
+
 GIB = 2**30
 LEAST_DISK_BYTES = GIB
-_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture of Linux
-_LANDLOCK_VERSION_FLAG = 1
 
 
 class Health(StrEnum):
@@ -86,19 +86,21 @@ def memory(needed_bytes: int = 0, what: str = "memory", device: str = "cpu") -> 
     return Finding(what, Health.OK if available >= needed_bytes else Health.FAILED, found, fix)
 
 
-def isolation() -> list[Finding]:
-    """Return what there is to run generated code in; nothing here fails.
+def isolation(settings: SandboxSettings) -> list[Finding]:
+    """Return which sandboxes keep generated code in, each tried with a probe program; nothing here fails.
 
-    Whether it holds is tried by the task of a recipe that needs it (`grading/sandbox/detect.py`).
+    SandboxFusion is tried where `sandbox.url` names a server.
     """
-    wrap = shutil.which("bwrap")
-    landlock = _landlock_version()
-    seccomp = _has_seccomp()
-    parts = [f"bubblewrap {wrap}" if wrap else "no bubblewrap"]
-    parts.append(f"Landlock version {landlock}" if landlock > 0 else "no Landlock")
-    parts.append("seccomp" if seccomp else "no seccomp")
-    health = Health.OK if wrap and seccomp else Health.LOOK
-    return [Finding("sandbox", health, ", ".join(parts))]
+    asked = (settings.url, settings.interpreter, settings.library_paths)
+    tried = [
+        examine(backend, *asked)
+        for backend in Backend
+        if settings.url or backend is not Backend.SANDBOXFUSION
+    ]
+    return [
+        Finding(f"sandbox {each.backend}", Health.OK if each.works else Health.LOOK, each.note)
+        for each in tried
+    ]
 
 
 def _version(name: str) -> str:
@@ -114,18 +116,3 @@ def _available_bytes() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _landlock_version() -> int:
-    """Ask the kernel; at most 0 where there is none."""
-    if sys.platform != "linux":
-        return 0
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    return int(call(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION_FLAG))
-
-
-def _has_seccomp() -> bool:
-    try:
-        return "Seccomp:" in Path("/proc/self/status").read_text()
-    except OSError:
-        return False

@@ -13,7 +13,6 @@ from aipo.config.agents import AgentSettings
 from aipo.config.engines import EngineSettings
 from aipo.config.guards import GuardSettings
 from aipo.config.problems import Section as Section
-from aipo.config.sandbox import SandboxSettings
 from aipo.core.types import AgentName
 
 AlgorithmName = Literal[
@@ -139,6 +138,22 @@ class TaskSettings(Section):
         if self.name == "jsonl" and not (self.train_file or self.test_file):
             raise ValueError("task.name = 'jsonl' needs task.train_file or task.test_file")
         return self
+
+
+class SandboxSettings(Section):
+    """Where programs run that a policy wrote, and what one run may use (docs/grading.md)."""
+
+    backend: Literal["auto", "bubblewrap", "landlock", "sandboxfusion"] = Field(
+        "auto", description="`auto`: SandboxFusion when a URL is set, else bubblewrap, else Landlock."
+    )
+    url: str = Field("", description="A SandboxFusion server, such as http://127.0.0.1:8080.")
+    interpreter: str = Field("", description="The Python inside; '': this one, or /usr/bin/python3.")
+    library_paths: tuple[str, ...] = Field(
+        (), description="Folders with packages that programs may import; none: the standard library alone."
+    )
+    cpu_s: float = Field(6.0, gt=0, description="CPU time of one run; passing it is INCORRECT.")
+    wall_s: float = Field(20.0, gt=0, description="Wall time of one run.")
+    memory_mb: int = Field(1024, ge=1, description="Memory of one run.")
 
 
 class ConsultSettings(Section):

@@ -1,10 +1,9 @@
 """The verdict on a response whose answer is a Python program: run in a sandbox, compared outside of it.
 
-Owns `grade_code` and which part of a response is the program. Must not know benchmarks or back ends.
-Invariant: a failure of the sandbox is UNGRADED; a program that is wrong, slow or greedy is INCORRECT.
+A failure of the sandbox is UNGRADED; a program that is wrong, slow or greedy is INCORRECT.
 
 Usage:
-    pool = CodePool(SandboxSettings(), workers=2)       # raises SandboxError where no sandbox works
+    pool = CodePool(open_sandbox(), workers=2)       # raises SandboxError where no sandbox works
     tests = assert_tests(row["test_list"], row["test_imports"])   # aipo.grading.code_tests
     grade = await grade_code(response, tests, pool)
     pool.close()

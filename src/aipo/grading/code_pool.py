@@ -1,7 +1,4 @@
-"""Programs graded at the same time, each in a sandbox, from any event loop.
-
-Owns the threads that wait for sandboxes, and the second attempt of a run that this machine may have starved.
-Must not know responses, benchmarks or how a back end works. Invariant: at most `workers` sandboxes at a time.
+"""Programs graded at the same time, each in a sandbox, from any event loop: at most `workers` at a time.
 
 A deadline that passed while the program hardly computed may be this machine's fault: such a run is repeated
 once, alone. The same holds for one that was killed from outside.
@@ -17,8 +14,7 @@ from aipo.core.types import Verdict
 from aipo.grading import Grade
 from aipo.grading.code_check import check
 from aipo.grading.code_tests import CodeTests
-from aipo.grading.sandbox.base import Limits, Outcome, Program, Run, Sandbox, SandboxSettings
-from aipo.grading.sandbox.detect import open_sandbox
+from aipo.grading.sandbox.base import Limits, Outcome, Program, Run, Sandbox
 
 STARVED_SHARE = 0.5
 """A run that met its wall deadline with less than this share of its CPU time is repeated alone."""
@@ -29,17 +25,13 @@ class CodePool:
 
     Raises:
         ValueError: `workers` is not positive.
-        SandboxError: the back end that `settings` ask for does not work here; never another one instead.
     """
 
-    def __init__(
-        self, settings: SandboxSettings | None = None, workers: int = 1, sandbox: Sandbox | None = None
-    ) -> None:
+    def __init__(self, sandbox: Sandbox, workers: int = 1, limits: Limits | None = None) -> None:
         if workers < 1:
             raise ValueError(f"workers = {workers}: must be positive")
-        settings = settings or SandboxSettings()
-        self.sandbox = sandbox or open_sandbox(settings)
-        self.limits = settings.limits
+        self.sandbox = sandbox
+        self.limits = limits or Limits()
         self.repeated_runs = 0
         self._workers = workers
         self._permits = threading.Semaphore(workers)

@@ -23,14 +23,12 @@ from aipo.grading.code_tests import (
 )
 from aipo.grading.sandbox.base import (
     Backend,
-    Choice,
     Limits,
     Outcome,
     Program,
     Run,
     Sandbox,
     SandboxError,
-    SandboxSettings,
 )
 from aipo.grading.sandbox.detect import open_sandbox
 
@@ -42,7 +40,7 @@ PASSED = Grade(RIGHT, "passed")
 @pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
 def pool(request: pytest.FixtureRequest) -> Iterator[CodePool]:
     try:
-        made = CodePool(SandboxSettings(backend=Choice(request.param), limits=Limits(cpu_s=2.0)), workers=2)
+        made = CodePool(open_sandbox(request.param), workers=2, limits=Limits(cpu_s=2.0))
     except SandboxError as error:
         assert "not isolated" not in str(error)  # that is no reason to skip
         print(reason := f"skipped: {error}")
@@ -316,12 +314,12 @@ def test_a_pool_serves_a_library_that_was_allowed() -> None:
 
     folder = str(Path(numpy.__file__).parents[1])
     try:
-        sandbox: Sandbox = open_sandbox(SandboxSettings(library_paths=(folder,)))
+        sandbox: Sandbox = open_sandbox(library_paths=(folder,))
     except SandboxError as error:
         assert "not isolated" not in str(error)  # that is no reason to skip
         print(reason := f"skipped: {error}")
         pytest.skip(reason)
-    given = CodePool(SandboxSettings(limits=Limits(memory_mb=4096)), sandbox=sandbox)
+    given = CodePool(sandbox, limits=Limits(memory_mb=4096))
     tests = assert_tests(["assert f(3) == [0, 1, 2]"])
     assert grade(given, "import numpy\nf = lambda n: numpy.arange(n).tolist()", tests) == PASSED
     given.close()

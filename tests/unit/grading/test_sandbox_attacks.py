@@ -21,8 +21,8 @@ from aipo.grading import Grade
 from aipo.grading.code import CodePool, grade_program
 from aipo.grading.code_tests import CodeTests, StdinCase, StdinTests, assert_tests
 from aipo.grading.sandbox import process
-from aipo.grading.sandbox.base import Backend, Limits, Outcome, Program, Run, Sandbox, SandboxSettings
-from aipo.grading.sandbox.detect import Finding, examine
+from aipo.grading.sandbox.base import Backend, Limits, Outcome, Program, Run, Sandbox
+from aipo.grading.sandbox.detect import Examined, examine
 from aipo.grading.sandbox.fusion import SandboxFusion
 from support.code_attacks import ESCAPE, FORGERY, HARM, MARK, PRINTS
 from support.fusion_twin import FusionTwin
@@ -32,8 +32,8 @@ FOLDERS = [Path(name) for name in ("/tmp", "/dev/shm", "/var/tmp", "/") if Path(
 
 
 @cache
-def finding(backend: Backend) -> Finding:
-    return examine(backend, SandboxSettings())
+def finding(backend: Backend) -> Examined:
+    return examine(backend)
 
 
 @pytest.fixture(scope="module", params=list(Backend), ids=lambda backend: backend.value)
@@ -44,7 +44,7 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     found = finding(backend)
     if backend is Backend.SANDBOXFUSION and local and local[0].sandbox:
         twin = FusionTwin(local[0].sandbox, LIMITS)
-        yield SandboxFusion(SandboxSettings(url=twin.url))
+        yield SandboxFusion(twin.url)
         twin.close()
     elif found.sandbox is not None:
         yield found.sandbox
@@ -161,7 +161,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 
 def grade(sandbox: Sandbox, program: str, tests: CodeTests) -> Grade:
-    pool = CodePool(SandboxSettings(limits=LIMITS), sandbox=sandbox)
+    pool = CodePool(sandbox, limits=LIMITS)
     try:
         return asyncio.run(grade_program(program, tests, pool))
     finally:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from aipo.assembly.parts import build_task
-from aipo.config.sandbox import SandboxSettings
-from aipo.config.settings import TaskSettings
+from aipo.config.settings import SandboxSettings, TaskSettings
 from aipo.core.types import Verdict
 from aipo.tasks.base import Split, Task, TaskError
 from aipo.tasks.benchmarks.benchmark import Benchmark

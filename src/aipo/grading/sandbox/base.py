@@ -1,10 +1,10 @@
-"""The words of the sandbox: programs, limits, outcomes, settings, and what a back end is.
+"""The words of the sandbox: programs, limits, outcomes, and what a back end is.
 
-Owns these types. Must not know tests, expected values, verdicts, or how any back end works.
-Invariant: a run's outcome says whose doing its end was: the program's or the sandbox's.
+A run's outcome says whose doing its end was: the program's or the sandbox's. Tests, expected values and
+verdicts are not known here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -18,16 +18,6 @@ class Backend(StrEnum):
     """Landlock, seccomp and rlimits in the process itself: needs no privileges and no namespaces."""
     SANDBOXFUSION = "sandboxfusion"
     """A SandboxFusion server; its container is the wall."""
-
-
-class Choice(StrEnum):
-    """The values of `sandbox.backend`."""
-
-    AUTO = "auto"
-    """SandboxFusion when a URL is set, else bubblewrap, else Landlock; what was chosen is printed."""
-    BUBBLEWRAP = "bubblewrap"
-    LANDLOCK = "landlock"
-    SANDBOXFUSION = "sandboxfusion"
 
 
 class Outcome(StrEnum):
@@ -84,21 +74,6 @@ class Run:
     cpu_s: float = 0.0
     detail: str = ""
     """For SANDBOX_ERROR: what failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxSettings:
-    """Which sandbox, and its limits."""
-
-    backend: Choice = Choice.AUTO
-    url: str = ""
-    """SandboxFusion's address, such as http://127.0.0.1:8080."""
-    interpreter: str = ""
-    """The Python inside the local sandboxes; '': this one, or /usr/bin/python3 where this one cannot be
-    read."""
-    library_paths: tuple[str, ...] = ()
-    """Folders with packages that programs may import, read-only; without any, the standard library alone."""
-    limits: Limits = field(default_factory=Limits)
 
 
 class Sandbox(Protocol):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aipo.grading.sandbox import interpreter, seccomp
-from aipo.grading.sandbox.base import Backend, Limits, Program, Run, SandboxError, SandboxSettings
+from aipo.grading.sandbox.base import Backend, Limits, Program, Run, SandboxError
 from aipo.grading.sandbox.process import BOOTSTRAP, PYTHON_FLAGS, Isolation, supervise
 
 UIDS = range(61_184, 65_520)
@@ -40,7 +40,10 @@ class Bubblewrap:
 
     backend = Backend.BUBBLEWRAP
 
-    def __init__(self, settings: SandboxSettings, own_namespace: bool | None = None) -> None:
+    def __init__(
+        self, python: str = "", libraries: Sequence[str] = (), own_namespace: bool | None = None
+    ) -> None:
+        """Take the Python inside ('': a usable one) and folders that programs may import from."""
         found = shutil.which("bwrap")
         if found is None:
             raise SandboxError(
@@ -52,8 +55,8 @@ class Bubblewrap:
             raise SandboxError(f"sandbox.backend = 'bubblewrap': {error}") from error
         self._bwrap = found
         self._own_namespace = bool(os.getuid()) if own_namespace is None else own_namespace
-        self._python = interpreter.find(settings.interpreter, for_everyone=False)
-        self._libraries = settings.library_paths
+        self._python = interpreter.find(python, for_everyone=False)
+        self._libraries = tuple(libraries)
         as_whom = "in a user namespace" if self._own_namespace else "as a user without rights"
         self.description = (
             f"bubblewrap + seccomp + rlimits, {as_whom}, Python {self._python.version}"

@@ -1,27 +1,17 @@
 """Which sandboxes this machine has, found out by running a probe program in each.
 
-Owns the probe and the choice of a back end. Must not know tests or verdicts.
-Invariant: a back end is only ever handed out after its probe printed what it should and failed to do what it
-must not; the one that was asked for is never replaced by another.
+A back end is only ever handed out after its probe printed what it should and failed to do what it must not;
+the one that was asked for is never replaced by another.
 """
 
 import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from aipo.grading.sandbox.base import (
-    Backend,
-    Choice,
-    Limits,
-    Outcome,
-    Program,
-    Sandbox,
-    SandboxError,
-    SandboxSettings,
-)
+from aipo.grading.sandbox.base import Backend, Limits, Outcome, Program, Sandbox, SandboxError
 from aipo.grading.sandbox.bubblewrap import Bubblewrap
 from aipo.grading.sandbox.fusion import SandboxFusion
 from aipo.grading.sandbox.landlock import Landlock
@@ -56,7 +46,7 @@ print(json.dumps([sum(map(int, sys.stdin.read().split())), holes]))
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Examined:
     """What was found out about one back end here."""
 
     backend: Backend
@@ -66,19 +56,17 @@ class Finding:
     sandbox: Sandbox | None = None
 
 
-def _bubblewrap(settings: SandboxSettings) -> list[Callable[[], Sandbox]]:
-    """Return the ways to try: root without rights for a new file system may still make a user namespace."""
-    ways: list[Callable[[], Sandbox]] = [lambda: Bubblewrap(settings)]
-    return ways if os.getuid() else [*ways, lambda: Bubblewrap(settings, own_namespace=True)]
-
-
-def examine(backend: Backend, settings: SandboxSettings) -> Finding:
-    """Try a back end by running the probe in it; at most a minute."""
+def examine(
+    backend: Backend, url: str = "", interpreter: str = "", library_paths: Sequence[str] = ()
+) -> Examined:
+    """Try a back end by running the probe in it; at most a minute. For the arguments see `open_sandbox`."""
     ways: dict[Backend, list[Callable[[], Sandbox]]] = {
-        Backend.BUBBLEWRAP: _bubblewrap(settings),
-        Backend.LANDLOCK: [lambda: Landlock(settings)],
-        Backend.SANDBOXFUSION: [lambda: SandboxFusion(settings)],
+        Backend.BUBBLEWRAP: [lambda: Bubblewrap(interpreter, library_paths)],
+        Backend.LANDLOCK: [lambda: Landlock(interpreter, library_paths)],
+        Backend.SANDBOXFUSION: [lambda: SandboxFusion(url)],
     }
+    if not os.getuid():  # root without rights for a new file system may still make a user namespace
+        ways[Backend.BUBBLEWRAP].append(lambda: Bubblewrap(interpreter, library_paths, own_namespace=True))
     failures = []
     for way in ways[backend]:
         try:
@@ -88,9 +76,9 @@ def examine(backend: Backend, settings: SandboxSettings) -> Finding:
             break
         problem = probe(sandbox)
         if not problem:
-            return Finding(backend, True, sandbox.description, sandbox)
+            return Examined(backend, True, sandbox.description, sandbox)
         failures.append(f"{sandbox.description}: {problem}")
-    return Finding(backend, False, "; ".join(failures))
+    return Examined(backend, False, "; ".join(failures))
 
 
 def probe(sandbox: Sandbox) -> str:
@@ -119,39 +107,36 @@ def probe(sandbox: Sandbox) -> str:
     return f"not isolated: {', '.join(holes)}" if holes else ""
 
 
-def findings(settings: SandboxSettings | None = None) -> list[Finding]:
-    """Try every back end, in the order in which `auto` prefers them; SandboxFusion needs `sandbox.url`."""
-    settings = settings or SandboxSettings()
-    return [examine(backend, settings) for backend in Backend]
-
-
-def table(found: list[Finding]) -> str:
-    """Return findings as lines for `aipo doctor`."""
-    return "\n".join(
-        f"{item.backend.value:<14}{'yes' if item.works else 'no ':<5}{item.note}" for item in found
-    )
-
-
-def open_sandbox(settings: SandboxSettings) -> Sandbox:
-    """Return the back end that `settings` ask for, after it was seen to work.
+def open_sandbox(
+    backend: str = "auto", url: str = "", interpreter: str = "", library_paths: Sequence[str] = ()
+) -> Sandbox:
+    """Return the back end that is asked for, after it was seen to work.
 
     `auto` is SandboxFusion where a URL is set, and nothing else then; otherwise bubblewrap, and Landlock
     where bubblewrap does not work. Which it became stands in its `description`, which every report prints.
 
+    Args:
+        backend: `auto` or a `Backend`.
+        url: SandboxFusion's address, such as http://127.0.0.1:8080.
+        interpreter: The Python inside a local sandbox; '': this one, or /usr/bin/python3 where this one
+            cannot be read.
+        library_paths: Folders with packages that programs may import, read-only; without any, the standard
+            library alone.
+
     Raises:
         SandboxError: it does not work here; the message says why and what to do.
     """
-    if settings.backend is not Choice.AUTO:
-        wanted = [Backend(settings.backend.value)]
+    if backend != "auto":
+        wanted = [Backend(backend)]
     else:
-        wanted = [Backend.SANDBOXFUSION] if settings.url else [Backend.BUBBLEWRAP, Backend.LANDLOCK]
+        wanted = [Backend.SANDBOXFUSION] if url else [Backend.BUBBLEWRAP, Backend.LANDLOCK]
     failed = []
-    for backend in wanted:
-        found = examine(backend, settings)
+    for each in wanted:
+        found = examine(each, url, interpreter, library_paths)
         if found.sandbox is not None:
             return found.sandbox
-        failed.append(f"{backend.value}: {found.note}")
+        failed.append(f"{each.value}: {found.note}")
     raise SandboxError(
-        f"sandbox.backend = {settings.backend.value!r}: no sandbox works, so no program can be graded"
+        f"sandbox.backend = {str(backend)!r}: no sandbox works, so no program can be graded"
         f" ({'; '.join(failed)}); {FIX}"
     )

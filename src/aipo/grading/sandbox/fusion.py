@@ -14,7 +14,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from aipo.grading.sandbox.base import Backend, Limits, Outcome, Program, Run, SandboxError, SandboxSettings
+from aipo.grading.sandbox.base import Backend, Limits, Outcome, Program, Run, SandboxError
 
 _GRACE_S = 15.0
 _ENVELOPE_BYTES = 1 << 16
@@ -23,7 +23,7 @@ _ESCAPE = 6
 
 
 class SandboxFusion:
-    """Programs run by the server at `settings.url`.
+    """Programs run by the server at `url`.
 
     Raises:
         SandboxError: the URL is empty or not HTTP. That a server answers there is not known yet.
@@ -31,11 +31,11 @@ class SandboxFusion:
 
     backend = Backend.SANDBOXFUSION
 
-    def __init__(self, settings: SandboxSettings) -> None:
-        parts = urlsplit(settings.url)
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SandboxError(
-                f"sandbox.url = {settings.url!r}: must be the address of a SandboxFusion server, such as"
+                f"sandbox.url = {url!r}: must be the address of a SandboxFusion server, such as"
                 " http://127.0.0.1:8080"
             )
         self._parts = parts

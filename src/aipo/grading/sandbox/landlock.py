@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 
 from aipo.grading.sandbox import interpreter, seccomp
-from aipo.grading.sandbox.base import Backend, Limits, Program, Run, SandboxError, SandboxSettings
+from aipo.grading.sandbox.base import Backend, Limits, Program, Run, SandboxError
 from aipo.grading.sandbox.bubblewrap import next_uid
 from aipo.grading.sandbox.process import BOOTSTRAP, PYTHON_FLAGS, Isolation, supervise
 
@@ -36,7 +36,8 @@ class Landlock:
 
     backend = Backend.LANDLOCK
 
-    def __init__(self, settings: SandboxSettings) -> None:
+    def __init__(self, python: str = "", libraries: Sequence[str] = ()) -> None:
+        """Take the Python inside ('': a usable one) and folders that programs may import from."""
         field = "sandbox.backend = 'landlock'"
         try:
             self._filter = seccomp.build()
@@ -48,8 +49,8 @@ class Landlock:
                 " /sys/kernel/security/lsm); install bubblewrap or set sandbox.url"
             )
         # Root's runs become another user, who must be able to read the interpreter.
-        self._python = interpreter.find(settings.interpreter, for_everyone=os.getuid() == 0)
-        self._libraries = settings.library_paths
+        self._python = interpreter.find(python, for_everyone=os.getuid() == 0)
+        self._libraries = tuple(libraries)
         self._readable = (*self._python.paths, *self._python.devices, *self._libraries)
         self.description = (
             f"landlock (ABI {abi}) + seccomp + rlimits, Python {self._python.version}"

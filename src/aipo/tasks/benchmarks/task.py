@@ -28,8 +28,8 @@ from aipo.tasks.files import canonical
 from aipo.tasks.splits import disjoint
 
 if TYPE_CHECKING:
+    from aipo.config.settings import SandboxSettings
     from aipo.grading.code import CodePool
-    from aipo.grading.sandbox.base import SandboxSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +201,15 @@ def _problem(benchmark: Benchmark, row: Row) -> Problem:
 
 
 def _code_pool(limits: GradingLimits) -> "CodePool":
+    from aipo.config.settings import SandboxSettings
     from aipo.grading.code import CodePool
-    from aipo.grading.sandbox.base import SandboxError
+    from aipo.grading.sandbox.base import Limits, SandboxError
+    from aipo.grading.sandbox.detect import open_sandbox
 
+    asked = limits.sandbox or SandboxSettings()
     try:
-        return CodePool(limits.sandbox, limits.workers)
+        sandbox = open_sandbox(asked.backend, asked.url, asked.interpreter, asked.library_paths)
+        return CodePool(sandbox, limits.workers, Limits(asked.cpu_s, asked.wall_s, asked.memory_mb))
     except SandboxError as error:
         raise TaskError(f"programs cannot be graded here: {error}") from error
 
