@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aipo.core.types import StopReason, Verdict
-from aipo.evaluation.samples import Sample, SampleFile
-from aipo.evaluation.scores import as_record
+from aipo.evaluation.samples import Sample, SampleFile, as_record
 from aipo.evaluation.statistics import estimate
 
 if TYPE_CHECKING:

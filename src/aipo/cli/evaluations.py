@@ -9,8 +9,8 @@ from pathlib import Path
 
 from aipo.console import console
 from aipo.evaluation.manifest import EvaluationError, is_evaluation
-from aipo.evaluation.versus import compared, read_evaluation
-from aipo.evaluation.versus_page import VersusPage
+from aipo.evaluation.pages import VersusPage
+from aipo.evaluation.scores import compared, read_evaluation
 
 FOLDER = "comparison"
 """Beside the first evaluation."""

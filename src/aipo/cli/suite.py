@@ -22,10 +22,10 @@ from aipo.core.types import SoloMode
 from aipo.engines.base import Sampling
 from aipo.evaluation.benchmark_run import SOLO, Entry
 from aipo.evaluation.manifest import EvaluationError, Questions, claim
+from aipo.evaluation.pages import RESULTS_MD, ScorePage
 from aipo.evaluation.samples import SAMPLES, SampleFile
-from aipo.evaluation.score_page import RESULTS_MD, ScorePage
+from aipo.evaluation.scores import read_evaluation
 from aipo.evaluation.solo import first_of_each_stratum
-from aipo.evaluation.versus import read_evaluation
 from aipo.tasks.base import Problem, Split, Task, TaskError
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS, PAPER_EIGHT
 from aipo.tasks.benchmarks.load import local_file, packaged

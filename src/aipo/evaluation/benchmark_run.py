@@ -17,10 +17,10 @@ from functools import partial
 
 from aipo.consult.limits import Limits
 from aipo.core.seeds import seed_of
-from aipo.core.types import Condition, SoloMode, Source, StopReason, Verdict
+from aipo.core.types import Condition, SoloMode, Source, Verdict
 from aipo.engines.base import Engine, EngineError, Sampling
 from aipo.evaluation.manifest import EvaluationError, Manifest, Questions
-from aipo.evaluation.samples import Sample, SampleFile
+from aipo.evaluation.samples import TOO_LONG, Sample, SampleFile
 from aipo.grading import Grade
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from aipo.rollout.group import Prompts
@@ -28,8 +28,6 @@ from aipo.tasks.base import Problem, Task
 from aipo.training.events import StopRunError
 
 SOLO, AGENTS = "solo", "agents"
-TOO_LONG = "prompt_too_long"
-"""Reason of a problem that the policy's context cannot take: wrong for this policy, never left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +181,6 @@ def refuse_ungraded(samples: Sequence[Sample], max_share: float, what: str) -> N
         f"--max-ungraded-share {max_share:g}; the commonest reason: {reason:.200}. Mend it, then give the "
         "same command with --retry-ungraded"
     )
-
-
-def truncated(sample: Sample) -> bool:
-    """Tell whether a response was cut at the limit of tokens."""
-    return sample.stop == StopReason.LENGTH
 
 
 def _batches(places: Sequence[tuple[Asked, int]], size: int) -> Iterator[Sequence[tuple[Asked, int]]]:

@@ -27,7 +27,7 @@ class EvaluationError(ValueError):
     """An evaluation folder cannot be used; the message names it, the difference and the fix."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
     """One benchmark of an evaluation: which questions, and how each is sampled."""
 
@@ -48,7 +48,7 @@ class Questions:
     """What a reader of its number must know; told, not compared."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything that the numbers depend on."""
 

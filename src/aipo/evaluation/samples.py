@@ -1,8 +1,7 @@
-"""Every sample of an evaluation, one JSON object a line, in the order of the plan.
+"""Every sample of an evaluation, one JSON object a line, in the order of the plan; their counts by problem.
 
-Owns the sample's fields and the file's format. Must not know policies, agents, graders or statistics.
-Invariant: what is read back equals what was written, or reading fails with file and line; a sample is there
-once, but for UNGRADED ones, which a later line may replace.
+What is read back equals what was written, or reading fails with file and line. A sample is there once, except
+that a later line may replace an UNGRADED one.
 """
 
 import json
@@ -11,18 +10,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from aipo.core.types import Verdict
-from aipo.evaluation.records import RecordError
+from aipo.core.types import StopReason, Verdict
+from aipo.evaluation.records import SCHEMA as RECORD_SCHEMA
+from aipo.evaluation.records import EvaluationRecord, ProblemResult, RecordError
 
 SAMPLES = "samples.jsonl"
 SCHEMA = 1
 """Version of a sample's fields; a change of their meaning raises it."""
+ALL = "all"
+"""The stratum that every question of a benchmark is in."""
+TOO_LONG = "prompt_too_long"
+"""Reason of a problem that the policy's context cannot take: wrong for this policy, never left out."""
 
 Key = tuple[str, str, str, int]
 """Condition, benchmark, problem id, sample index."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One response to one problem, and its verdict. Nothing in it was measured with a clock."""
 
@@ -64,6 +68,11 @@ class Sample:
     def graded(self) -> bool:
         """Whether it has a verdict."""
         return self.verdict != Verdict.UNGRADED
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the response was cut at the limit of tokens."""
+        return self.stop == StopReason.LENGTH
 
 
 class SampleFile:
@@ -114,6 +123,32 @@ class SampleFile:
                 raise RecordError(f"{self.path}:{number}: sample {sample.key} is there twice")
             found[sample.key] = sample
         return found
+
+
+def results(samples: Iterable[Sample], stratum: str = "") -> tuple[ProblemResult, ...]:
+    """Return the counts of each problem, in order of appearance; in `stratum`, or else in each one's own."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample.problem, []).append(sample)
+    return tuple(
+        ProblemResult(
+            problem=problem,
+            stratum=stratum or own[0].stratum,
+            samples=len(own),
+            correct=sum(s.verdict == Verdict.CORRECT for s in own),
+            ungraded=sum(not s.graded for s in own),
+            truncated=sum(s.truncated for s in own),
+        )
+        for problem, own in found.items()
+    )
+
+
+def as_record(
+    samples: Iterable[Sample], label: str, mode: str = "solo", stratum: str = ALL
+) -> EvaluationRecord:
+    """Return samples of one benchmark as the record that statistics and figures read, ordered by problem."""
+    counted = tuple(sorted(results(samples, stratum), key=lambda result: result.problem))
+    return EvaluationRecord(RECORD_SCHEMA, label, label, 0, 0, "test", mode, counted)
 
 
 def refuse_foreign(path: Path, samples: Iterable[Sample], policy: str, questions: dict[str, str]) -> None:

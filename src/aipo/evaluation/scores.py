@@ -1,32 +1,68 @@
-"""From samples to scores: Avg@n and pass@k of each benchmark and stratum, and their mean over benchmarks.
+"""What a finished evaluation of a checkpoint says: Avg@n, pass@k, their means, and differences to others.
 
-Owns what is counted. Must not know how samples were made, nor how results are shown. Invariant: an UNGRADED
-sample is in no denominator of a share of CORRECT ones, and is counted beside it; equal samples give equal
-scores, whatever their order.
+An UNGRADED sample is in no denominator of a share of CORRECT ones, and is counted beside it. Equal samples
+give equal scores, whatever their order. Only finished evaluations of equal questions, prompts, graders and
+sampling are compared; anything else is an error that shows the difference.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isnan, nan
+from pathlib import Path
 
 import numpy as np
 
 from aipo.core.passk import pass_at_k
 from aipo.core.types import Verdict
-from aipo.evaluation.benchmark_run import TOO_LONG, truncated
-from aipo.evaluation.intervals import Z, all_questions, fixed_questions
-from aipo.evaluation.manifest import Manifest
-from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult
-from aipo.evaluation.samples import Sample
-from aipo.evaluation.statistics import Estimate, Floats, estimate, resampled_means
-
-ALL = "all"
-"""The stratum that every question of a benchmark is in."""
-
-Interval = tuple[float, float]
+from aipo.evaluation.intervals import (
+    Interval,
+    SolvedSets,
+    Z,
+    all_questions,
+    clopper_pearson,
+    fixed_questions,
+    holm,
+    solved_sets,
+)
+from aipo.evaluation.manifest import EvaluationError, Manifest, differences, read_manifest
+from aipo.evaluation.records import EvaluationRecord
+from aipo.evaluation.samples import ALL, TOO_LONG, Sample, SampleFile, as_record, refuse_foreign
+from aipo.evaluation.statistics import Difference, Floats, estimate, paired_difference, stratified_interval
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A folder of `aipo evaluate CHECKPOINT`, read back."""
+
+    label: str
+    manifest: Manifest
+    samples: tuple[Sample, ...]
+
+    def of(self, benchmark: str, condition: str = "solo") -> list[Sample]:
+        """Return the samples of one benchmark in one condition."""
+        return [s for s in self.samples if (s.benchmark, s.condition) == (benchmark, condition)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its benchmarks."""
+        return tuple(questions.name for questions in self.manifest.benchmarks)
+
+    def records(self) -> list[EvaluationRecord]:
+        """Return one record for each condition and benchmark, whose `split` is the benchmark's name."""
+        alone = str(self.manifest.sampling["solo_mode"])
+        return [
+            replace(
+                as_record(self.of(name, condition), self.label, stratum=""),
+                seed=self.manifest.seed,
+                split=name,
+                mode=alone if condition == "solo" else condition,
+            )
+            for condition in self.manifest.conditions
+            for name in self.names
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassAtK:
     """pass@k over questions with its interval over new questions; NaN where no question has k graded
     samples."""
@@ -38,7 +74,7 @@ class PassAtK:
     """Questions with fewer than k graded samples."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """How one condition did on a benchmark, or on one of its strata. Shares are in [0, 1]."""
 
@@ -77,7 +113,7 @@ class Score:
         return self.graded + self.ungraded
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overall:
     """The mean of Avg@n over benchmarks, each with the same weight; NaN if one has none."""
 
@@ -87,84 +123,110 @@ class Overall:
     population: Interval
 
 
-def scores(manifest: Manifest, samples: Iterable[Sample]) -> list[Score]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkDifference:
+    """One benchmark, one pair: how much higher `a` is than `b`."""
+
+    name: str
+    difference: Difference
+    """Of Avg@n."""
+    holm_p: float
+    """Its p-value, corrected for all benchmarks of all pairs of the comparison."""
+    curve: Mapping[int, Difference]
+    """Of pass@k, by k; not corrected, for the eye."""
+    sets: SolvedSets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two evaluations, benchmark by benchmark."""
+
+    a: str
+    b: str
+    benchmarks: tuple[BenchmarkDifference, ...]
+    overall: float
+    """Mean over benchmarks of the differences of Avg@n."""
+    overall_interval: Interval
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Return a folder's evaluation. Raises `EvaluationError` or `RecordError`; so does an unfinished one."""
+    manifest, file = read_manifest(folder), SampleFile(folder)
+    samples = tuple(file.read().values())
+    refuse_foreign(file.path, samples, manifest.policy, {q.name: q.digest for q in manifest.benchmarks})
+    if len(samples) != manifest.samples:
+        raise EvaluationError(
+            f"{folder}: {len(samples)} of {manifest.samples} samples are there; the same `aipo evaluate` "
+            "command goes on, compare afterwards"
+        )
+    return Evaluation(str(folder), manifest, samples)
+
+
+def scores(evaluation: Evaluation) -> list[Score]:
     """Return the scores by condition, benchmark and stratum; `all` first, strata where there are several."""
-    found: dict[tuple[str, str], list[Sample]] = {}
-    for sample in samples:
-        found.setdefault((sample.condition, sample.benchmark), []).append(sample)
-    result = []
-    for condition in manifest.conditions:
-        for questions in manifest.benchmarks:
-            own = found.get((condition, questions.name), [])
+    found = []
+    for condition in evaluation.manifest.conditions:
+        for questions in evaluation.manifest.benchmarks:
+            own = evaluation.of(questions.name, condition)
             strata = sorted({sample.stratum for sample in own})
-            named = [ALL] if len(strata) < 2 else [ALL, *strata]
-            for stratum in named if own else []:
+            for stratum in [*([ALL] if own else []), *(strata if len(strata) > 1 else [])]:
                 chosen = [s for s in own if stratum == ALL or s.stratum == stratum]
-                result.append(_score(chosen, stratum, questions.samples))
-    return result
+                found.append(_score(chosen, stratum, questions.samples))
+    return found
 
 
-def overall(manifest: Manifest, samples: Sequence[Sample], condition: str) -> Overall:
+def overall(evaluation: Evaluation, condition: str = "solo") -> Overall:
     """Return the mean over benchmarks. Its sources of chance are independent from benchmark to benchmark.
 
     **fixed**: normal, from the benchmarks' sampling errors; NaN where one has none. **population**:
     percentiles of the mean of the benchmarks' bootstrap means: a bootstrap over questions, stratified by
     benchmark.
     """
-    shares, errors = [], []
-    for questions in manifest.benchmarks:
-        own = [s for s in samples if (s.condition, s.benchmark) == (condition, questions.name)]
-        shares.append(question_shares(own, 1))
-        errors.append(_estimate(own, 1).sampling_se if own else nan)
+    records = [as_record(evaluation.of(name, condition), "policy") for name in evaluation.names]
+    shares = [_measured(_shares(record)) for record in records]
     if any(not len(each) for each in shares):
-        return Overall(condition, nan, (nan, nan), (nan, nan))
+        return Overall(condition=condition, average=nan, fixed=(nan, nan), population=(nan, nan))
     average = float(np.mean([each.mean() for each in shares]))
+    errors = [estimate([record], ALL, 1).sampling_se for record in records]
     half = Z * sum(error**2 for error in errors) ** 0.5 / len(errors)
     fixed = (nan, nan) if isnan(half) or half == 0 else (max(0.0, average - half), min(1.0, average + half))
-    return Overall(condition, average, fixed, stratified_interval(shares))
+    return Overall(condition=condition, average=average, fixed=fixed, population=stratified_interval(shares))
 
 
-def stratified_interval(values: Sequence[Floats]) -> Interval:
-    """Return the 95 % bootstrap interval of the mean over groups of their means; drawn apart in each group.
+def compared(evaluations: Sequence[Evaluation]) -> list[Pair]:
+    """Return each later evaluation against the first, as (first, later), in the condition `solo`.
 
-    NaN where a group has fewer than two values, or where nothing varies.
+    Raises `EvaluationError` where they differ in more than policy, seed and agents.
     """
-    if any(len(group) < 2 for group in values):
-        return nan, nan
-    means = np.mean([resampled_means(group, 100 + i) for i, group in enumerate(values)], axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return (nan, nan) if low == high else (float(low), float(high))
+    first, *others = evaluations
+    for other in others:
+        _refuse_unequal(first, other)
+    found = [[paired(first.of(name), other.of(name), 1) for name in first.names] for other in others]
+    corrected = iter(holm([difference.p_value for row in found for difference in row]))
+    return [
+        _pair(first, other, [(difference, next(corrected)) for difference in row])
+        for other, row in zip(others, found, strict=True)
+    ]
 
 
-def question_shares(samples: Sequence[Sample], k: int) -> Floats:
-    """Return pass@k of each question, in the order of their ids; questions with fewer graded samples are
-    left out."""
-    values = np.array([pass_at_k(r.graded, r.correct, k) for r in results(samples)], dtype=np.float64)
-    measured: Floats = values[~np.isnan(values)]
-    return measured
+def agents_worth(evaluation: Evaluation) -> list[tuple[str, Difference, float]]:
+    """Return, by benchmark, how much higher Avg@n is with agents than alone, and its p-value after Holm."""
+    names = evaluation.names
+    found = [paired(evaluation.of(name, "agents"), evaluation.of(name), 1) for name in names]
+    return list(zip(names, found, holm([each.p_value for each in found]), strict=True))
 
 
-def results(samples: Iterable[Sample], stratum: str = ALL) -> tuple[ProblemResult, ...]:
-    """Return the counts of each question, in the order of their ids."""
-    found: dict[str, list[Sample]] = {}
-    for sample in samples:
-        found.setdefault(sample.problem, []).append(sample)
-    return tuple(
-        ProblemResult(
-            problem=problem,
-            stratum=stratum,
-            samples=len(own),
-            correct=sum(s.verdict == Verdict.CORRECT for s in own),
-            ungraded=sum(not s.graded for s in own),
-            truncated=sum(map(truncated, own)),
-        )
-        for problem, own in sorted(found.items())
-    )
+def paired(a: Sequence[Sample], b: Sequence[Sample], k: int) -> Difference:
+    """Return pass@k of `a` minus that of `b` over the same questions of one benchmark.
 
-
-def as_record(samples: Sequence[Sample], label: str, mode: str, stratum: str = ALL) -> EvaluationRecord:
-    """Return samples of one benchmark as the record that `statistics` and `plots` read."""
-    return EvaluationRecord(SCHEMA, label, label, 0, 0, "test", mode, results(samples, stratum))
+    Where no question differs all resamples agree on 0. A mean difference of m over all questions would make
+    at least the share |m| of them differ, so the exact bound for 0 of Q questions holds for |m|.
+    """
+    found = paired_difference([as_record(a, "a")], [as_record(b, "b")], ALL, k)
+    if found.problems and found.low == found.high == 0:
+        _, bound = clopper_pearson(0, found.problems)
+        return replace(found, low=-bound, high=bound)
+    return found
 
 
 def curve_ks(n: int) -> list[int]:
@@ -178,7 +240,8 @@ def curve_ks(n: int) -> list[int]:
 
 def _score(samples: Sequence[Sample], stratum: str, n: int) -> Score:
     first = samples[0]
-    average = _estimate(samples, 1)
+    record = [as_record(samples, "policy")]
+    average = estimate(record, ALL, 1)
     correct = sum(s.verdict == Verdict.CORRECT for s in samples)
     graded = sum(s.graded for s in samples)
     by_problem: Mapping[str, Sample] = {s.problem: s for s in samples}
@@ -193,10 +256,10 @@ def _score(samples: Sequence[Sample], stratum: str, n: int) -> Score:
         population=all_questions(average.value, average.low, average.high, average.problems),
         sampling_se=average.sampling_se,
         question_se=average.question_se,
-        pass_at=tuple(_pass_at(samples, k) for k in curve_ks(n)),
+        pass_at=tuple(_pass_at(record, k) for k in curve_ks(n)),
         correct=correct,
         graded=graded,
-        truncated=sum(map(truncated, samples)) / len(samples),
+        truncated=sum(s.truncated for s in samples) / len(samples),
         ungraded=len(samples) - graded,
         too_long=sum(s.reason == TOO_LONG for s in by_problem.values()),
         unreadable=sum(s.unknown_tokens > 0 for s in by_problem.values()),
@@ -207,11 +270,57 @@ def _score(samples: Sequence[Sample], stratum: str, n: int) -> Score:
     )
 
 
-def _pass_at(samples: Sequence[Sample], k: int) -> PassAtK:
-    found = _estimate(samples, k)
+def _pass_at(record: Sequence[EvaluationRecord], k: int) -> PassAtK:
+    found = estimate(record, ALL, k)
     interval = all_questions(found.value, found.low, found.high, found.problems)
-    return PassAtK(k, found.value, interval, found.left_out)
+    return PassAtK(k=k, value=found.value, interval=interval, left_out=found.left_out)
 
 
-def _estimate(samples: Sequence[Sample], k: int) -> Estimate:
-    return estimate([as_record(samples, "policy", "solo")], ALL, k)
+def _shares(record: EvaluationRecord) -> Floats:
+    """Return the share of correct ones of each question's graded samples; NaN without any."""
+    return np.array([pass_at_k(r.graded, r.correct, 1) for r in record.results], dtype=np.float64)
+
+
+def _measured(values: Floats) -> Floats:
+    kept: Floats = values[~np.isnan(values)]
+    return kept
+
+
+def _pair(a: Evaluation, b: Evaluation, found: Sequence[tuple[Difference, float]]) -> Pair:
+    """Add curves, sets and the mean over benchmarks, for which questions are drawn anew in each benchmark,
+    together for both sides."""
+    benchmarks, moved = [], []
+    for name, (difference, corrected) in zip(a.names, found, strict=True):
+        own, other = a.of(name), b.of(name)
+        one, two = as_record(own, "a"), as_record(other, "b")
+        ks = curve_ks(max(result.samples for result in one.results))
+        benchmarks.append(
+            BenchmarkDifference(
+                name=name,
+                difference=difference,
+                holm_p=corrected,
+                curve={k: paired(own, other, k) for k in ks},
+                sets=solved_sets(one.results, two.results),
+            )
+        )
+        moved.append(_measured(_shares(one) - _shares(two)))
+    whole = all(map(len, moved))
+    return Pair(
+        a=a.label,
+        b=b.label,
+        benchmarks=tuple(benchmarks),
+        overall=float(np.mean([each.mean() for each in moved])) if whole else nan,
+        overall_interval=stratified_interval(moved) if whole else (nan, nan),
+    )
+
+
+def _refuse_unequal(first: Evaluation, other: Evaluation) -> None:
+    changed = differences(first.manifest, other.manifest, ("policy", "seed", "agents", "prompts"))
+    prompts = [each.manifest.prompts["solo"] for each in (first, other)]
+    if prompts[0] != prompts[1]:
+        changed.append(f"prompts.solo: {prompts[0]} | {prompts[1]}")
+    if changed:
+        raise EvaluationError(
+            f"{first.label} and {other.label} were evaluated differently; evaluate both with the same "
+            "settings:\n  " + "\n  ".join(changed)
+        )

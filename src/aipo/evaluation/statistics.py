@@ -1,8 +1,7 @@
 """What may be concluded from evaluation records: pass@k with its uncertainty, and paired differences.
 
-Owns every interval, standard error and p-value. Must not know how samples were made, nor how results are
-shown. Invariant: both functions are deterministic in their arguments, and a problem with fewer than k graded
-samples is left out and counted, never scored 0.
+Everything here is deterministic in its arguments. A problem with fewer than k graded samples is left out and
+counted, never scored 0.
 
 Three sources of chance, kept apart: other *samples* of the same problems (`sampling_se`), other *problems*
 (`question_se`) and other *training seeds*. The interval covers all three when there are at least 2 seeds, and
@@ -30,7 +29,7 @@ EXACT_SIGNS = 12
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """pass@k on one stratum, a share, with its 95 % interval. NaN: these records cannot tell."""
 
@@ -50,7 +49,7 @@ class Estimate:
     seeds: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """pass@k of a minus that of b, with a 95 % interval and a two-sided p-value."""
 
@@ -159,10 +158,17 @@ def paired_difference(
     )
 
 
-def resampled_means(values: Floats, rng_seed: int) -> Floats:
-    """Return `RESAMPLES` bootstrap means of one value per problem, drawn as `estimate` draws problems."""
-    means: Floats = _draws(len(values), rng_seed) @ values
-    return means
+def stratified_interval(groups: Sequence[Floats]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean over groups of their means; each group is drawn on its
+    own.
+
+    NaN where a group has fewer than two values, or where nothing varies.
+    """
+    if any(len(group) < 2 for group in groups):
+        return nan, nan
+    means = np.mean([_draws(len(group), 100 + i) @ group for i, group in enumerate(groups)], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return (nan, nan) if low == high else (float(low), float(high))
 
 
 def _cells(records: Sequence[EvaluationRecord], stratum: str) -> list[list[ProblemResult]]:
@@ -242,9 +248,8 @@ def _draws(units: int, rng_seed: int) -> Floats:
 def _sign_flip_p(differences: Floats, rng_seed: int) -> float:
     """Return the two-sided p-value of a mean of problem differences under flips of their signs."""
     moved = differences[differences != 0]  # A zero keeps its value under either sign.
-    seen = (
-        abs(moved.sum()) - 1e-12 * np.abs(moved).sum()
-    )  # Patterns equal to the one seen count despite rounding.
+    # Patterns equal to the one seen count despite rounding.
+    seen = abs(moved.sum()) - 1e-12 * np.abs(moved).sum()
     if moved.size <= EXACT_SIGNS:
         patterns = np.array(list(product((-1.0, 1.0), repeat=moved.size)))
         return float((np.abs(patterns @ moved) >= seen).mean())

@@ -1,7 +1,6 @@
-"""The results table: methods by strata, modes and k, each with its interval.
+"""Tables of texts, and of methods by strata, modes and k with intervals; and how numbers are written.
 
-Owns layout and number format for Markdown, a terminal and CSV. Must not know how a number comes about.
-Invariant: every number in it derives from records; none can be passed in.
+For Markdown, a terminal and CSV. Every number of a results table derives from records; none can be passed in.
 """
 
 import csv
@@ -10,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import isnan
 
+from aipo.evaluation.intervals import Interval
 from aipo.evaluation.records import EvaluationRecord, methods_of
-from aipo.evaluation.statistics import Estimate, estimate
+from aipo.evaluation.statistics import Difference, Estimate, estimate
 
 MISSING = "–"
 BAR = r"\|"
@@ -28,6 +28,35 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """A table of texts with notes below it; the first row is its head."""
+
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    numbers: bool = True
+    """Whether all columns but the first are aligned right."""
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        head, *body = (f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in self.rows)
+        rule = "|---|" + ("--:|" if self.numbers else "---|") * (len(self.rows[0]) - 1)
+        notes = ["", "  \n".join(self.notes)] if self.notes else []
+        return "\n".join((head, rule, *body, *notes)) + "\n"
+
+    def __str__(self) -> str:
+        widths = [max(map(len, cells)) for cells in zip(*self.rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i and self.numbers else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in self.rows
+        ]
+        notes = ["", *self.notes] if self.notes else []
+        return "\n".join(line.rstrip() for line in (*lines, *notes))
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """Methods and their estimates, one per column; `None` where a method was not evaluated so.
 
@@ -38,20 +67,11 @@ class Table:
     rows: tuple[tuple[str, tuple[Estimate | None, ...]], ...]
 
     def __str__(self) -> str:
-        grid = self._grid()
-        widths = [max(map(len, cells)) for cells in zip(*grid, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in grid
-        ]
-        return "\n".join(line.rstrip() for line in (*lines, "", *self.notes())) + "\n"
+        return f"{self._grid()}\n"
 
     def markdown(self) -> str:
         """Return the table and its notes as Markdown."""
-        head, *body = (f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in self._grid())
-        return (
-            "\n".join((head, "|---" * (len(self.columns) + 1) + "|", *body, "", "  \n".join(self.notes())))
-            + "\n"
-        )
+        return self._grid().markdown()
 
     def csv(self) -> str:
         """Return one line per estimate with all its fields in full precision; a missing one has no line."""
@@ -92,9 +112,10 @@ class Table:
                 (method, c, cell) for c, cell in zip(self.columns, cells, strict=True) if cell is not None
             )
 
-    def _grid(self) -> list[list[str]]:
+    def _grid(self) -> Grid:
         head = ["method", *(f"{column.stratum}, {column.mode}, pass@{column.k}" for column in self.columns)]
-        return [head, *([method, *map(format_estimate, cells)] for method, cells in self.rows)]
+        body = [[method, *map(format_estimate, cells)] for method, cells in self.rows]
+        return Grid([head, *body], self.notes(), numbers=False)
 
 
 def results_table(
@@ -151,6 +172,48 @@ def format_share(share: float) -> str:
     digits = f"{abs(share):.2f}"
     sign = "-" if share < 0 and digits != "0.00" else ""
     return sign + ("1.0" if digits == "1.00" else digits.removeprefix("0"))
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent.
+
+    >>> percent(0.1234), percent(float("nan")), percent(-0.0001)
+    ('12.3', '–', '0.0')
+    """
+    if isnan(share):
+        return MISSING
+    text = f"{100 * share:.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+def interval(ends: Interval) -> str:
+    """Return an interval of shares in per cent.
+
+    >>> interval((0.1, 0.25)), interval((float("nan"), float("nan")))
+    ('[10.0, 25.0]', '–')
+    """
+    return MISSING if isnan(ends[0]) else f"[{percent(ends[0])}, {percent(ends[1])}]"
+
+
+def difference_cells(difference: Difference, corrected: float) -> tuple[str, str, str, str]:
+    """Return a difference in points, its interval, its p-value and the corrected one."""
+    ends = interval((difference.low, difference.high))
+    return percent(difference.value), ends, p_value(difference.p_value), p_value(corrected)
+
+
+def p_value(p: float) -> str:
+    """Return a p-value.
+
+    >>> p_value(0.04321), p_value(0.0002), p_value(float("nan"))
+    ('0.043', '0.0002', '–')
+    >>> p_value(1e-9)
+    '<0.0001'
+    """
+    if isnan(p):
+        return MISSING
+    if p < 0.0001:
+        return "<0.0001"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1g}"
 
 
 def _cell(records: Sequence[EvaluationRecord], column: Column, rng_seed: int) -> Estimate | None:

@@ -25,11 +25,17 @@ from aipo.evaluation.samples import Sample, SampleFile, refuse_foreign
 from aipo.rollout.episode import ConsultContext
 
 ONE = Sample(
-    "solo", "b", "p", "all", 0, (0, "b"), "q", "w", 3, 0, "a\u2028\n\ud800", 4, 0, 0, "end", "correct", ""
-)
+    condition="solo", benchmark="b", problem="p", stratum="all", index=0, seed_path=(0, "b"), questions="q",
+    policy="w", prompt_tokens=3, unknown_tokens=0, response="a\u2028\n\ud800", response_tokens=4,
+    agent_tokens=0, consultations=0, stop="end", verdict="correct", reason="",
+)  # fmt: skip
+QUESTIONS = Questions(
+    name="b", title="B", kind="math", digest="q", source="file", problems=2, whole=True, samples=2,
+    max_response_tokens=8, notes=("mind",),
+)  # fmt: skip
 MANIFEST = Manifest(
-    "runs/x", "w", {"temperature": 1.0}, {"solo": "h"}, 0,
-    (Questions("b", "B", "math", "q", "file", 2, True, 2, 8, ("mind",)),), {"aipo": "1"},
+    checkpoint="runs/x", policy="w", sampling={"temperature": 1.0}, prompts={"solo": "h"}, seed=0,
+    benchmarks=(QUESTIONS,), graders={"aipo": "1"},
 )  # fmt: skip
 
 

@@ -15,13 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aipo.core.types import StopReason, Verdict
-from aipo.evaluation.intervals import all_questions, clopper_pearson, fixed_questions, holm, zero_bound
+from aipo.evaluation.intervals import (
+    all_questions,
+    chance_of_all,
+    clopper_pearson,
+    fixed_questions,
+    holm,
+    poisson_binomial_tail,
+    samples_needed,
+    solved_sets,
+    zero_bound,
+)
 from aipo.evaluation.manifest import Manifest, Questions
 from aipo.evaluation.records import ProblemResult
 from aipo.evaluation.samples import Sample
-from aipo.evaluation.scores import overall, scores
-from aipo.evaluation.solved_sets import chance_of_all, poisson_binomial_tail, samples_needed, solved_sets
-from aipo.evaluation.versus import paired
+from aipo.evaluation.scores import Evaluation, overall, paired, scores
 
 C, I, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNGRADED  # noqa: E741 - as they are drawn below
 LETTERS = {"C": C, "I": I, "U": U}
@@ -59,9 +67,18 @@ def drawn(*questions: str, **changes: object) -> list[Sample]:
     ]
 
 
-def manifest(*names: str, n: int = 2) -> Manifest:
-    questions = tuple(Questions(name, name, "math", "q", "", 2, True, n, 8) for name in names)
-    return Manifest("c", "p", {}, {}, 0, questions, {})
+def evaluation(own: list[Sample], *names: str, n: int = 2) -> Evaluation:
+    questions = tuple(
+        Questions(
+            name=name, title=name, kind="math", digest="q", source="", problems=2, whole=True, samples=n,
+            max_response_tokens=8,
+        )
+        for name in names
+    )  # fmt: skip
+    manifest = Manifest(
+        checkpoint="c", policy="p", sampling={}, prompts={}, seed=0, benchmarks=questions, graders={}
+    )
+    return Evaluation("e", manifest, tuple(own))
 
 
 def binomial_at_most(k: int, n: int, p: Fraction) -> Fraction:
@@ -172,12 +189,12 @@ class TestSignFlips:
 
 class TestScores:
     def test_pass_at_k_is_nan_where_no_question_has_k_graded_samples(self) -> None:
-        (score,) = scores(manifest("b"), drawn("CU", "UI"))
+        (score,) = scores(evaluation(drawn("CU", "UI"), "b"))
         one, two = score.pass_at
         assert (one.k, one.value, two.k, two.left_out) == (1, 0.5, 2, 2) and isnan(two.value)
 
     def test_ungraded_samples_are_counted_and_leave_the_denominator(self) -> None:
-        (score,) = scores(manifest("b", n=4), drawn("CCUU", "IIII", "UUUU"))
+        (score,) = scores(evaluation(drawn("CCUU", "IIII", "UUUU"), "b", n=4))
         assert (score.average, score.graded, score.ungraded, score.correct) == (0.5, 6, 6, 2)
         assert score.pass_at[0].left_out == 1 and score.questions == 3
 
@@ -188,26 +205,26 @@ class TestScores:
             sample("q1", 0, I, stop="", reason="prompt_too_long", response_tokens=0),
             sample("q1", 1, I, stop="", reason="prompt_too_long", response_tokens=0),
         ]
-        (score,) = scores(manifest("b"), own)
+        (score,) = scores(evaluation(own, "b"))
         assert (score.truncated, score.too_long, score.unreadable) == (0.25, 1, 1)
         assert (score.response_tokens, score.prompt_tokens, score.average) == (14, 20, 0.25)
 
     def test_strata_are_scored_apart_and_whole(self) -> None:
         own = [*drawn("CC", stratum="easy"), *(s for s in drawn("II", "CI", stratum="hard"))]
         own = [sample(f"{s.stratum}{s.problem}", s.index, Verdict(s.verdict), stratum=s.stratum) for s in own]
-        found = {score.stratum: score.average for score in scores(manifest("b"), own)}
+        found = {score.stratum: score.average for score in scores(evaluation(own, "b"))}
         assert found == {"all": 0.5, "easy": 1.0, "hard": 0.25}
 
     def test_the_order_of_samples_changes_nothing(self) -> None:
         own = drawn("CI", "II", "CC", "IC", "UI")
-        assert repr(scores(manifest("b"), own)) == repr(scores(manifest("b"), own[::-1]))
+        assert repr(scores(evaluation(own, "b"))) == repr(scores(evaluation(own[::-1], "b")))
 
     def test_the_mean_over_benchmarks_weighs_each_the_same(self) -> None:
         own = [
             *drawn(*["CI"] * 2, benchmark="a"),
             *drawn(*["CC", "II", "II", "CC", "CC", "CC"], benchmark="b"),
         ]
-        found = overall(manifest("a", "b"), own, "solo")
+        found = overall(evaluation(own, "a", "b"))
         assert found.average == pytest.approx((0.5 + 4 / 6) / 2)
         # Of a alone varies under new samples, of b alone under new questions.
         a_error = (2 * 0.5 * 0.5 / 1) ** 0.5 / 2
@@ -219,15 +236,15 @@ class TestScores:
     def test_benchmarks_of_equal_size_are_resampled_apart(self) -> None:
         rng = np.random.default_rng(0)
         texts = ["".join(rng.choice(["C", "I"], 2)) for _ in range(30)]
-        one = overall(manifest("a"), drawn(*texts, benchmark="a"), "solo")
+        one = overall(evaluation(drawn(*texts, benchmark="a"), "a"))
         both = [*drawn(*texts, benchmark="a"), *drawn(*texts, benchmark="b")]
-        two = overall(manifest("a", "b"), both, "solo")
+        two = overall(evaluation(both, "a", "b"))
         width = [each.population[1] - each.population[0] for each in (one, two)]
         assert width[1] == pytest.approx(width[0] / 2**0.5, rel=0.1), "independent noise averages out"
 
     def test_a_benchmark_without_a_graded_sample_leaves_no_mean(self) -> None:
         own = [*drawn("CI", benchmark="a"), *drawn("UU", benchmark="b")]
-        assert isnan(overall(manifest("a", "b"), own, "solo").average)
+        assert isnan(overall(evaluation(own, "a", "b")).average)
 
 
 def result(problem: str, samples: int, correct: int, ungraded: int = 0) -> ProblemResult:
