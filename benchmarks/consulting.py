@@ -22,7 +22,7 @@ from aipo.agents.base import AgentQuery, AgentReply
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
-from aipo.core.types import AgentName, Condition
+from aipo.core.types import KNOWLEDGE, Condition
 from aipo.engines.transformers import TransformersEngine
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from measure import END, VOCABULARY, policy, words
@@ -34,7 +34,7 @@ PROMPT_TOKENS = 32
 WORD = 500
 """What is asked for: any word will do."""
 LIMITS = Limits(max_consultations=3, max_feedback_tokens=16, max_response_tokens=240)
-PROTOCOL = Protocol({AgentName.KNOWLEDGE: "knowledge"}, "feedback", (AgentName.KNOWLEDGE,))
+PROTOCOL = Protocol({KNOWLEDGE: "knowledge"}, "feedback", (KNOWLEDGE,))
 
 
 def latency_s(seed: int) -> float:
@@ -47,7 +47,7 @@ class Slow:
     """An agent with latencies; `speed` 0 answers at once."""
 
     speed: float = 1.0
-    name: AgentName = AgentName.KNOWLEDGE
+    name: str = KNOWLEDGE
     waited_s: dict[int, float] = field(default_factory=dict)
     """By the query's seed."""
 

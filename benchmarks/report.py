@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from aipo.config.loader import dump_settings, load_settings
-from aipo.core.types import AgentName, ConsultOutcome
+from aipo.core.types import PAPER_AGENTS, ConsultOutcome
 from measure import Figure, options, report, tokenizer, words
 
 ROLLOUTS, STEPS, GROUP = 50_000, 200, 8
@@ -122,7 +122,7 @@ def _words(spoken: Any, rng: Random, tokens: int) -> dict[str, Any]:
 
 
 def _consultation(rng: Random, reply: str) -> dict[str, Any]:
-    agent = rng.choice(list(AgentName)).value
+    agent = rng.choice(PAPER_AGENTS)
     used = {"prompt_tokens": 400, "completion_tokens": 60, "cost": 0.0001, "leaked": False}
     asked = {"agent": agent, "request": f"what is {rng.randrange(10_000)}", "outcome": "answered"}
     told = {"reply": reply, "reply_tokens": REPLY_TOKENS, "detail": "", "context": "0" * 16, "failure": None}
@@ -159,7 +159,7 @@ def _named(
 
 def _metrics(step: int, rng: Random) -> dict[str, Any]:
     names = ("reward_solo", "reward_consulting", "entropy", "clip_fraction", "feedback_prob", "grad_norm")
-    counts = {f"consultations/{agent}": rng.random() for agent in AgentName}
+    counts = {f"consultations/{agent}": rng.random() for agent in PAPER_AGENTS}
     outcomes = {f"outcomes/{outcome}": float(rng.randrange(9)) for outcome in ConsultOutcome}
     return {
         "step": step,

@@ -13,7 +13,7 @@ from random import Random
 
 from aipo.agents.base import AgentQuery, AgentReply
 from aipo.consult.codec import TagCodec
-from aipo.core.types import AgentName, Condition, StopReason
+from aipo.core.types import KNOWLEDGE, Condition, StopReason
 from aipo.engines.base import Completion, GenerationRequest
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from consulting import LIMITS, PROTOCOL
@@ -53,7 +53,7 @@ class Instant:
 class Ready:
     """An agent that answers at once."""
 
-    name = AgentName.KNOWLEDGE
+    name = KNOWLEDGE
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         """Say a few words."""
@@ -67,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = tokenizer()
     request = tuple(tokens.encode("<knowledge> legs of a spider </knowledge>", add_special_tokens=False))
     engine = Instant(request, tokens.eos_token_id)
-    consult = ConsultContext(
-        PROTOCOL, TagCodec(tokens, PROTOCOL), LIMITS, {AgentName.KNOWLEDGE: Ready()}, 10.0
-    )
+    consult = ConsultContext(PROTOCOL, TagCodec(tokens, PROTOCOL), LIMITS, {KNOWLEDGE: Ready()}, 10.0)
     prompt = words(Random(4), 32)
     specs = [RolloutSpec(f"r{i}", "legs", prompt, Condition.CONSULTING, seed=i) for i in range(number)]
     made: list[Rollout] = []

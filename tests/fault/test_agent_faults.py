@@ -21,7 +21,7 @@ from aipo.agents.retry import RetryPolicy
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, Verdict
+from aipo.core.types import KNOWLEDGE, PAPER_AGENTS, Condition, ConsultOutcome, Source, Verdict
 from aipo.rollout.episode import ConsultContext, Rollout
 from aipo.rollout.group import Group, GroupShape, Prompts, Sampler
 from aipo.tasks.base import Grade, Problem, Split
@@ -38,7 +38,7 @@ ANSWERED, EMPTY, TIMEOUT, ERROR = (
 )
 GROUPS, CONSULTING, CONSULTATIONS = 2, 2, 3
 BPE = byte_level_bpe()
-PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
+PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
 PRICES = Prices(prompt=1.0, completion=2.0)
 COST = (PROMPT_TOKENS * 1.0 + COMPLETION_TOKENS * 2.0) / 1e6
 LONGEST_S = 20.0
@@ -124,7 +124,7 @@ class Routed:
     healthy: RemoteAgent
     faulty: RemoteAgent
     strikes: Callable[[Place], bool]
-    name: AgentName = AgentName.KNOWLEDGE
+    name: str = KNOWLEDGE
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         found = re.findall(r"\d+", query.request)
@@ -141,10 +141,10 @@ def server() -> Iterator[ChatServer]:
 
 def remote(server: ChatServer, fault: Fault, deadline_s: float) -> RemoteAgent:
     return RemoteAgent(
-        AgentName.KNOWLEDGE,
+        KNOWLEDGE,
         Endpoint(server.url(fault), concurrency=64),
         "m",
-        agent_prompt(AgentName.KNOWLEDGE),
+        agent_prompt(KNOWLEDGE),
         ChatSampling(0.7, 0.8, 64),
         RetryPolicy(retries=3, first_wait_s=0.01),
         deadline_s,
@@ -168,7 +168,7 @@ def produce(server: ChatServer, fault: Fault, strikes: Callable[[Place], bool]) 
     agent = Routed(remote(server, Fault.NONE, LONGEST_S), faulty, strikes)
     limits = Limits(max_consultations=CONSULTATIONS, max_feedback_tokens=60, max_response_tokens=2000)
     consult = ConsultContext(
-        PROTOCOL, TagCodec(BPE, PROTOCOL), limits, dict.fromkeys(AgentName, agent), LONGEST_S
+        PROTOCOL, TagCodec(BPE, PROTOCOL), limits, dict.fromkeys(PAPER_AGENTS, agent), LONGEST_S
     )
     task = EightTask()
     sampler = Sampler(script(), consult, task, Prompts(BPE, consult, None, None, max_prompt_tokens=9999))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, Verdict
+from aipo.core.types import KNOWLEDGE, PAPER_AGENTS, Condition, ConsultOutcome, Source, Verdict
 from support.episodes import Answering
 from support.servers import ChatServer, Fault, chat_server
 from support.tokenizers import NOTICE_WORDS, WORDS, word_level
@@ -59,7 +59,7 @@ class Setting:
         self.tokenizer.save_pretrained(self.policy)
         self.config = verls_configuration(folder, self.policy, *overrides)
         if not overrides:
-            with_agents(self.config, dict.fromkeys(AgentName, Answering()))
+            with_agents(self.config, dict.fromkeys(PAPER_AGENTS, Answering()))
 
     def client(self, text: str) -> ScriptedClient:
         return ScriptedClient(self.tokenizer, self.tokenizer.encode(text, add_special_tokens=False))
@@ -146,13 +146,13 @@ def test_no_agent_failure_leaves_the_loop(
 
 def test_an_agent_of_your_own_that_raises_anything_is_an_outcome(tmp_path: Path) -> None:
     class Broken:
-        name = AgentName.KNOWLEDGE
+        name = KNOWLEDGE
 
         async def answer(self, query: Any) -> Any:
             raise SystemError("bug")
 
     setting = Setting(tmp_path)
-    with_agents(setting.config, dict.fromkeys(AgentName, Broken()))
+    with_agents(setting.config, dict.fromkeys(PAPER_AGENTS, Broken()))
     assert about(setting.run(setting.client(ASKS))).outcomes == (ConsultOutcome.AGENT_ERROR,)
 
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from aipo.consult.codec import TagCodec
 from aipo.consult.protocol import Malformed, Protocol, Request, neutralise
-from aipo.core.types import AgentName
+from aipo.core.types import KNOWLEDGE, PAPER_AGENTS
 from support.tokenizers import byte_fallback_bpe, byte_level_bpe, word_level
 
-PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
+PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
 CODECS = {
     build.__name__: TagCodec(build(), PROTOCOL) for build in (word_level, byte_level_bpe, byte_fallback_bpe)
 }
@@ -36,7 +36,7 @@ def test_a_request_is_the_innermost_and_holds_no_tag(text: str) -> None:
     if isinstance(found, Request):
         assert text.startswith(PROTOCOL.request_open(found.agent), found.start)
         assert not any(tag in found.text for tag in PROTOCOL.control_strings)
-        assert found.text in text and (found.text or found.agent is not AgentName.KNOWLEDGE)
+        assert found.text in text and (found.text or found.agent != KNOWLEDGE)
     elif isinstance(found, Malformed):
         assert text.startswith(PROTOCOL.control_strings, found.start) and found.reason
 

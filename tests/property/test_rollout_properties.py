@@ -12,15 +12,15 @@ from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
 from aipo.core.tokens import stripped_copy
-from aipo.core.types import AgentName, Condition, ConsultOutcome, SoloMode, Source, StopReason
+from aipo.core.types import PAPER_AGENTS, VERIFY, Condition, ConsultOutcome, SoloMode, Source, StopReason
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from support.engines import Script
 from support.tokenizers import byte_fallback_bpe, byte_level_bpe, word_level
 
-PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
+PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
 TOKENIZERS = {build.__name__: build() for build in (word_level, byte_level_bpe, byte_fallback_bpe)}
 CODECS = {name: TagCodec(tokenizer, PROTOCOL) for name, tokenizer in TOKENIZERS.items()}
-REQUEST = st.sampled_from(AgentName).flatmap(
+REQUEST = st.sampled_from(PAPER_AGENTS).flatmap(
     lambda agent: st.sampled_from(["", " 8 ", " legs of a spider "]).map(lambda t: f"<{agent}>{t}</{agent}>")
 )
 PIECES = (
@@ -41,7 +41,7 @@ REPLIES = st.lists(TEXTS | st.none(), min_size=1, max_size=3)
 class Replying:
     """An agent that gives the replies in turn; None is a failure."""
 
-    name = AgentName.VERIFY
+    name = VERIFY
 
     def __init__(self, replies: list[str | None]) -> None:
         self._replies = replies
@@ -68,7 +68,7 @@ def produce(
 ) -> tuple[Rollout, Script]:
     script = Script(TOKENIZERS[name], ids)
     consult = ConsultContext(
-        PROTOCOL, CODECS[name], limits, dict.fromkeys(AgentName, agent), agent_timeout_s=5.0
+        PROTOCOL, CODECS[name], limits, dict.fromkeys(PAPER_AGENTS, agent), agent_timeout_s=5.0
     )
     spec = RolloutSpec("r", "2 dogs", (5, 6, 7), condition, seed=1, solo_mode=SoloMode.UNANSWERED)
     return asyncio.run(rollout(script, spec, consult)), script

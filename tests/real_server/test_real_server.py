@@ -17,7 +17,7 @@ from aipo.agents.scripted import ScriptedAgent
 from aipo.assembly.parts import Parts, assemble
 from aipo.config.loader import load_settings
 from aipo.core.tokens import TokenStream
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason
+from aipo.core.types import KNOWLEDGE, PAPER_AGENTS, Condition, ConsultOutcome, Source, StopReason
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
 from aipo.engines.vllm import VllmEngine
 from aipo.engines.vllm_server import VllmServer
@@ -27,7 +27,7 @@ from aipo.training.log_probs import token_log_probs
 from support.policies import run_cli, succeed
 
 KNOWN = "a spider has eight legs"
-AGENTS = {AgentName.KNOWLEDGE: ScriptedAgent(AgentName.KNOWLEDGE, lambda *_: KNOWN)}
+AGENTS = {KNOWLEDGE: ScriptedAgent(KNOWLEDGE, lambda *_: KNOWN)}
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_an_update_changes_output_version_and_what_the_prefix_cache_holds(parts:
     assert max(error_of_stream(parts, r.stream) for r in after) < 1e-4
     answered = [c for r in after for c in r.consultations if c.outcome is ConsultOutcome.ANSWERED]
     assert answered and {(c.agent, c.request, c.reply) for c in answered} == {
-        (AgentName.KNOWLEDGE, "legs of a spider", KNOWN)
+        (KNOWLEDGE, "legs of a spider", KNOWN)
     }
     sources = {source for r in after for source in r.stream.sources}
     assert sources >= {Source.PROMPT, Source.POLICY, Source.FEEDBACK}
@@ -227,9 +227,9 @@ def test_the_same_server_answers_an_openai_style_chat_request(server: VllmServer
     assert answers[0]["usage"]["completion_tokens"] <= 12
 
 
-@pytest.mark.parametrize("agent", AgentName)
+@pytest.mark.parametrize("agent", PAPER_AGENTS)
 def test_the_same_server_answers_our_remote_agent_and_what_it_says_is_paid_for(
-    server: VllmServer, policy: Path, agent: AgentName
+    server: VllmServer, policy: Path, agent: str
 ) -> None:
     """A random policy keeps to no reply format: a failure of the agent, with its tokens and its cost."""
     remote = RemoteAgent(

@@ -15,19 +15,18 @@ from aipo.agents.base import AgentQuery, AgentReply
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
-from aipo.core.types import AgentName, Condition, ConsultOutcome
+from aipo.core.types import KNOWLEDGE, PAPER_AGENTS, Condition, ConsultOutcome
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from support.engines import Script
 from support.tokenizers import byte_level_bpe, word_level
 
-KNOWLEDGE = AgentName.KNOWLEDGE
 ANSWERED, REFUSED, MALFORMED = (
     ConsultOutcome.ANSWERED,
     ConsultOutcome.REFUSED_LIMIT,
     ConsultOutcome.MALFORMED,
 )
 TIMEOUT, AGENT_ERROR, EMPTY = ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR, ConsultOutcome.EMPTY
-PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
+PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
 WORDS, BPE = word_level(), byte_level_bpe()
 LIMITS = Limits(max_consultations=3, max_feedback_tokens=8, max_response_tokens=80)
 PROMPT = "user dogs 2 ; assistant"
@@ -39,7 +38,7 @@ class Answering:
     """An agent that answers as it is told to, and keeps what it was asked."""
 
     behave: Callable[[AgentQuery], Any] = lambda query: "spider 8"
-    name: AgentName = KNOWLEDGE
+    name: str = KNOWLEDGE
     asked: list[AgentQuery] = field(default_factory=list)
 
     async def answer(self, query: AgentQuery) -> AgentReply:
@@ -55,7 +54,7 @@ class Answering:
 def consult_of(
     agent: Any, tokenizer: PreTrainedTokenizerFast = WORDS, limits: Limits = LIMITS
 ) -> ConsultContext:
-    agents = dict.fromkeys(AgentName, agent)
+    agents = dict.fromkeys(PAPER_AGENTS, agent)
     return ConsultContext(PROTOCOL, TagCodec(tokenizer, PROTOCOL), limits, agents, agent_timeout_s=0.05)
 
 

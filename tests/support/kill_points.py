@@ -223,17 +223,17 @@ async def _blocking() -> str:
 def _give_agents(said: Callable[[], Awaitable[str]]) -> None:
     from aipo.agents.base import AgentQuery, AgentReply
     from aipo.cli import train as verb
-    from aipo.core.types import AgentName
+    from aipo.core.types import PAPER_AGENTS
 
     class Own:
-        def __init__(self, name: AgentName) -> None:
+        def __init__(self, name: str) -> None:
             self.name = name
 
         async def answer(self, query: AgentQuery) -> AgentReply:
             return AgentReply(await said())
 
     original = verb.train_run
-    own = {name: Own(name) for name in AgentName}
+    own = {name: Own(name) for name in PAPER_AGENTS}
     verb.train_run = lambda *given, **named: original(*given, agents=own, **named)  # type: ignore[assignment]
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from aipo.core.types import AgentName
-
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -80,7 +78,7 @@ class Agent(Protocol):
     """One of the three collaborative agents, whatever answers behind it."""
 
     @property
-    def name(self) -> AgentName:
+    def name(self) -> str:
         """Which of the three it is."""
         ...
 

@@ -18,7 +18,6 @@ import diskcache
 
 from aipo.agents.base import Agent, AgentQuery, AgentReply, Usage
 from aipo.agents.prompting import Context
-from aipo.core.types import AgentName
 
 SCHEMA = 1
 _BYTES_OF_A_MEGABYTE = 1_000_000
@@ -92,7 +91,7 @@ class CachedAgent:
     """Whether a reply depends on the query's seed."""
 
     @property
-    def name(self) -> AgentName:
+    def name(self) -> str:
         """The wrapped agent's."""
         return self.agent.name
 

@@ -33,7 +33,6 @@ from aipo.agents.base import AgentError, AgentFailure, AgentQuery, AgentReply
 from aipo.agents.prompting import AgentPrompt, Context, Message
 from aipo.agents.remote import NO_PRICES, ChatSampling, Prices
 from aipo.agents.replies import read_reply
-from aipo.core.types import AgentName
 
 
 class LocalModelError(ValueError):
@@ -106,7 +105,7 @@ class LocalModel:
 class LocalAgent:
     """`aipo.agents.base.Agent` that is a model in this process."""
 
-    name: AgentName
+    name: str
     model: LocalModel
     prompt: AgentPrompt
     sampling: ChatSampling

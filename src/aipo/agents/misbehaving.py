@@ -10,7 +10,6 @@ from enum import StrEnum
 from random import Random
 
 from aipo.agents.base import AgentQuery, AgentReply
-from aipo.core.types import AgentName
 
 _GARBAGE_CHARACTERS = 200
 _A_MILLION = 1_000_000
@@ -44,7 +43,7 @@ HOSTILE_REPLIES = (
 class MisbehavingAgent:
     """`aipo.agents.base.Agent` that no run should trust."""
 
-    name: AgentName
+    name: str
     misbehaviour: Misbehaviour
 
     async def answer(self, query: AgentQuery) -> AgentReply:

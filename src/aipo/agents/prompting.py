@@ -12,7 +12,6 @@ from importlib.resources import files
 from string import Template
 
 from aipo.agents.base import AgentError, AgentFailure, AgentQuery
-from aipo.core.types import AgentName
 
 Message = dict[str, str]
 HASH_DIGITS = 12
@@ -68,7 +67,7 @@ class AgentPrompt:
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 
-def agent_prompt(agent: AgentName) -> AgentPrompt:
+def agent_prompt(agent: str) -> AgentPrompt:
     """Return the packaged prompt of an agent."""
     text = files("aipo.agents").joinpath("prompts", f"{agent}.txt").read_text(encoding="utf-8")
     version, _, body = text.partition("\n")

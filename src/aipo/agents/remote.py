@@ -31,7 +31,6 @@ from aipo.agents.base import AgentError, AgentFailure, AgentQuery, AgentReply, U
 from aipo.agents.prompting import AgentPrompt, Context, Message
 from aipo.agents.replies import excerpt, read_reply
 from aipo.agents.retry import RetryPolicy, TooLongError, retry_after_s
-from aipo.core.types import AgentName
 
 TOKENS_OF_A_PRICE = 1_000_000
 _KEY = re.compile(r"[!-~]+")
@@ -154,7 +153,7 @@ class _Line:
 class RemoteAgent:
     """`aipo.agents.base.Agent` behind an endpoint."""
 
-    name: AgentName
+    name: str
     endpoint: Endpoint
     model: str
     prompt: AgentPrompt

@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from aipo.agents.base import AgentError, AgentFailure
-from aipo.core.types import AgentName
+from aipo.core.types import KNOWLEDGE, REASONING, VERIFY
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _EXCERPT = 80
@@ -37,12 +37,12 @@ class Reading:
     """Verify only: whether it found nothing wrong; None where it does not say."""
 
 
-def read_reply(agent: AgentName, text: str) -> Reading:
+def read_reply(agent: str, text: str) -> Reading:
     """Return what an agent's reply says; an empty text says nothing.
 
     Raises `AgentError` (UNREADABLE), with an excerpt, for a reply that is not in the agent's format.
 
-    >>> read_reply(AgentName.VERIFY, "<think>...</think>VERDICT: WRONG\\nWHERE: 2 + 2 = 5\\nWHY: It is 4.")
+    >>> read_reply("verify", "<think>...</think>VERDICT: WRONG\\nWHERE: 2 + 2 = 5\\nWHY: It is 4.")
     Reading(words='Wrong at "2 + 2 = 5". It is 4.', approves=False)
     """
     if not text.strip():
@@ -110,8 +110,8 @@ def _reasoning(text: str) -> Reading:
     return Reading(hint)
 
 
-_READERS: Mapping[AgentName, Callable[[str], Reading]] = MappingProxyType(
-    {AgentName.VERIFY: _verify, AgentName.KNOWLEDGE: _knowledge, AgentName.REASONING: _reasoning}
+_READERS: Mapping[str, Callable[[str], Reading]] = MappingProxyType(
+    {VERIFY: _verify, KNOWLEDGE: _knowledge, REASONING: _reasoning}
 )
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from random import Random
 
 from aipo.agents.base import AgentError, AgentQuery, AgentReply
-from aipo.core.types import AgentName
+from aipo.core.types import VERIFY
 
-Feedback = Callable[[AgentName, str, str, str], str]
+Feedback = Callable[[str, str, str, str], str]
 """(agent, problem, rollout, request) -> words, as `aipo.tasks.base.Oracle.feedback`."""
 
 _NUMBER = re.compile(r"\d+")
@@ -35,7 +35,7 @@ class Unreliability:
 class ScriptedAgent:
     """`aipo.agents.base.Agent` that asks an oracle."""
 
-    name: AgentName
+    name: str
     oracle: Feedback
     unreliability: Unreliability = Unreliability()
 
@@ -49,7 +49,7 @@ class ScriptedAgent:
         text = self.oracle(self.name, query.problem, query.rollout, query.request)
         if rng.random() < self.unreliability.error_rate:
             text = _with_wrong_number(text, rng)
-        return AgentReply(text, approves=_approves(text) if self.name is AgentName.VERIFY else None)
+        return AgentReply(text, approves=_approves(text) if self.name == VERIFY else None)
 
 
 def _approves(verdict: str) -> bool:

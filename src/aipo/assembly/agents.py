@@ -19,7 +19,6 @@ from aipo.agents.retry import RetryPolicy
 from aipo.agents.scripted import ScriptedAgent, Unreliability
 from aipo.config.agents import AgentFields
 from aipo.config.settings import Settings
-from aipo.core.types import AgentName
 from aipo.tasks.base import Oracle
 
 EXTERNAL_BACKENDS = ("remote", "local")
@@ -34,17 +33,17 @@ class AgentSetupError(ValueError):
 class AgentSet:
     """The enabled agents, and what is written down of them."""
 
-    agents: Mapping[AgentName, Agent]
+    agents: Mapping[str, Agent]
     record: Mapping[str, Mapping[str, Any]]
     """For `agents.json`: back end, model, host, prompt's hash, sampling, prices; by agent."""
-    uncached: Mapping[AgentName, Agent]
+    uncached: Mapping[str, Agent]
     """The same agents without their cache, for a canary: those of `EXTERNAL_BACKENDS` only."""
 
 
 def build_agents(
     settings: Settings,
     oracle: Oracle | None,
-    own: Mapping[AgentName, Agent] | None = None,
+    own: Mapping[str, Agent] | None = None,
     use_cache: bool = True,
 ) -> AgentSet:
     """Return the enabled agents; agents of your `own` take the place of all others. Raises `ValueError`s."""
@@ -69,8 +68,8 @@ class _AgentFactory:
         self._store = ReplyStore(a.cache_folder, a.cache_megabytes) if kept else None
 
     def crew(self) -> AgentSet:
-        agents: dict[AgentName, Agent] = {}
-        uncached: dict[AgentName, Agent] = {}
+        agents: dict[str, Agent] = {}
+        uncached: dict[str, Agent] = {}
         record = {}
         for name, fields in self._fields.items():
             agents[name] = agent = self._agent(name, fields)
@@ -88,7 +87,7 @@ class _AgentFactory:
                 )
         return AgentSet(agents, record, uncached)
 
-    def _agent(self, name: AgentName, fields: AgentFields) -> Agent:
+    def _agent(self, name: str, fields: AgentFields) -> Agent:
         if fields.backend == "remote":
             return RemoteAgent(
                 name,
@@ -137,7 +136,7 @@ class _AgentFactory:
         endpoint: Endpoint = self._shared[key]
         return endpoint
 
-    def _record(self, name: AgentName, fields: AgentFields) -> dict[str, Any]:
+    def _record(self, name: str, fields: AgentFields) -> dict[str, Any]:
         if fields.backend not in EXTERNAL_BACKENDS:
             scripted = {"error_rate", "failure_rate", "latency_s"} if fields.backend == "oracle" else set()
             return {"backend": fields.backend, **fields.model_dump(include=scripted)}
@@ -167,13 +166,13 @@ def _sampling(fields: AgentFields) -> ChatSampling:
     return ChatSampling(*how, fields.token_limit_field, extra)
 
 
-def _identity(name: AgentName, fields: AgentFields) -> str:
+def _identity(name: str, fields: AgentFields) -> str:
     """All that a reply depends on but the query. Not the address: a server that moves is the same server."""
     parts = [fields.backend, fields.model, agent_prompt(name).hash, fields.context, _sampling(fields)]
     return "\x1f".join(map(str, parts))
 
 
-def _refuse_missing(name: AgentName, fields: AgentFields) -> None:
+def _refuse_missing(name: str, fields: AgentFields) -> None:
     """Raise `AgentSetupError` for what a back end needs and the settings leave out."""
     if fields.backend not in EXTERNAL_BACKENDS:
         return

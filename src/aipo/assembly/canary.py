@@ -22,15 +22,15 @@ from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.console import console, plain_errors
 from aipo.core.seeds import seed_of
-from aipo.core.types import AgentName, ConsultOutcome
+from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, ConsultOutcome
 from aipo.rollout.asking import Answer, ask
 from aipo.tasks.base import Split
 
 EXIT_FAILED = 1
-QUESTIONS: Mapping[AgentName, str] = {
-    AgentName.VERIFY: "Is this step right?",
-    AgentName.KNOWLEDGE: "How many legs does a spider have?",
-    AgentName.REASONING: "What should I do next?",
+QUESTIONS: Mapping[str, str] = {
+    VERIFY: "Is this step right?",
+    KNOWLEDGE: "How many legs does a spider have?",
+    REASONING: "What should I do next?",
 }
 CANARY = AgentQuery(
     "Two spiders meet a dog. How many legs are there?", "Two spiders have 2 * 8 = 14 legs.", "", 0
@@ -41,7 +41,7 @@ CANARY = AgentQuery(
 class Tried:
     """What one agent did with its canaries."""
 
-    agent: AgentName
+    agent: str
     answers: tuple[Answer, ...]
     latencies_s: tuple[float, ...]
     may_be_silent: bool
@@ -93,7 +93,7 @@ def refuse_silent_agents(settings: Settings, crew: AgentSet) -> None:
         )
 
 
-async def try_all(settings: Settings, agents: Mapping[AgentName, Agent], tries: int) -> list[Tried]:
+async def try_all(settings: Settings, agents: Mapping[str, Agent], tries: int) -> list[Tried]:
     """Ask all agents at the same time, each its canaries one after the other."""
     problem = _problem_of(settings) if "oracle" in {settings.agents.of(a).backend for a in agents} else ""
     return list(
@@ -101,7 +101,7 @@ async def try_all(settings: Settings, agents: Mapping[AgentName, Agent], tries: 
     )
 
 
-async def _try(settings: Settings, name: AgentName, agent: Agent, tries: int, problem: str) -> Tried:
+async def _try(settings: Settings, name: str, agent: Agent, tries: int, problem: str) -> Tried:
     scripted = settings.agents.of(name).backend == "oracle"
     query = replace(CANARY, request=QUESTIONS[name])
     if scripted:

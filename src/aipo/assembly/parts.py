@@ -22,7 +22,6 @@ from aipo.config.settings import ConsultSettings, SandboxSettings, Settings, Tas
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
-from aipo.core.types import AgentName
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
 from aipo.rollout.leaks import LeakPolicy
@@ -71,7 +70,7 @@ def prepare_process(settings: Settings) -> None:
 
 def assemble(
     settings: Settings,
-    agents: Mapping[AgentName, Agent] | None = None,
+    agents: Mapping[str, Agent] | None = None,
     use_cache: bool = True,
     log_folder: Path | None = None,
 ) -> Parts:
@@ -127,7 +126,7 @@ def build_task(settings: TaskSettings, sandbox: SandboxSettings | None = None) -
     return JsonlTask(sources, settings.match, settings.grade_timeout_s, settings.grade_workers)
 
 
-def build_protocol(consult: ConsultSettings, enabled: tuple[AgentName, ...]) -> Protocol:
+def build_protocol(consult: ConsultSettings, enabled: tuple[str, ...]) -> Protocol:
     """Return the protocol of the settings."""
     return Protocol(consult.tags, consult.feedback_tag, enabled)
 

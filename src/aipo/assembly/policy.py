@@ -26,7 +26,7 @@ from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.prompts import prompt_hash, system_prompt
 from aipo.consult.protocol import Protocol
-from aipo.core.types import AgentName, Condition, SoloMode
+from aipo.core.types import Condition, SoloMode
 from aipo.engines.base import Sampling
 from aipo.evaluation.benchmark_run import AGENTS, SOLO, Entry, Evaluator
 from aipo.evaluation.manifest import EvaluationError, Manifest, fingerprint
@@ -189,7 +189,7 @@ def _consult(
     settings: Settings,
     codec: TagCodec,
     protocol: Protocol,
-    agents: Mapping[AgentName, Agent],
+    agents: Mapping[str, Agent],
     consultations: int,
 ) -> ConsultContext:
     # The limit of a response is each question's own.

@@ -7,15 +7,15 @@ agents, deadlines, the one rollout coroutine.
 from collections.abc import Sequence
 
 from aipo.assembly.parts import Parts
-from aipo.core.types import AgentName, Condition, StopReason
+from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, Condition, StopReason
 from aipo.engines.base import Completion, EngineError, GenerationRequest
 from aipo.rollout.episode import Consultation, RolloutSpec, rollout
 from aipo.tasks.base import Problem
 
 QUESTIONS = {
-    AgentName.REASONING: "what is the next step?",
-    AgentName.KNOWLEDGE: "what do I need to know?",
-    AgentName.VERIFY: "is this right?",
+    REASONING: "what is the next step?",
+    KNOWLEDGE: "what do I need to know?",
+    VERIFY: "is this right?",
 }
 """The first enabled one is asked: an oracle has a next step for every problem."""
 

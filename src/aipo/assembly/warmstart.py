@@ -12,7 +12,7 @@ from aipo.console import console, duration
 from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import NOTICES
-from aipo.core.types import AgentName
+from aipo.core.types import PAPER_AGENTS
 from aipo.tasks.cpu_tasks import CPU_TASKS
 from aipo.tasks.curriculum import Trace
 from aipo.training.model import save_policy
@@ -34,7 +34,7 @@ def make_warm_start(settings: Settings) -> Path:
         )
     prepare_process(settings)
     curriculum = CPU_TASKS[settings.task.name].curriculum(settings.consult.max_consultations)
-    protocol = build_protocol(settings.consult, tuple(AgentName))
+    protocol = build_protocol(settings.consult, PAPER_AGENTS)
     consult = settings.consult
     prompts = [consult.consulting_prompt or "", consult.solo_prompt or ""]
     words = [*curriculum.vocabulary(), *" ".join([*NOTICES.values(), *prompts]).split()]

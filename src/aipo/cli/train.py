@@ -16,7 +16,6 @@ from aipo.cli.screen import LiveScreen
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.console import StepLines, console, errors, plain_errors
-from aipo.core.types import AgentName
 from aipo.evaluation.model_card import write_model_card
 from aipo.tasks.base import Split
 from aipo.training.events import Progress
@@ -41,7 +40,7 @@ def train(
 
 def train_run(
     settings: Settings,
-    agents: Mapping[AgentName, Agent] | None = None,
+    agents: Mapping[str, Agent] | None = None,
     use_cache: bool = True,
     may_change: Collection[str] = (),
 ) -> Path:

@@ -5,15 +5,26 @@ Invariant: what an agent's own table leaves out is the common value; nothing her
 """
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator
 
 from aipo.config.problems import Section
-from aipo.core.types import AgentName
+from aipo.core.types import KNOWLEDGE, PAPER_AGENTS, VERIFY
 
+
+def _known(name: str) -> str:
+    if name not in PAPER_AGENTS:
+        near = get_close_matches(name, PAPER_AGENTS, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{name!r} is no agent; {hint}choose of {', '.join(PAPER_AGENTS)}")
+    return name
+
+
+AgentName = Annotated[str, AfterValidator(_known)]
 Backend = Literal["oracle", "dead", "garbage", "hostile", "remote", "local"]
 TokenLimitField = Literal["max_tokens", "max_completion_tokens"]
 Context = Literal["request", "problem+request", "problem+rollout+request"]
@@ -126,7 +137,7 @@ class AgentSettings(_Checked):
     """Who answers consultations. `[agents.verify]` and its like override these values for one agent."""
 
     enabled: tuple[AgentName, ...] = Field(
-        tuple(AgentName), description="Agents the policy may consult; [] trains a plain RLVR algorithm."
+        PAPER_AGENTS, description="Agents the policy may consult; [] trains a plain RLVR algorithm."
     )
     backend: Backend = Field(
         "oracle",
@@ -188,15 +199,15 @@ class AgentSettings(_Checked):
     knowledge: AgentOverrides = Field(AgentOverrides(), description="The Knowledge Agent's own values.")
     reasoning: AgentOverrides = Field(AgentOverrides(), description="The Reasoning Agent's own values.")
 
-    def of(self, agent: AgentName) -> AgentFields:
+    def of(self, agent: str) -> AgentFields:
         """Return an agent's values: its own where set, else the common ones.
 
         The common key goes to the common address only: an agent with an address of its own names its own key.
 
-        >>> AgentSettings(model="a", verify=AgentOverrides(model="b")).of(AgentName.VERIFY).model
+        >>> AgentSettings(model="a", verify=AgentOverrides(model="b")).of("verify").model
         'b'
         """
-        own = {AgentName.VERIFY: self.verify, AgentName.KNOWLEDGE: self.knowledge}.get(agent, self.reasoning)
+        own = {VERIFY: self.verify, KNOWLEDGE: self.knowledge}.get(agent, self.reasoning)
         values = {name: getattr(self, name) for name in AgentFields.model_fields}
         if own.base_url not in (None, self.base_url):
             values["api_key_env"] = ""

@@ -9,11 +9,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from aipo.config.agents import AgentSettings
+from aipo.config.agents import AgentName, AgentSettings
 from aipo.config.engines import EngineSettings
 from aipo.config.guards import GuardSettings
 from aipo.config.problems import Section as Section
-from aipo.core.types import AgentName
+from aipo.core.types import PAPER_AGENTS
 
 AlgorithmName = Literal[
     "grpo",
@@ -164,7 +164,7 @@ class ConsultSettings(Section):
         256, ge=1, description="Per reply, tags excluded; longer replies are cut."
     )
     tags: dict[AgentName, str] = Field(
-        {AgentName.VERIFY: "verify", AgentName.KNOWLEDGE: "knowledge", AgentName.REASONING: "reasoning"},
+        {name: name for name in PAPER_AGENTS},
         description="Tag names, without angle brackets.",
     )
     feedback_tag: str = Field("feedback", description="Tag name around an agent's words and notices.")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from aipo.core.types import AgentName, ConsultOutcome
+from aipo.core.types import KNOWLEDGE, ConsultOutcome
 
 NOTICES: Mapping[ConsultOutcome, str] = MappingProxyType(
     {
@@ -28,7 +28,7 @@ NOTICES: Mapping[ConsultOutcome, str] = MappingProxyType(
 class Request:
     """A well-formed request."""
 
-    agent: AgentName
+    agent: str
     text: str
     """What stands between the tags, stripped; may be empty, see `Protocol.parse`."""
     start: int
@@ -51,21 +51,21 @@ class Protocol:
     Raises `ValueError`, naming field, value and fix, for a name that cannot be a tag, for two equal names and
     for an enabled agent without a tag.
 
-    >>> tags = {AgentName.KNOWLEDGE: "knowledge", AgentName.VERIFY: "verify"}
-    >>> protocol = Protocol(tags, "feedback", enabled=(AgentName.KNOWLEDGE,))
+    >>> tags = {"knowledge": "knowledge", "verify": "verify"}
+    >>> protocol = Protocol(tags, "feedback", enabled=("knowledge",))
     >>> protocol.stop_strings
     ('</knowledge>',)
     >>> protocol.parse("A spider ... <knowledge> legs of a spider </knowledge>")
-    Request(agent=<AgentName.KNOWLEDGE: 'knowledge'>, text='legs of a spider', start=13)
+    Request(agent='knowledge', text='legs of a spider', start=13)
     >>> protocol.parse("legs </knowledge>")
     Malformed(reason='</knowledge> closes nothing', start=5)
     >>> protocol.parse("A spider has 8 legs. <verify> 8? </verify>") is None  # not enabled: mere text
     True
     """
 
-    tags: Mapping[AgentName, str]
+    tags: Mapping[str, str]
     feedback_tag: str
-    enabled: tuple[AgentName, ...]
+    enabled: tuple[str, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tags", dict(self.tags))
@@ -83,11 +83,11 @@ class Protocol:
             if self.enabled.count(agent) > 1:
                 raise ValueError(f"agents.enabled = {agent} twice; name each agent once")
 
-    def request_open(self, agent: AgentName) -> str:
+    def request_open(self, agent: str) -> str:
         """Return the tag that opens a request. Raises `KeyError` for an agent without a tag."""
         return f"<{self.tags[agent]}>"
 
-    def request_close(self, agent: AgentName) -> str:
+    def request_close(self, agent: str) -> str:
         """Return the tag that ends a request. Raises `KeyError` for an agent without a tag."""
         return f"</{self.tags[agent]}>"
 
@@ -130,7 +130,7 @@ class Protocol:
         nested = next((tag for tag in self.control_strings if tag in body), None)
         if nested:
             return Malformed(f"{nested} inside {self.request_open(agent)}", start)
-        if agent is AgentName.KNOWLEDGE and not body.strip():
+        if agent == KNOWLEDGE and not body.strip():
             return Malformed(f"{self.request_open(agent)} asks nothing", start)
         return Request(agent, body.strip(), start)
 

@@ -5,6 +5,13 @@ Invariant: an outcome is a name, never a number; no float in this code base enco
 """
 
 from enum import IntEnum, StrEnum
+from typing import Final
+
+VERIFY: Final = "verify"
+KNOWLEDGE: Final = "knowledge"
+REASONING: Final = "reasoning"
+PAPER_AGENTS: Final[tuple[str, ...]] = (VERIFY, KNOWLEDGE, REASONING)
+"""The names of the paper's three agents, for code that means one of them; there may be others."""
 
 
 class Source(IntEnum):
@@ -17,14 +24,6 @@ class Source(IntEnum):
     """An agent's words, inserted inline, together with both feedback tags."""
     SCAFFOLD = 3
     """Fixed notices of the system ("no consultations left"); never trained. Padding has this source too."""
-
-
-class AgentName(StrEnum):
-    """The three collaborative agents of the paper."""
-
-    VERIFY = "verify"
-    KNOWLEDGE = "knowledge"
-    REASONING = "reasoning"
 
 
 class Verdict(StrEnum):

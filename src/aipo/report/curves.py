@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from aipo.core.types import AgentName, ConsultOutcome
+from aipo.core.types import PAPER_AGENTS, ConsultOutcome
 from aipo.report.folders import RunData
 from aipo.report.weights import weight
 
@@ -58,7 +58,7 @@ PANELS = (
         "The stratum hard of the training rollouts.",
         "share",
     ),
-    Panel("Consultations per rollout", _lines("consultations/", [a.value for a in AgentName]), "By agent."),
+    Panel("Consultations per rollout", _lines("consultations/", PAPER_AGENTS), "By agent."),
     Panel(
         "How consultations ended",
         _lines("outcomes_share/", [o.value for o in ConsultOutcome]),

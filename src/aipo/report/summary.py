@@ -13,7 +13,7 @@ from typing import Any
 from aipo import __version__
 from aipo.config.loader import diff_settings
 from aipo.config.settings import Settings
-from aipo.core.types import AgentName
+from aipo.core.types import PAPER_AGENTS
 from aipo.report.folders import RunData
 from aipo.report.scan import Scan
 from aipo.report.weights import rule
@@ -162,7 +162,7 @@ def _warnings(run: RunData, scan: Scan) -> list[str]:
     if scan.ungraded_reasons:
         reasons = "; ".join(f"{reason} ({n:,})" for reason, n in scan.ungraded_reasons.most_common(3))
         found.append(f"Reasons of ungraded rollouts in the records: {reasons}.")
-    for agent in AgentName:
+    for agent in PAPER_AGENTS:
         counts = {o: _sum(run.metrics, f"failures/{agent}/{o}") for o in NO_ANSWER}
         if any(counts.values()):
             words = ", ".join(f"{count:,.0f} {o.replace('_', ' ')}" for o, count in counts.items() if count)
@@ -177,7 +177,7 @@ def _warnings(run: RunData, scan: Scan) -> list[str]:
         MUCH_MISMATCH,
         "of the tokens differ twofold between sampler and trainer",
     )
-    for agent in AgentName:
+    for agent in PAPER_AGENTS:
         found += _share(run, f"leaks/{agent}", MUCH_LEAKED, f"of {agent}'s replies stated the final answer")
     if scan.unreadable:
         found.append(f"{scan.unreadable} lines of rollouts.jsonl are no records and were left out.")

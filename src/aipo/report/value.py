@@ -13,7 +13,7 @@ from math import nan
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Verdict
+from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Verdict
 from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult
 from aipo.evaluation.statistics import estimate, paired_difference
 
@@ -82,9 +82,9 @@ class ValueOfConsultation:
         self._pair(MAY_CONSULT, consulting, solo)
         told = [(row, _answered_by(row)) for row in consulting]
         self._pair(ANY, [row for row, by in told if by], [row for row, by in told if not by])
-        for agent in AgentName:
+        for agent in PAPER_AGENTS:
             self._pair(
-                agent.value,
+                agent,
                 [row for row, by in told if agent in by],
                 [row for row, by in told if agent not in by],
             )
@@ -94,7 +94,7 @@ class ValueOfConsultation:
 
     def worths(self) -> list[Worth]:
         """Return every comparison that some group has both sides of."""
-        order = (MAY_CONSULT, ANY, *(agent.value for agent in AgentName))
+        order = (MAY_CONSULT, ANY, *(agent for agent in PAPER_AGENTS))
         return [_worth(what, self._pairs[what]) for what in order if what in self._pairs]
 
     def most_asked(self, number: int) -> list[Asked]:

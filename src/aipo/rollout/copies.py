@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from aipo.agents.base import AgentQuery
 from aipo.core.tokens import TokenStream
-from aipo.core.types import AgentName
+from aipo.core.types import VERIFY
 from aipo.rollout.asking import ask
 from aipo.rollout.episode import ConsultContext
 
@@ -32,7 +32,7 @@ async def approval(copy: TokenStream, problem: str, consult: ConsultContext, see
     """
     text = consult.codec.text(copy.ids[copy.prompt_length :])
     query = AgentQuery(problem, text, "", seed)
-    answer = await ask(consult.agents[AgentName.VERIFY], query, consult.agent_timeout_s)
+    answer = await ask(consult.agents[VERIFY], query, consult.agent_timeout_s)
     if answer.reply is None:
         return Approval(False, 0, answer.usage.cost)
     begin, end = consult.codec.feedback(answer.reply.text, consult.limits.max_feedback_tokens).content

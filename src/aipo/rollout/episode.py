@@ -16,7 +16,7 @@ from aipo.consult.limits import Limits
 from aipo.consult.protocol import Malformed, Protocol, Request
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import Segment, TokenStream
-from aipo.core.types import AgentName, Condition, ConsultOutcome, SoloMode, Source, StopReason
+from aipo.core.types import Condition, ConsultOutcome, SoloMode, Source, StopReason
 from aipo.engines.base import Engine, EngineError, GenerationRequest, Sampling
 from aipo.rollout.asking import Answer, ask
 from aipo.rollout.leaks import Hide, LeakPolicy, guarded
@@ -29,7 +29,7 @@ NOT_FINITE = "the policy gave log-probabilities that are not finite numbers"
 class Consultation:
     """One request and its outcome."""
 
-    agent: AgentName | None
+    agent: str | None
     """None for a malformed request that names no agent."""
     request: str
     outcome: ConsultOutcome
@@ -89,7 +89,7 @@ class ConsultContext:
     protocol: Protocol
     codec: TagCodec
     limits: Limits
-    agents: Mapping[AgentName, Agent]
+    agents: Mapping[str, Agent]
     agent_timeout_s: float
     leak_policy: LeakPolicy = LeakPolicy.ALLOW
 
@@ -236,7 +236,7 @@ class _Episode:
         return consultation, heard.told
 
     def _without_reply(
-        self, agent: AgentName | None, request: str, outcome: ConsultOutcome, detail: str
+        self, agent: str | None, request: str, outcome: ConsultOutcome, detail: str
     ) -> Consultation:
         return Consultation(agent, request, outcome, "", 0, detail, "", 0.0)
 

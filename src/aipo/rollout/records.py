@@ -99,7 +99,7 @@ def _segment(segment: Segment, consult: ConsultContext) -> dict[str, Any]:
 
 def _consultation(consultation: Consultation) -> dict[str, Any]:
     return {
-        "agent": consultation.agent.value if consultation.agent else None,
+        "agent": consultation.agent,
         "request": consultation.request,
         "outcome": consultation.outcome.value,
         "reply": consultation.reply,

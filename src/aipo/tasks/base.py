@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from aipo.core.types import AgentName
 from aipo.grading import Grade
 
 __all__ = ["Grade", "Oracle", "Problem", "Split", "Task", "TaskError"]
@@ -59,7 +58,7 @@ class Task(Protocol):
 class Oracle(Protocol):
     """A programmatic expert for a task: the words of the three agents and whole solutions."""
 
-    def feedback(self, agent: AgentName, problem: str, rollout: str, request: str) -> str:
+    def feedback(self, agent: str, problem: str, rollout: str, request: str) -> str:
         """Return what `agent` says; an empty string when it has nothing to say."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from aipo.config.settings import AlgorithmSettings, Settings
 from aipo.core.seeds import seed_of
-from aipo.core.types import AgentName
+from aipo.core.types import VERIFY
 from aipo.rollout.copies import Approval, approval
 from aipo.rollout.group import Group, Sampler
 from aipo.tasks.base import Problem
@@ -104,7 +104,7 @@ def _refuse_what_is_missing(settings: Settings, sampler: Sampler) -> None:
             f"rollout.experts_per_prompt = {settings.rollout.experts_per_prompt}: task "
             f"{settings.task.name!r} has no oracle to write expert trajectories; make it 0"
         )
-    if settings.algorithm.verified_copies and AgentName.VERIFY not in sampler.consult.agents:
+    if settings.algorithm.verified_copies and VERIFY not in sampler.consult.agents:
         raise ValueError(
             "algorithm.verified_copies = true but agents.enabled has no 'verify'; enable it or make it false"
         )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from aipo.agents.base import AgentFailure
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
+from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.rollout.group import Group, MemberRollout
 from aipo.training.events import LastConsultation
 
@@ -88,16 +88,16 @@ def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout]) 
         members
     )
     agents, outcomes = Counter(c.agent for c in all_), Counter(c.outcome for c in all_)
-    metrics.update({f"consultations/{agent}": agents[agent] / len(members) for agent in AgentName})
+    metrics.update({f"consultations/{agent}": agents[agent] / len(members) for agent in PAPER_AGENTS})
     metrics.update({f"outcomes/{outcome}": float(outcomes[outcome]) for outcome in ConsultOutcome})
     leaks = Counter(c.agent for c in all_ if c.leaked)
-    metrics.update({f"leaks/{agent}": leaks[agent] / max(1, agents[agent]) for agent in AgentName})
+    metrics.update({f"leaks/{agent}": leaks[agent] / max(1, agents[agent]) for agent in PAPER_AGENTS})
     metrics["agent_prompt_tokens"] = float(sum(c.usage.prompt_tokens for c in all_))
     metrics["agent_completion_tokens"] = float(sum(c.usage.completion_tokens for c in all_))
     metrics["agent_cost"] = sum(c.usage.cost for c in all_)
     failed = Counter((c.agent, c.outcome) for c in all_)
     unreadable = Counter(c.agent for c in all_ if c.failure is AgentFailure.UNREADABLE)
-    for agent in AgentName:
+    for agent in PAPER_AGENTS:
         for outcome in NO_ANSWER:
             metrics[f"failures/{agent}/{outcome}"] = float(failed[agent, outcome])
         metrics[f"unreadable_replies/{agent}"] = float(unreadable[agent])

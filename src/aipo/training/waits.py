@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from aipo.agents.base import Agent, AgentQuery, AgentReply
-from aipo.core.types import AgentName
 from aipo.engines.base import Completion, Engine, GenerationRequest, WeightSink
 from aipo.rollout.group import Sampler
 from aipo.tasks.base import Grade, Problem, Split, Task
@@ -154,7 +153,7 @@ class _WatchedAgent:
     waits: Waits
 
     @property
-    def name(self) -> AgentName:
+    def name(self) -> str:
         return self.agent.name
 
     async def answer(self, query: AgentQuery) -> AgentReply:

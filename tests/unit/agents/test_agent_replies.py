@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from aipo.agents.base import AgentError, AgentFailure, AgentQuery
 from aipo.agents.prompting import Context, agent_prompt
 from aipo.agents.replies import excerpt, read_reply, without_thinking
-from aipo.core.types import AgentName
+from aipo.core.types import PAPER_AGENTS
 
-V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING
+V, K, R = PAPER_AGENTS
 QUERY = AgentQuery("PROBLEM $request", "ROLLOUT $problem", "REQUEST ${rollout} $$ @x", seed=1)
 READ = [
     (V, "VERDICT: CORRECT", "Correct so far.", True),
@@ -44,16 +44,14 @@ REFUSED = [
 
 @pytest.mark.parametrize(("agent", "reply", "words", "approves"), READ)
 def test_a_reply_in_the_agents_format_is_read(
-    agent: AgentName, reply: str, words: str, approves: bool | None
+    agent: str, reply: str, words: str, approves: bool | None
 ) -> None:
     reading = read_reply(agent, reply)
     assert (reading.words, reading.approves) == (words, approves)
 
 
 @pytest.mark.parametrize(("agent", "reply", "reason"), REFUSED)
-def test_a_reply_in_another_format_is_an_error_with_a_reason(
-    agent: AgentName, reply: str, reason: str
-) -> None:
+def test_a_reply_in_another_format_is_an_error_with_a_reason(agent: str, reply: str, reason: str) -> None:
     with pytest.raises(AgentError) as caught:
         read_reply(agent, reply)
     assert caught.value.failure is AgentFailure.UNREADABLE and reason in str(caught.value)
@@ -67,8 +65,8 @@ def test_no_thinking_is_left_in_any_text(text: str) -> None:
         assert kept == text
 
 
-@given(st.sampled_from(AgentName), st.text(max_size=60))
-def test_any_text_is_read_or_refused(agent: AgentName, text: str) -> None:
+@given(st.sampled_from(PAPER_AGENTS), st.text(max_size=60))
+def test_any_text_is_read_or_refused(agent: str, text: str) -> None:
     for reply in (text, f"VERDICT: {text}", f"VERDICT: wrong\nWHY: {text}", f"FACT: {text}", f"HINT: {text}"):
         try:
             words = read_reply(agent, reply).words
@@ -83,7 +81,7 @@ def test_any_text_is_read_or_refused(agent: AgentName, text: str) -> None:
 )
 def test_reading_is_linear_in_the_reply(piece: str) -> None:
     begun = time.monotonic()
-    for agent in AgentName:
+    for agent in PAPER_AGENTS:
         try:
             read_reply(agent, piece * (250_000 // len(piece)))
         except AgentError:
@@ -95,10 +93,10 @@ def test_an_excerpt_is_short_and_printable() -> None:
     assert excerpt("a\n\x1b[2J" + "b" * 500) == "a [2J" + "b" * 74 + "…"
 
 
-@pytest.mark.parametrize("agent", AgentName)
+@pytest.mark.parametrize("agent", PAPER_AGENTS)
 @pytest.mark.parametrize("context", Context)
 def test_an_agent_is_sent_what_its_context_allows_and_nothing_is_read_as_a_template(
-    agent: AgentName, context: Context
+    agent: str, context: Context
 ) -> None:
     prompt = agent_prompt(agent)
     system, user = prompt.messages(context.seen(QUERY))
@@ -113,7 +111,7 @@ def test_an_agent_is_sent_what_its_context_allows_and_nothing_is_read_as_a_templ
 
 
 @pytest.mark.parametrize("agent", [V, R])
-def test_an_empty_request_asks_to_look_at_what_is_there(agent: AgentName) -> None:
+def test_an_empty_request_asks_to_look_at_what_is_there(agent: str) -> None:
     query = AgentQuery("PROBLEM", "ROLLOUT", "", seed=1)
     _, user = agent_prompt(agent).messages(query)
     assert "asks nothing in particular" in user["content"] and "ROLLOUT" in user["content"]
@@ -122,6 +120,6 @@ def test_an_empty_request_asks_to_look_at_what_is_there(agent: AgentName) -> Non
 
 
 def test_prompts_have_versions_and_hashes_of_their_own() -> None:
-    prompts = [agent_prompt(agent) for agent in AgentName]
+    prompts = [agent_prompt(agent) for agent in PAPER_AGENTS]
     assert len({p.hash for p in prompts}) == 3 and all(len(p.hash) == 12 for p in prompts)
     assert all("version 1" in p.version and p.version not in p.system for p in prompts)

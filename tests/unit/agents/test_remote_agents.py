@@ -14,10 +14,10 @@ from aipo.agents.cache import CachedAgent, CacheError, ReplyStore
 from aipo.agents.prompting import Context, agent_prompt
 from aipo.agents.remote import ChatSampling, Endpoint, Prices, RemoteAgent
 from aipo.agents.retry import RetryPolicy
-from aipo.core.types import AgentName
+from aipo.core.types import PAPER_AGENTS
 from support.servers import RETRY_AFTER_S, ChatServer, Fault, chat_server
 
-V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING
+V, K, R = PAPER_AGENTS
 QUERY = AgentQuery("two dogs", "so", "legs of a spider", seed=2**62 + 5)
 
 
@@ -34,9 +34,7 @@ def server(running: ChatServer) -> ChatServer:
     return running
 
 
-def agent_at(
-    endpoint: Endpoint, name: AgentName = K, retries: int = 3, deadline_s: float = 5.0
-) -> RemoteAgent:
+def agent_at(endpoint: Endpoint, name: str = K, retries: int = 3, deadline_s: float = 5.0) -> RemoteAgent:
     how = ChatSampling(0.7, 0.8, 64)
     policy = RetryPolicy(retries, first_wait_s=0.01)
     return RemoteAgent(
@@ -52,7 +50,7 @@ class TestRequests:
     def test_model_sampling_and_seed_are_sent_and_the_reply_is_read_and_priced(
         self, server: ChatServer
     ) -> None:
-        for name in AgentName:
+        for name in PAPER_AGENTS:
             reply = ask(agent_at(Endpoint(server.url()), name))
             assert "spider 8" in reply.text
             assert reply.usage == Usage(70, 30, pytest.approx(130 / 1e6))
@@ -103,7 +101,7 @@ class TestRequests:
     ) -> None:
         server.latency_s = 0.02
         endpoint = Endpoint(server.url(), concurrency=3)
-        agents = [agent_at(endpoint, name) for name in AgentName]
+        agents = [agent_at(endpoint, name) for name in PAPER_AGENTS]
 
         async def many() -> None:
             queries = [replace(QUERY, seed=seed) for seed in range(4)]

@@ -7,19 +7,19 @@ import pytest
 
 from aipo.agents.base import AgentError, AgentQuery
 from aipo.agents.scripted import ScriptedAgent, Unreliability
-from aipo.core.types import AgentName
+from aipo.core.types import KNOWLEDGE, VERIFY
 
 SEEDS = range(400)
 WORDS = "a 4 12 100 ;"
 
 
-def oracle(agent: AgentName, problem: str, rollout: str, request: str) -> str:
+def oracle(agent: str, problem: str, rollout: str, request: str) -> str:
     return WORDS if request != "silent" else "nothing to count"
 
 
 def ask(seed: int, request: str = "a", **how: float) -> str:
     """Return the agent's words, FAILED where it raises."""
-    agent = ScriptedAgent(AgentName.KNOWLEDGE, oracle, Unreliability(**how))
+    agent = ScriptedAgent(KNOWLEDGE, oracle, Unreliability(**how))
     try:
         return asyncio.run(agent.answer(AgentQuery("problem", "rollout", request, seed))).text
     except AgentError as error:
@@ -29,9 +29,9 @@ def ask(seed: int, request: str = "a", **how: float) -> str:
 
 def test_by_default_it_says_what_the_oracle_says_of_all_it_is_asked() -> None:
     seen: list[tuple[str, ...]] = []
-    agent = ScriptedAgent(AgentName.VERIFY, lambda *asked: seen.append(asked) or "ok")
+    agent = ScriptedAgent(VERIFY, lambda *asked: seen.append(asked) or "ok")
     assert asyncio.run(agent.answer(AgentQuery("problem", "rollout", "request", 5))).text == "ok"
-    assert seen == [(AgentName.VERIFY, "problem", "rollout", "request")]
+    assert seen == [(VERIFY, "problem", "rollout", "request")]
 
 
 @pytest.mark.parametrize("how", [{"error_rate": 0.3}, {"failure_rate": 0.3}])
@@ -74,7 +74,7 @@ def test_latency_delays_replies_and_failures_and_changes_neither(failure_rate: f
 
 
 def test_agents_that_delay_do_so_side_by_side() -> None:
-    agent = ScriptedAgent(AgentName.VERIFY, oracle, Unreliability(latency_s=0.05))
+    agent = ScriptedAgent(VERIFY, oracle, Unreliability(latency_s=0.05))
 
     async def many() -> None:
         await asyncio.gather(*(agent.answer(AgentQuery("p", "", "", seed)) for seed in range(40)))

@@ -23,16 +23,16 @@ from aipo.assembly.agents import build_agents
 from aipo.config.loader import SettingsError, dump_settings, load_settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.protocol import Protocol
-from aipo.core.types import AgentName, ConsultOutcome
+from aipo.core.types import PAPER_AGENTS, ConsultOutcome
 from aipo.rollout.asking import ask
 from aipo.training.journal import AGENTS, record_agents
 from support.policies import random_policy
 from support.tokenizers import byte_fallback_bpe, byte_level_bpe, word_level
 
-V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING
+V, K, R = PAPER_AGENTS
 QUERY = AgentQuery("two dogs", "so", "legs of a spider", seed=3)
 REMOTE = ["agents.backend=remote", "agents.base_url=http://a:1/v1", "agents.model=common"]
-PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
+PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
 
 
 class TestSettings:
@@ -43,14 +43,14 @@ class TestSettings:
             '[agents.verify]\nmodel = "own"\ntemperature = 0.0\n'
         )
         agents = load_settings(recipe, ["agents.knowledge.retries=0"]).agents
-        assert [agents.of(name).model for name in AgentName] == ["own", "common", "common"]
-        assert [agents.of(name).temperature for name in AgentName] == [0.0, 0.7, 0.7]
-        assert [agents.of(name).retries for name in AgentName] == [1, 0, 1]
+        assert [agents.of(name).model for name in PAPER_AGENTS] == ["own", "common", "common"]
+        assert [agents.of(name).temperature for name in PAPER_AGENTS] == [0.0, 0.7, 0.7]
+        assert [agents.of(name).retries for name in PAPER_AGENTS] == [1, 0, 1]
 
     def test_the_common_key_goes_to_the_common_address_only(self) -> None:
         own = ["agents.api_key_env=COMMON", "agents.verify.base_url=http://b:2/v1"]
         agents = load_settings(None, [*REMOTE, *own]).agents
-        assert [agents.of(name).api_key_env for name in AgentName] == ["", "COMMON", "COMMON"]
+        assert [agents.of(name).api_key_env for name in PAPER_AGENTS] == ["", "COMMON", "COMMON"]
         named = load_settings(None, [*REMOTE, *own, "agents.verify.api_key_env=OWN"]).agents
         assert named.of(V).api_key_env == "OWN"
 
@@ -65,7 +65,7 @@ class TestSettings:
         settings = load_settings(None, [*REMOTE, *own, f"agents.cache_folder={tmp_path / 'cache'}"])
         agents = build_agents(settings, None).uncached
         assert all(isinstance(agent, RemoteAgent) for agent in agents.values())
-        ends = [agents[name].endpoint for name in AgentName]  # type: ignore[attr-defined]
+        ends = [agents[name].endpoint for name in PAPER_AGENTS]  # type: ignore[attr-defined]
         assert ends[0] is ends[1] and ends[0].concurrency == 3
         assert ends[2].base_url == "http://b:2/v1" and ends[2].concurrency == 16
 
@@ -75,7 +75,7 @@ class TestSettings:
             None, [*REMOTE, "agents.verify.backend=dead", f"agents.cache_folder={folder}"]
         )
         crew = build_agents(settings, None)
-        kinds = [isinstance(crew.agents[name], CachedAgent) for name in AgentName]
+        kinds = [isinstance(crew.agents[name], CachedAgent) for name in PAPER_AGENTS]
         assert kinds == [False, True, True] and set(crew.uncached) == {K, R}
         off = build_agents(settings, None, use_cache=False)
         assert not any(isinstance(agent, CachedAgent) for agent in off.agents.values())
@@ -97,7 +97,7 @@ class TestSettings:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         settings = load_settings(None, ["agents.backend=hostile"])
-        assert set(build_agents(settings, None).agents) == set(AgentName)
+        assert set(build_agents(settings, None).agents) == set(PAPER_AGENTS)
         assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from aipo.config.loader import SettingsError, diff_settings, dump_settings, load
 from aipo.config.reference import describe
 from aipo.config.settings import Settings
 from aipo.config.toml import toml_text
-from aipo.core.types import AgentName
+from aipo.core.types import KNOWLEDGE, VERIFY
 
 REPOSITORY = Path(__file__).parents[3]
 Write = Callable[[str, str], Path]
@@ -58,7 +58,7 @@ class TestLayers:
     @pytest.mark.parametrize(
         ("override", "value"),
         [
-            ('agents.enabled=["verify"]', (AgentName.VERIFY,)),
+            ('agents.enabled=["verify"]', (VERIFY,)),
             ("agents.enabled=[]", ()),
             ("run.device=cuda", "cuda"),
             ("run.device='cuda'", "cuda"),
@@ -86,9 +86,7 @@ class TestLayers:
             "easy": 0.1,
         }
         assert load_settings(recipe, ["train.stratum_mix={}"]).train.stratum_mix == {}
-        assert (
-            load_settings(None, ["consult.tags.verify=ask"]).consult.tags[AgentName.KNOWLEDGE] == "knowledge"
-        )
+        assert load_settings(None, ["consult.tags.verify=ask"]).consult.tags[KNOWLEDGE] == "knowledge"
 
     def test_a_recipe_that_sets_one_field_of_a_section_keeps_the_defaults_of_the_others(
         self, write: Write

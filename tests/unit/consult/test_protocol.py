@@ -4,11 +4,11 @@ import pytest
 
 from aipo.consult.limits import Limits
 from aipo.consult.protocol import NOTICES, Malformed, Protocol, Request, neutralise
-from aipo.core.types import AgentName, ConsultOutcome
+from aipo.core.types import PAPER_AGENTS, ConsultOutcome
 
-V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING
+V, K, R = PAPER_AGENTS
 TAGS = {V: "verify", K: "knowledge", R: "reasoning"}
-PROTOCOL = Protocol(TAGS, "feedback", tuple(AgentName))
+PROTOCOL = Protocol(TAGS, "feedback", PAPER_AGENTS)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_no_enabled_agent_means_no_request() -> None:
     ],
 )
 def test_names_that_cannot_work_are_refused(
-    tags: dict[AgentName, str], feedback_tag: str, enabled: tuple[AgentName, ...], message: str
+    tags: dict[str, str], feedback_tag: str, enabled: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Protocol(tags, feedback_tag, enabled)

@@ -22,7 +22,7 @@ from aipo.core.coefficients import Coefficient
 from aipo.core.objective import objective_loss
 from aipo.core.surrogates import Clip, Surrogate
 from aipo.core.tokens import Segment, TokenStream
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
+from aipo.core.types import VERIFY, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
@@ -33,7 +33,7 @@ from aipo.training.credit import credits_of
 
 LONGEST = 20
 PAIRS = list(product(ALGORITHMS, Coefficient))
-ANSWER = Consultation(AgentName.VERIFY, "?", ConsultOutcome.ANSWERED, "", 1, "", "", 0.1)
+ANSWER = Consultation(VERIFY, "?", ConsultOutcome.ANSWERED, "", 1, "", "", 0.1)
 quiet = settings(deadline=None)
 
 

@@ -17,7 +17,7 @@ from aipo.agents.base import Agent, AgentQuery, AgentReply
 from aipo.cli.train import train_run
 from aipo.config.loader import load_settings
 from aipo.config.settings import PolicySettings
-from aipo.core.types import AgentName
+from aipo.core.types import KNOWLEDGE
 from aipo.training.log_probs import PolicyForward
 from aipo.training.model import load_policy, save_policy
 from support.families import FAMILIES, HYBRIDS, family, make_family_policy, tokenizer_of
@@ -30,13 +30,13 @@ RECURRENT = pytest.mark.parametrize("name", HYBRIDS)
 class Encyclopedia:
     """Always knows."""
 
-    name = AgentName.KNOWLEDGE
+    name = KNOWLEDGE
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         return AgentReply("a spider has 8 legs")
 
 
-AGENTS: dict[AgentName, Agent] = {AgentName.KNOWLEDGE: Encyclopedia()}
+AGENTS: dict[str, Agent] = {KNOWLEDGE: Encyclopedia()}
 
 
 def recipe_of(folder: Path, name: str, taught: bool = False, **policy: object) -> Path:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from aipo.core.tokens import Segment, TokenStream
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
+from aipo.core.types import VERIFY, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
@@ -13,7 +13,7 @@ from aipo.tasks.base import Problem
 
 def asked(*seconds: float) -> Rollout:
     stream = TokenStream((Segment(Source.PROMPT, (1,)), Segment(Source.POLICY, (2,), (-1.0,))))
-    one = Consultation(AgentName.VERIFY, "", ConsultOutcome.ANSWERED, "ok", 1, "", "", 0.0)
+    one = Consultation(VERIFY, "", ConsultOutcome.ANSWERED, "ok", 1, "", "", 0.0)
     consultations = tuple(replace(one, latency_s=s) for s in seconds)
     return Rollout(stream, "", "", StopReason.END, consultations, ())
 

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from aipo.consult.protocol import NOTICES
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Verdict
+from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Verdict
 from aipo.tasks.base import Problem, Split
 from aipo.tasks.curriculum import Trace
 from aipo.tasks.leg_counting.notation import (
@@ -31,7 +31,7 @@ from aipo.tasks.leg_counting.task import EASY, HARD, LONG, LegCountingTask, held
 from aipo.tasks.leg_counting.traces import MAX_LEGS, LegCountingCurriculum, TraceSettings, trace
 
 TASK, ORACLE = LegCountingTask(), LegCountingOracle()
-V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING
+V, K, R = PAPER_AGENTS
 SOME = TASK.problems(Split.TEST)[:60]
 PROBLEM = "a 3 dog b 2 spider c 1 human"
 TAGS = {
@@ -120,7 +120,7 @@ def test_without_a_total_at_the_end_there_is_no_answer(response: str) -> None:
 # the oracle
 
 
-def asked(agent: AgentName, rollout: str, request: str = "", problem: str = PROBLEM) -> str:
+def asked(agent: str, rollout: str, request: str = "", problem: str = PROBLEM) -> str:
     return ORACLE.feedback(agent, problem, rollout, request)
 
 
@@ -165,8 +165,8 @@ def test_knowledge_tells_the_legs_of_a_label_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("outcome", [o for o in ConsultOutcome if o is not ConsultOutcome.ANSWERED])
-@pytest.mark.parametrize("agent", AgentName)
-def test_notices_and_requests_do_not_count_as_work(agent: AgentName, outcome: ConsultOutcome) -> None:
+@pytest.mark.parametrize("agent", PAPER_AGENTS)
+def test_notices_and_requests_do_not_count_as_work(agent: str, outcome: ConsultOutcome) -> None:
     notice = f"<verify> 9 ; </verify> <feedback> {NOTICES[outcome]} </feedback>"
     assert asked(agent, f"a 4 2 1 2 1 0 ; {notice}", "b") == asked(agent, "a 4 2 1 2 1 0 ;", "b")
 
@@ -176,7 +176,7 @@ def test_no_agent_breaks_on_whatever_a_rollout_holds() -> None:
     for seed in range(300):
         rng = Random(seed)
         rollout = " ".join(rng.choices(words, k=rng.randrange(20)))
-        assert all(isinstance(asked(agent, rollout, rng.choice(words)), str) for agent in AgentName)
+        assert all(isinstance(asked(agent, rollout, rng.choice(words)), str) for agent in PAPER_AGENTS)
 
 
 # the traces of the warm start

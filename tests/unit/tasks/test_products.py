@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aipo.consult.protocol import NOTICES
-from aipo.core.types import AgentName, ConsultOutcome, Verdict
+from aipo.core.types import PAPER_AGENTS, ConsultOutcome, Verdict
 from aipo.tasks.base import Problem, Split
 from aipo.tasks.cpu_tasks import CPU_TASKS
 from aipo.tasks.products.notation import (
@@ -42,7 +42,7 @@ from aipo.tasks.products.task import (
 from aipo.tasks.worked import worked_words
 
 TASK, ORACLE = ProductsTask(), ProductsOracle()
-V, K, R = AgentName.VERIFY, AgentName.KNOWLEDGE, AgentName.REASONING
+V, K, R = PAPER_AGENTS
 quiet = settings(deadline=None)
 HARD_ONE = "7 4 * 6 3"
 SOLUTION = "7 4 * 6 0 = 2 8 2 0 more 7 4 * 0 3 = 0 1 4 1 more 2 8 2 0 + 0 1 4 1 = 2 9 6 1 done answer 2 9 6 1"
@@ -200,7 +200,7 @@ def test_hiding_the_answer_keeps_what_stands_before_it_and_leaves_nothing_that_s
 # the oracle
 
 
-def asked(agent: AgentName, rollout: str, request: str = "", problem: str = HARD_ONE) -> str:
+def asked(agent: str, rollout: str, request: str = "", problem: str = HARD_ONE) -> str:
     return ORACLE.feedback(agent, problem, rollout, request)
 
 
@@ -269,8 +269,8 @@ def test_what_knowledge_says_reads_on_as_the_policys_own_format() -> None:
 
 
 @pytest.mark.parametrize("outcome", [o for o in ConsultOutcome if o is not ConsultOutcome.ANSWERED])
-@pytest.mark.parametrize("agent", AgentName)
-def test_notices_and_requests_do_not_count_as_work(agent: AgentName, outcome: ConsultOutcome) -> None:
+@pytest.mark.parametrize("agent", PAPER_AGENTS)
+def test_notices_and_requests_do_not_count_as_work(agent: str, outcome: ConsultOutcome) -> None:
     notice = f"<verify> 9 done </verify> <feedback> {NOTICES[outcome]} </feedback>"
     first = " ".join(SOLUTION.split()[:11])
     assert asked(agent, f"{first} {notice}", "7 4 * 0 3") == asked(agent, first, "7 4 * 0 3") != ""
@@ -282,7 +282,7 @@ def test_no_agent_breaks_on_whatever_a_rollout_holds() -> None:
         rng = Random(seed)
         rollout, request = (" ".join(rng.choices(words, k=rng.randrange(30))) for _ in range(2))
         for problem in (HARD_ONE, "7 4 * 6 0"):
-            assert all(isinstance(asked(agent, rollout, request, problem), str) for agent in AgentName)
+            assert all(isinstance(asked(agent, rollout, request, problem), str) for agent in PAPER_AGENTS)
 
 
 # the registry

@@ -18,7 +18,16 @@ from aipo.consult.limits import Limits
 from aipo.consult.protocol import Protocol
 from aipo.core.advantages import Advantage
 from aipo.core.tokens import Segment, TokenStream
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
+from aipo.core.types import (
+    KNOWLEDGE,
+    PAPER_AGENTS,
+    VERIFY,
+    Condition,
+    ConsultOutcome,
+    Source,
+    StopReason,
+    Verdict,
+)
 from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, ConsultContext, Rollout
 from aipo.rollout.group import Group, GroupShape, MemberRollout, Sampler
@@ -29,7 +38,7 @@ from support.tokenizers import word_level
 
 CORRECT, INCORRECT, UNGRADED = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNGRADED
 WORDS = word_level()
-PROTOCOL = Protocol({agent: str(agent) for agent in AgentName}, "feedback", tuple(AgentName))
+PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
 PROBLEMS = [Problem(f"p{i}", f"{i} dogs", "8", "hard") for i in range(8)]
 IDS = WORDS.encode("dogs 2 8 ;", add_special_tokens=False)
 
@@ -41,7 +50,7 @@ def member(name: str, verdict: Verdict, asked_tokens: int = 0) -> MemberRollout:
     if asked_tokens:
         segments.append(Segment(Source.FEEDBACK, (IDS[2],)))
         reply = Consultation(
-            AgentName.KNOWLEDGE, "?", ConsultOutcome.ANSWERED, "8", asked_tokens, "", f"context {name}", 0.1
+            KNOWLEDGE, "?", ConsultOutcome.ANSWERED, "8", asked_tokens, "", f"context {name}", 0.1
         )
         asked = (reply,)
     produced = Rollout(TokenStream(tuple(segments)), "text", "text", StopReason.END, asked, ())
@@ -63,7 +72,7 @@ class Verifier:
 
     approves: bool | None = True
     fails: bool = False
-    name: AgentName = AgentName.VERIFY
+    name: str = VERIFY
     asked: list[AgentQuery] = field(default_factory=list)
 
     async def answer(self, query: AgentQuery) -> AgentReply:
@@ -86,9 +95,7 @@ class HandingOut:
     @property
     def consult(self) -> ConsultContext:
         limits = Limits(3, 8, 80)
-        return ConsultContext(
-            PROTOCOL, TagCodec(WORDS, PROTOCOL), limits, {AgentName.VERIFY: self.agent}, 0.5
-        )
+        return ConsultContext(PROTOCOL, TagCodec(WORDS, PROTOCOL), limits, {VERIFY: self.agent}, 0.5)
 
     async def groups(
         self, problems: Sequence[Problem], shape: GroupShape, path: Sequence[Any]

@@ -16,7 +16,7 @@ from aipo.agents.base import Agent, AgentQuery, AgentReply
 from aipo.cli.train import train_run
 from aipo.config.loader import load_settings
 from aipo.config.settings import PolicySettings
-from aipo.core.types import AgentName
+from aipo.core.types import KNOWLEDGE
 from aipo.training.lora import merged
 from aipo.training.model import load_policy, parameter_line, restore_weights, save_plain, save_policy
 from support.families import family, make_family_policy
@@ -30,13 +30,13 @@ NAMES = pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma3", "phi4", "g
 class Encyclopedia:
     """Always knows."""
 
-    name = AgentName.KNOWLEDGE
+    name = KNOWLEDGE
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         return AgentReply("a spider has 8 legs")
 
 
-AGENTS: dict[AgentName, Agent] = {AgentName.KNOWLEDGE: Encyclopedia()}
+AGENTS: dict[str, Agent] = {KNOWLEDGE: Encyclopedia()}
 
 
 def adapted(folder: Path, name: str = "qwen3", dtype: str = "float32", **more: Any) -> PreTrainedModel:

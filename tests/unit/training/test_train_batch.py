@@ -22,7 +22,7 @@ from aipo.core.coefficients import Coefficient, CoefficientSettings
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.surrogates import Clip, Surrogate, SurrogateSettings
 from aipo.core.tokens import Segment, TokenStream, expert_stream
-from aipo.core.types import AgentName, Condition, ConsultOutcome, Source, StopReason, Verdict
+from aipo.core.types import VERIFY, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
@@ -51,7 +51,7 @@ def member(
         segments += [Segment(Source.FEEDBACK, (4, 5, 6)), Segment(Source.POLICY, (7,), (-1.0,))]
     elif outcomes:
         segments.append(Segment(Source.SCAFFOLD, (8,)))
-    asked = tuple(Consultation(AgentName.VERIFY, "?", each, "", 1, "", "", 0.1) for each in outcomes)
+    asked = tuple(Consultation(VERIFY, "?", each, "", 1, "", "", 0.1) for each in outcomes)
     dropped = ((2, 3), (3, 4), (5, 6)) if outcomes else ()
     produced = Rollout(
         stream=TokenStream(tuple(segments)),

@@ -66,9 +66,9 @@ def _sharing(settings: Settings, processes: int) -> Settings:
     agents = settings.agents
     share = {"concurrency": max(1, agents.concurrency // processes)}
     for name in agents.enabled:
-        own = getattr(agents, name.value)
+        own = getattr(agents, name)
         if own.concurrency is not None:
-            share[name.value] = own.model_copy(update={"concurrency": max(1, own.concurrency // processes)})
+            share[name] = own.model_copy(update={"concurrency": max(1, own.concurrency // processes)})
     return settings.model_copy(update={"agents": agents.model_copy(update=share)})
 
 

@@ -5,7 +5,7 @@ Invariant: it sees what an agent sees (problem, rollout, request) and never stat
 running sum of the last line equals the total all the same: a leak that this task has by construction.
 """
 
-from aipo.core.types import AgentName
+from aipo.core.types import KNOWLEDGE, REASONING
 from aipo.tasks.leg_counting.notation import (
     LABELS,
     LEGS,
@@ -22,14 +22,14 @@ from aipo.tasks.worked import worked_words
 class LegCountingOracle:
     """`aipo.tasks.base.Oracle`: exact, deterministic."""
 
-    def feedback(self, agent: AgentName, problem: str, rollout: str, request: str) -> str:
+    def feedback(self, agent: str, problem: str, rollout: str, request: str) -> str:
         """Return Knowledge's fact, Reasoning's next line or Verify's verdict; '' when there is nothing to
         say."""
-        if agent is AgentName.KNOWLEDGE:
+        if agent == KNOWLEDGE:
             return _fact(problem, request)
         expected = lines(parse_problem(problem))
         written = worked_words(rollout)
-        if agent is AgentName.REASONING:
+        if agent == REASONING:
             return _next_words(expected, written)
         return _check(expected, written)
 

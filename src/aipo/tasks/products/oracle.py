@@ -7,7 +7,7 @@ value of the last line equals the answer all the same: a leak that this task has
 
 from collections.abc import Sequence
 
-from aipo.core.types import AgentName
+from aipo.core.types import KNOWLEDGE, REASONING
 from aipo.tasks.products.notation import (
     MARKS,
     OK,
@@ -26,14 +26,14 @@ from aipo.tasks.worked import worked_words
 class ProductsOracle:
     """`aipo.tasks.base.Oracle`: exact, deterministic."""
 
-    def feedback(self, agent: AgentName, problem: str, rollout: str, request: str) -> str:
+    def feedback(self, agent: str, problem: str, rollout: str, request: str) -> str:
         """Return Knowledge's value, Reasoning's next line or Verify's verdict; '' when there is nothing to
         say."""
-        if agent is AgentName.KNOWLEDGE:
+        if agent == KNOWLEDGE:
             return _value(request)
         expected = lines(plan(parse_operation(problem)))
         whole, rest = _split_lines(worked_words(rollout), expected)
-        if agent is AgentName.REASONING:
+        if agent == REASONING:
             return _next_words(expected, whole, rest)
         return _check(expected, whole)
 
