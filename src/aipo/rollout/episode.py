@@ -25,6 +25,10 @@ NOT_FINITE = "the policy gave log-probabilities that are not finite numbers"
 """What a rollout is lost to when weights or logits have become NaN or infinite."""
 
 
+class AgentName(str):
+    """An agent's name in a seed path: the name of this type is in every recorded `Consultation.context`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Consultation:
     """One request and its outcome."""
@@ -227,7 +231,7 @@ class _Episode:
             heard.reply,
             heard.written_tokens,
             heard.detail,
-            f"{seed_of(request.agent, query.problem, query.rollout, query.request):016x}",
+            f"{seed_of(AgentName(request.agent), query.problem, query.rollout, query.request):016x}",
             latency_s,
             heard.leaked,
             answer.usage,
