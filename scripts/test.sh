@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/env.sh
 export PATH="$AIPO_VENV/bin:$PATH"
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false # the workers share the cores
+export NO_MKDOCS_2_WARNING=1
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1         # tests download nothing
 
 check() {
@@ -18,4 +19,5 @@ check ruff format --check .
 check mypy
 check lint-imports
 check python scripts/size_caps.py
+check mkdocs build --strict --quiet # the documentation as a site, in build/site
 check python -m pytest -q -n "${AIPO_TEST_WORKERS:-2}" "$@" # src (doctests) and tests: unit, property, e2e
