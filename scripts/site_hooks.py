@@ -32,7 +32,7 @@ class Docstrings(griffe.Extension):
         """Put each example of a docstring between fences, and link the pages that it cites."""
         if obj.docstring:
             text = _EXAMPLE.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
-            obj.docstring.value = _CITED.sub(r"[\g<0>](\1.html\2)", text)
+            obj.docstring.value = _CITED.sub(r"[\g<0>](\1.md\2)", text)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
