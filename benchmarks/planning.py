@@ -29,14 +29,13 @@ from typing import Any
 
 from aipo.core.seeds import seed_of
 from aipo.core.types import Source
-from aipo.planning.agents import AgentService
 from aipo.planning.engine import EngineRates
 from aipo.planning.estimate import OPTIMISER_TRAFFIC, update_of
 from aipo.planning.hardware import Cluster, Efficiency, Gpu
 from aipo.planning.memory import Training
 from aipo.planning.model import ModelShape, read_shape
 from aipo.planning.simulation import Phase, simulate
-from aipo.planning.workload import Consultation, Trajectory, Turn
+from aipo.planning.workload import AgentService, Consultation, Trajectory, Turn
 from aipo.rollout.episode import Rollout, RolloutSpec
 from consulting import Bench, Slow, bench
 from measure import RECORDS, ROOT, Figure, on_a_free_core, options, report, tokenizer

@@ -11,12 +11,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from aipo.cli.planning import PARTS
-from aipo.planning.agents import AgentService
 from aipo.planning.hardware import GPUS, H100, Cluster, Efficiency
 from aipo.planning.memory import Training
-from aipo.planning.scaling import Size, scaling, stops_at
-from aipo.planning.step import Setting, Step, plan_step
-from aipo.planning.workload import Spread, Workload
+from aipo.planning.step import Setting, Size, Step, plan_step, scaling, stops_at
+from aipo.planning.workload import AgentService, Spread, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -1,7 +1,6 @@
 """`aipo plan`: what a step would cost on GPUs, before any is rented.
 
-Owns the tables and the JSON. Must not compute: that is `planning/`.
-Invariant: what is printed and what `--json` says come from the same object.
+What is printed and what `--json` says come from the same object, which `planning/` computes.
 """
 
 import json
@@ -13,10 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from aipo.console import console, duration, plain_errors
-from aipo.planning.from_settings import setting_of, sizes_of
-from aipo.planning.options import PlanOptions
-from aipo.planning.scaling import Size, scaling, stops_at
-from aipo.planning.step import Step, plan_step
+from aipo.planning.options import PlanOptions, setting_of, sizes_of
+from aipo.planning.step import Size, Step, plan_step, scaling, stops_at
 
 PARTS = {
     "decode": "decode, long tail included",
@@ -43,10 +40,10 @@ def plan(recipe: Path | None, overrides: Sequence[str], options: PlanOptions) ->
     """Plan and print."""
     with plain_errors():
         setting = setting_of(recipe, overrides, options)
-        sizes = sizes_of(options.sizes)
+        sizes = sizes_of(options["sizes"])
         step = plan_step(setting)
         rows = scaling(setting, sizes) if sizes else []
-    if options.json:
+    if options["json"]:
         print(json.dumps(record(step, rows), indent=1))
         return
     console.print(headline(step))
@@ -74,22 +71,21 @@ def record(step: Step, rows: Sequence[Size]) -> dict[str, Any]:
         "update": asdict(step.update),
         "gpu_hours_per_step": step.gpu_hours,
         "gpu_hours_per_run": step.gpu_hours * step.setting.steps,
-        "scaling": [_size_record(row) for row in rows],
-    }
-
-
-def _size_record(row: Size) -> dict[str, Any]:
-    if row.step is None:
-        return {"gpus": row.gpus, "problem": row.problem}
-    return {
-        "gpus": row.gpus,
-        "step_s": row.step.total_s,
-        "time_s": row.step.rows,
-        "efficiency": row.efficiency,
-        "gpu_hours_per_step": row.step.gpu_hours,
-        "servers_needed": row.step.agents.servers_needed,
-        "servers_useful": row.step.agents.servers_useful,
-        "limit": row.limit,
+        "scaling": [
+            {
+                "gpus": row.gpus,
+                "step_s": row.step.total_s,
+                "time_s": row.step.rows,
+                "efficiency": row.efficiency,
+                "gpu_hours_per_step": row.step.gpu_hours,
+                "servers_needed": row.step.agents.servers_needed,
+                "servers_useful": row.step.agents.servers_useful,
+                "limit": row.limit,
+            }
+            if row.step
+            else {"gpus": row.gpus, "problem": row.problem}
+            for row in rows
+        ],
     }
 
 
@@ -167,36 +163,18 @@ def agents_text(step: Step) -> str:
 
 def scaling_table(rows: Sequence[Size]) -> Table:
     """Return the same batch on more and more GPUs."""
-    table = Table(
-        "GPUs",
-        "step s",
-        "decode",
-        "consult",
-        "update",
-        "other",
-        "efficiency",
-        "agent servers",
-        "what shrinks least",
-    )
+    parts = ("decode", "consult", "update")
+    table = Table("GPUs", "step s", *parts, "other", "efficiency", "agent servers", "what shrinks least")
     for row in rows:
         if row.step is None:
-            table.add_row(
-                str(row.gpus), "does not fit", "", "", "", "", "", "", row.problem.split(": ", 1)[-1]
-            )
+            table.add_row(str(row.gpus), "does not fit", *[""] * 6, row.problem.split(": ", 1)[-1])
             continue
-        rest = row.step.total_s - sum(row.step.rows[name] for name in ("decode", "consult", "update"))
-        cells = [f"{row.step.rows[name]:.1f}" for name in ("decode", "consult", "update")]
-        servers = row.step.agents.servers_needed
-        shown = str(servers) if servers is not None else f"{row.step.agents.servers_useful} (latency stays)"
-        table.add_row(
-            str(row.gpus),
-            f"{row.step.total_s:.1f}",
-            *cells,
-            f"{rest:.1f}",
-            f"{row.efficiency:.0%}",
-            shown,
-            row.limit,
-        )
+        shown = [row.step.rows[name] for name in parts]
+        agents = row.step.agents
+        needed, useful = agents.servers_needed, agents.servers_useful
+        servers = f"{useful} (latency stays)" if needed is None else str(needed)
+        seconds = (f"{each:.1f}" for each in (row.step.total_s, *shown, row.step.total_s - sum(shown)))
+        table.add_row(str(row.gpus), *seconds, f"{row.efficiency:.0%}", servers, row.limit)
     return table
 
 

@@ -1,10 +1,10 @@
 """How long a replica of the rollout engine takes for decode steps and for inserted tokens.
 
-Owns the cost of continuous batching. Must not know rollouts or agents.
-Invariant: every cost is linear in the batch and its context but for the larger-of-two of memory and products,
-so that a stretch of steps with an unchanged batch has a closed form.
+Every cost is linear in the batch and its context but for the larger-of-two of memory and products, so that a
+stretch of steps with an unchanged batch has a closed form.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import ceil
 
@@ -36,7 +36,7 @@ class EngineRates:
     """Of the key-value cache."""
 
     def steps_s(self, batch: int, context: float, steps: int) -> float:
-        """Return the time of so many steps, of which each adds `batch` tokens to the context."""
+        """Return the time of `steps` decode steps, of which each adds `batch` tokens to the context."""
         read, product = self.weights_s, self.product_per_sequence_s * batch
         read += self.read_per_token_s * context
         product += self.attend_per_token_s * context
@@ -55,14 +55,8 @@ class EngineRates:
         """Return the smallest number of steps that take `seconds`, at most `most`."""
         if seconds <= 0:
             return 0
-        low, high = 1, max(1, most)
-        while low < high:
-            middle = (low + high) // 2
-            if self.steps_s(batch, context, middle) < seconds:
-                low = middle + 1
-            else:
-                high = middle
-        return min(low, most)
+        found = bisect_left(range(1, most), seconds, key=lambda steps: self.steps_s(batch, context, steps))
+        return min(1 + found, most)
 
     def inserted_s(self, tokens: int, before: float) -> float:
         """Return how long `tokens` behind `before` others hold the replica up. Degenerate case: none, 0."""

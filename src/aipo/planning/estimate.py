@@ -1,7 +1,6 @@
 """What follows the rollouts, in closed form: the update and the way of the new weights to the engine.
 
-Owns the formulas. Must not simulate. Invariant: a batch costs the same FLOPs on any number of GPUs; what does
-not shrink with them is named apart.
+A batch costs the same FLOPs on any number of GPUs; what does not shrink with them is listed separately.
 """
 
 from collections.abc import Sequence

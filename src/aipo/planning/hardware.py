@@ -1,8 +1,7 @@
 """GPUs, how they are joined, and which share of a data sheet's figure software reaches.
 
-Owns presets and the time of a collective operation. Must not know models or rollouts.
-Invariant: every figure of a preset is the vendor's, for the dense case and for one direction; what is lost on
-the way to it stands in `Efficiency`, in one place.
+Every figure of a preset is the vendor's, for the dense case and for one direction; what is lost on the way to
+it stands in `Efficiency`, in one place.
 """
 
 from dataclasses import dataclass
@@ -74,7 +73,7 @@ class Efficiency:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """So many equal GPUs in nodes of `per_node`."""
+    """Equal GPUs in nodes of `per_node`."""
 
     gpu: Gpu
     gpus: int

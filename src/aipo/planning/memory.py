@@ -1,7 +1,6 @@
 """What a GPU holds: the trainer's shard while it updates, the engine's cache while it samples.
 
-Owns the formulas and the number of GPUs that are needed. Must not know time.
-Invariant: what does not fit is an error that names the amount and the number of GPUs that would do.
+What does not fit is an error that names the amount and the number of GPUs that would do.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ RESERVED_BYTES = 2e9
 """CUDA context, NCCL's buffers, the engine's graphs."""
 PREFETCHED_LAYERS = 2
 ROOMY_ROLLOUTS = 8
-"""So many of the longest rollouts should fit a replica before tensor parallelism is worth its price."""
+"""As many of the longest rollouts should fit a replica before tensor parallelism is worth its price."""
 MOST_GPUS = 4096
 _SAVERS = {
     "--checkpointing": "gradient_checkpointing",
@@ -112,21 +111,17 @@ def _fix(
     model: ModelShape, cluster: Cluster, workload: Workload, training: Training, efficiency: Efficiency
 ) -> str:
     """Say what would help, after having tried it: more GPUs, or the options that save memory."""
-    gpus = 1
-    while gpus <= MOST_GPUS:
-        if gpus > cluster.gpus:
-            larger = Cluster(cluster.gpu, gpus, cluster.per_node)
-            if not isinstance(_try(model, larger, workload, training, efficiency), str):
-                return f"at least {gpus} GPUs are needed (--gpus {gpus})"
-        gpus *= 2
-    options: list[str] = []
+    for gpus in (2**n for n in range(MOST_GPUS.bit_length())):
+        larger = replace(cluster, gpus=gpus)
+        if gpus > cluster.gpus and not isinstance(_try(model, larger, workload, training, efficiency), str):
+            return f"at least {gpus} GPUs are needed (--gpus {gpus})"
+    options = []
     for option, field in _SAVERS.items():
-        if getattr(training, field):
-            continue
-        options.append(option)
-        training = replace(training, **{field: True})
-        if not isinstance(_try(model, cluster, workload, training, efficiency), str):
-            return f"no number of GPUs helps, but {' and '.join(options)} would"
+        if not getattr(training, field):
+            options.append(option)
+            training = replace(training, **{field: True})
+            if not isinstance(_try(model, cluster, workload, training, efficiency), str):
+                return f"no number of GPUs helps, but {' and '.join(options)} would"
     return (
         "no number of GPUs helps: lower --microbatch-tokens or --max-response-tokens, or leave out "
         "--shard-gpus and --tensor-parallel"
@@ -141,27 +136,19 @@ def _try(
     memory = trainer_memory(model, cluster, workload, training, usable)
     if memory.update > usable:
         return f"the update needs {memory.update / 1e9:.0f} GB a GPU of {usable / 1e9:.0f} usable"
-    options = [training.tensor_parallel] if training.tensor_parallel else [1, 2, 4, 8]
     best: tuple[Memory, int] | None = None
-    for split in options:
-        if not _splits(model, cluster, split):
-            continue
+    for split in [training.tensor_parallel] if training.tensor_parallel else [1, 2, 4, 8]:
         weights = BYTES_BF16 * model.parameters / split
         cache = usable - memory.rollout_resident - weights - RESERVED_BYTES
         tokens = split * cache / model.kv_bytes_per_token
-        if tokens >= workload.longest:
-            fields = {
-                k: v for k, v in asdict(memory).items() if k not in ("rollout_weights", "rollout_cache")
-            }
-            best = (Memory(**fields, rollout_weights=weights, rollout_cache=cache), split)
+        if _splits(model, cluster, split) and tokens >= workload.longest:
+            best = replace(memory, rollout_weights=weights, rollout_cache=cache), split
             if tokens >= ROOMY_ROLLOUTS * workload.longest:
                 break
-    if best is None:
-        return (
-            f"beside {memory.rollout_resident / 1e9:.0f} GB of the trainer and the engine's weights, the "
-            f"cache has no room for one rollout of {workload.longest} tokens (--offload frees the trainer's)"
-        )
-    return best
+    return best or (
+        f"beside {memory.rollout_resident / 1e9:.0f} GB of the trainer and the engine's weights, the "
+        f"cache has no room for one rollout of {workload.longest} tokens (--offload frees the trainer's)"
+    )
 
 
 def trainer_memory(

@@ -1,7 +1,6 @@
 """The shape of a policy and what follows from it: parameters, FLOPs, bytes of the key-value cache.
 
-Owns presets and the reading of a Hugging Face config.json. Must not know hardware.
-Invariant: `parameters` counts exactly what transformers builds from the same configuration.
+`parameters` counts exactly what transformers builds from the same configuration.
 """
 
 import json

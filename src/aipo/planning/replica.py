@@ -1,8 +1,7 @@
-"""One replica of the rollout engine in the simulation: which rollouts decode, and until when.
+"""Continuous batching in one replica of the rollout engine: which rollouts decode, and until when.
 
-Owns continuous batching. Must not know agents or the other replicas.
-Invariant: all rollouts that decode gain one token a step, so a stretch ends where the first of them pauses;
-what happens in between is a formula, not a loop.
+All rollouts that decode gain one token a step, so a stretch ends where the first of them pauses; what happens
+in between is a formula, not a loop.
 """
 
 from collections import deque

@@ -1,8 +1,7 @@
 """A step's rollouts as a discrete-event simulation: replicas that decode, agents that are asked.
 
-Owns the order of events. Must not draw at random: trajectories and latencies come with the workload.
-Invariant: the same trajectories give the same result to the last bit; every token that was asked for is
-decoded once.
+Nothing is drawn at random here: trajectories and latencies come with the workload, and the same ones give the
+same result to the last bit.
 """
 
 from collections import deque
@@ -10,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 
-from aipo.planning.agents import AgentService
 from aipo.planning.engine import EngineRates
 from aipo.planning.replica import Replica
-from aipo.planning.workload import Trajectory
+from aipo.planning.workload import AgentService, Trajectory
 
 TAIL = 0.9
-"""The tail begins when so many of the rollouts have ended."""
+"""The tail begins when this share of the rollouts has ended."""
 _PAUSE, _ANSWER = 0, 1
 
 

@@ -1,24 +1,29 @@
-"""One step, planned: where its time goes, what memory holds, how many agent servers it takes, what it costs.
+"""One step, planned: where its time goes, what memory holds, how many agent servers it takes, what it costs,
+and how all that scales with the number of GPUs.
 
-Owns the order of the phases: rollouts, verdicts, update, weights to the engine, one after the other on the
-same GPUs. Must not print. Invariant: the rows of `Step.rows` add up to `Step.total_s`.
+The phases follow one another on the same GPUs: rollouts, verdicts, update, weights to the engine; the rows
+of `Step.rows` add up to `Step.total_s`. The batch of a scaling table is fixed: efficiency is (time x GPUs) of
+the smallest size that fits over the same here, and each lost GPU-second is some row's.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 
-from aipo.planning.agents import AgentService
 from aipo.planning.engine import gpu_rates
 from aipo.planning.estimate import Update, sync_of, update_of
 from aipo.planning.hardware import H100, Cluster, Efficiency
 from aipo.planning.memory import Memory, Training, memory_of
 from aipo.planning.model import PRESETS, ModelShape
 from aipo.planning.simulation import Phase, graded_s, simulate
-from aipo.planning.workload import Workload, draw_trajectories
+from aipo.planning.workload import AgentService, Workload, draw_trajectories
 
 BUSY = 0.05
 """Agents keep the policy busy where waiting for them adds less than this share to decoding."""
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+STOP = 0.5
+"""Below this efficiency more GPUs are mostly wasted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +164,72 @@ def _agents(
     def exposed(servers: int) -> float:
         return run(replace(setting.service, servers=servers)).wall_s - instant.wall_s
 
-    useful = _fewest(most, lambda n: exposed(n) < unlimited_s + bearable_s)
-    needed = None
-    if unlimited_s < bearable_s:
-        needed = _fewest(most, lambda n: exposed(n) < bearable_s)
+    def fewest(below_s: float) -> int:
+        """Return the smallest number up to `most` that is enough; `most` is, since nobody queues then."""
+        return 1 + bisect_left(range(1, most), True, key=lambda servers: exposed(servers) < below_s)
+
+    useful = fewest(unlimited_s + bearable_s)
+    needed = fewest(bearable_s) if unlimited_s < bearable_s else None
     return Agents(exposed_s, unlimited_s, seats, needed, useful)
 
 
-def _fewest(most: int, enough: Callable[[int], bool]) -> int:
-    """Return the smallest number up to `most` that is enough; `most` is, since nobody queues then."""
-    low, high = 1, most
-    while low < high:
-        middle = (low + high) // 2
-        if enough(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One row: a planned step, or why there is none."""
+
+    gpus: int
+    step: Step | None
+    problem: str = ""
+    efficiency: float = 0.0
+    limit: str = ""
+    """Which part of the step shrinks least, in words; empty at the smallest size."""
+
+
+def scaling(setting: Setting, sizes: Sequence[int] = SIZES, *, search: bool = True) -> list[Size]:
+    """Plan the same batch on each number of GPUs."""
+    rows: list[Size] = []
+    first: Step | None = None
+    for gpus in sizes:
+        cluster = replace(setting.cluster, gpus=gpus)
+        try:
+            step = plan_step(replace(setting, cluster=cluster), search=search)
+        except ValueError as error:
+            rows.append(Size(gpus, None, str(error)))
+            continue
+        if first is None:
+            first = step
+            rows.append(Size(gpus, step, efficiency=1.0))
+            continue
+        share = first.setting.cluster.gpus / gpus
+        efficiency = first.total_s * share / step.total_s
+        rows.append(Size(gpus, step, "", efficiency, _limit(first, step, share)))
+    return rows
+
+
+def stops_at(rows: Sequence[Size]) -> Size | None:
+    """Return the smallest size of less than half the efficiency; None: none is."""
+    return next((row for row in rows if row.step and row.efficiency < STOP), None)
+
+
+def _parts(step: Step) -> dict[str, float]:
+    """Return the step's seconds by what keeps them from shrinking."""
+    rows = step.rows
+    tail = min(step.instant.tail_s, rows["decode"])
+    return {
+        "decoding at small batches": rows["decode"] - tail,
+        "long tail of rollouts": tail,
+        "prefill": rows["prefill"],
+        "agents": rows["consult"],
+        "grading": rows["grade"],
+        "longest rollout of a mini-batch": step.update.imbalance_s,
+        "update": rows["update"] - step.update.imbalance_s + rows["old_log_probs"],
+        "all-gather": rows["gather"],
+        "weight sync": rows["weight_sync"],
+    }
+
+
+def _limit(first: Step, step: Step, share: float) -> str:
+    ideal, real = _parts(first), _parts(step)
+    excess = {name: real[name] - ideal[name] * share for name in real}
+    worst = max(excess, key=lambda name: excess[name])
+    return f"{worst} ({excess[worst] / step.total_s:.0%} of the step)"

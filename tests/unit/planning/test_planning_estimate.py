@@ -15,8 +15,7 @@ from aipo.planning.estimate import sync_of, update_of
 from aipo.planning.hardware import A100, H100, H200, Cluster, Efficiency, gathered_s, ring_latency_s
 from aipo.planning.memory import Training, memory_of, trainer_memory
 from aipo.planning.model import PRESETS, find_model, read_shape
-from aipo.planning.scaling import scaling, stops_at
-from aipo.planning.step import Setting, plan_step
+from aipo.planning.step import Setting, plan_step, scaling, stops_at
 from aipo.planning.workload import Spread, Trajectory, Turn, Workload
 
 SEVEN = PRESETS["qwen2.5-7b"]
@@ -236,7 +235,7 @@ def test_a_configuration_that_cannot_be_planned_for_is_refused(
 def test_planning_needs_the_standard_library_only() -> None:
     code = (
         "import sys, aipo\nbefore = set(sys.modules)\n"
-        "import aipo.planning.scaling, aipo.planning.measured\n"
+        "import aipo.planning.step, aipo.planning.measured\n"
         "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
         "assert new <= set(sys.stdlib_module_names) | {'aipo'}, new - set(sys.stdlib_module_names)\n"
         "assert not [m for m in sys.modules if m.startswith('aipo.') and not m.startswith('aipo.planning')]\n"

@@ -6,12 +6,19 @@ from itertools import pairwise
 
 import pytest
 
-from aipo.planning.agents import AgentService
 from aipo.planning.engine import EngineRates, gpu_rates
 from aipo.planning.hardware import H100, Cluster, Efficiency
 from aipo.planning.model import PRESETS
 from aipo.planning.simulation import Phase, graded_s, simulate
-from aipo.planning.workload import Consultation, Spread, Trajectory, Turn, Workload, draw_trajectories
+from aipo.planning.workload import (
+    AgentService,
+    Consultation,
+    Spread,
+    Trajectory,
+    Turn,
+    Workload,
+    draw_trajectories,
+)
 
 STEP = EngineRates(overhead_s=0.01)
 REAL = gpu_rates(PRESETS["qwen2.5-7b"], Cluster(H100, 8), 1, Efficiency(), 700_000)

@@ -94,10 +94,10 @@ def write_run(folder: Path, *, rollouts: bool = True) -> Path:
 
 
 def test_a_run_gives_rates_lengths_and_latency(tmp_path: Path) -> None:
-    found = measured(write_run(tmp_path / "run"))
-    assert found.consultations == {"knowledge": 2.5, "verify": 0.5}
-    assert found.latency_s == 30.0 / 20.0
-    workload = found.apply(replace(MANY, max_consultations=1, consultations={}))
+    assumed = replace(MANY, max_consultations=1, consultations={})
+    workload = measured(write_run(tmp_path / "run"), assumed)
+    assert workload.consultations == {"knowledge": 2.5, "verify": 0.5}
+    assert workload.latency_s.mean == 30.0 / 20.0
     assert workload.max_consultations == 3
     assert (workload.prompts_per_step, workload.rollouts_per_prompt) == (200, 8)
     assert workload.solo_fraction == 0.75
@@ -108,14 +108,14 @@ def test_a_run_gives_rates_lengths_and_latency(tmp_path: Path) -> None:
 
 
 def test_without_recorded_rollouts_lengths_stay_assumed(tmp_path: Path) -> None:
-    workload = measured(write_run(tmp_path / "run", rollouts=False)).apply(MANY)
+    workload = measured(write_run(tmp_path / "run", rollouts=False), MANY)
     assert workload.response_tokens == MANY.response_tokens
     assert workload.consultations == {"knowledge": 2.5, "verify": 0.5}
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--like .*no metrics.jsonl"):
-        measured(tmp_path)
+        measured(tmp_path, MANY)
 
 
 def test_files_are_named_as_the_journal_names_them() -> None:
