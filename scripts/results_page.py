@@ -18,7 +18,7 @@ from aipo.evaluation.table import format_share
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, RECORDS = ROOT / "docs", ROOT / "results"
-PASS_AT = (1, 8, 64)
+PASS_AT, FOCUS = (1, 8, 64), ("hard",)
 MAIN = "Main table"
 SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "facts": {
@@ -92,7 +92,7 @@ def pages() -> list[str]:
 
 
 def _results(figures: Path) -> dict[str, Any]:
-    report = Report(RECORDS / "main", PASS_AT)
+    report = Report(RECORDS / "main", PASS_AT, FOCUS)
     return {
         "table": report.table().markdown(),
         "figures": _shown(report.figures(figures)),
@@ -102,7 +102,7 @@ def _results(figures: Path) -> dict[str, Any]:
         "cell": report.cell,
         "seeds": report.seeds,
         "ablation": {
-            records.name: Report(records, PASS_AT)
+            records.name: Report(records, PASS_AT, FOCUS)
             for records in (RECORDS / "ablation").iterdir()
             if (records / FACTS).exists()
         },
@@ -111,7 +111,7 @@ def _results(figures: Path) -> dict[str, Any]:
 
 def _parts(figures: Path) -> Iterator[dict[str, Any]]:
     folders = [folder for folder in (RECORDS / "ablation").iterdir() if (folder / FACTS).exists()]
-    reports = {folder: Report(folder, PASS_AT) for folder in folders}
+    reports = {folder: Report(folder, PASS_AT, FOCUS) for folder in folders}
     for records, report in sorted(reports.items(), key=lambda item: str(item[1].facts["name"])):
         side = SECTIONS.get(records.name, {})
         sections = list(_sections(report, side))
@@ -122,7 +122,7 @@ def _parts(figures: Path) -> Iterator[dict[str, Any]]:
             "title": report.facts["name"],
             "missing": report.facts["missing"],
             "sections": sections,
-            "easy": {stratum: report.table(strata=[stratum]).markdown() for stratum in report.easy},
+            "easy": {stratum: report.table(strata=[stratum]).markdown() for stratum in report.others},
             "internals": report.internals(),
             "tokens": report.token_table() if records.name in ("search", "long") else "",
             "figures": _shown(report.figures(figures, _main(report, side), f"ablation-{records.name}-")),

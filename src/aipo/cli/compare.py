@@ -64,7 +64,5 @@ def _read_runs(folders: list[Path]) -> None:
     ]
     smallest = min(result.samples for record in records for result in record.results)
     console.print(str(results_table(records, sorted({1, smallest}))), markup=False)
-    strata = {stratum for record in records for stratum in record.strata}
-    stratum = "hard" if "hard" in strata else min(strata)
-    _, png = boundary_plot(records, folders[0].parent / "boundary", stratum)
+    _, png = boundary_plot(records, folders[0].parent / "boundary")
     console.print(f"plot: {png}", markup=False)

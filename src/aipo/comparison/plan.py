@@ -42,6 +42,7 @@ class Plan:
     def __init__(self, comparison: ComparisonSettings) -> None:
         self._comparison = comparison
         self._output = comparison.output
+        self.focus = comparison.focus
         self.records = comparison.records or comparison.output / "records"
 
     def warm_start_settings(self) -> Settings:

@@ -1,7 +1,6 @@
 """The compact record of one run of a comparison: one small JSON file, committed instead of the run's folder.
 
-Owns what is kept of a run and the file's format. Must not know how a run is made. Invariant: a record that is
-read back equals the one that was written; it is written whole or not at all.
+A record that is read back equals the one that was written; it is written whole or not at all.
 
 Metrics are thinned: every step up to the tenth, then means over five steps (running totals: the last value),
 with five digits.
@@ -19,14 +18,10 @@ from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult, Rec
 RUN_SCHEMA = 1
 KEPT_METRICS = (
     "reward_solo",
-    "reward_solo/hard",
     "reward_consulting",
-    "reward_consulting/hard",
     "consultations_per_rollout",
-    "consultations/verify",
-    "consultations/knowledge",
-    "consultations/reasoning",
-    "leaks/reasoning",
+    "consultations",
+    "leaks",
     "feedback_prob",
     "credited_feedback_prob",
     "entropy",
@@ -40,6 +35,7 @@ KEPT_METRICS = (
     "expert_tokens_raw",
     "expert_tokens_distinct",
 )
+"""What stands before the first `/` of a name: with rewards those by stratum are kept, too."""
 RUNNING_TOTALS = ("expert_tokens_raw", "expert_tokens_distinct")
 _COUNTS = ("samples", "correct", "ungraded", "truncated")
 EVERY_STEPS, WHOLE_STEPS = 5, 10
@@ -81,11 +77,12 @@ def thinned(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    names = dict.fromkeys(name for row in rows for name in row if name.partition("/")[0] in KEPT_METRICS)
     summary = {}
-    for name in KEPT_METRICS:
-        if values := [row[name] for row in rows if name in row]:
-            total = name in RUNNING_TOTALS
-            summary[name] = values[-1] if total else float(f"{sum(values) / len(values):.5g}")
+    for name in sorted(names, key=lambda name: KEPT_METRICS.index(name.partition("/")[0])):
+        values = [row[name] for row in rows if name in row]
+        total = name in RUNNING_TOTALS
+        summary[name] = values[-1] if total else float(f"{sum(values) / len(values):.5g}")
     return summary
 
 

@@ -1,33 +1,35 @@
 """The compact records of a comparison, and the report that is generated from nothing else.
 
-Owns how the records of many runs become one table, figures and words. Must not run anything.
-Invariant: every number of the report comes from the records; the same records give the same report.
+Every number of the report comes from the records; the same records give the same report. No stratum is
+special by its name: those in the comparison's focus are shown first, in figures alone; without one, all are.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from aipo.comparison.records import RunRecord, read_run
-from aipo.comparison.sections import TOKEN_K, differences, how, internals, token_points, token_table
-from aipo.evaluation.plots import boundary_plot, expert_token_plot, training_plot
-from aipo.evaluation.records import at_last_step, methods_of
+from aipo.comparison.sections import (
+    differences,
+    format_point,
+    how,
+    internals,
+    token_measure,
+    token_points,
+    token_table,
+)
+from aipo.core.types import SoloMode
+from aipo.evaluation.plots import TokenPoint, boundary_plot, expert_token_plot, training_plot
+from aipo.evaluation.records import EvaluationRecord, at_last_step, methods_of
 from aipo.evaluation.statistics import estimate
-from aipo.evaluation.table import Table, format_estimate, format_share, results_table
+from aipo.evaluation.table import Table, format_estimate, results_table
 from aipo.training.durable import write_whole
 
 FACTS, RUNS = "facts.json", "runs"
-TRAINING_PANELS = (
-    "reward_solo/hard",
-    "reward_consulting/hard",
-    "feedback_prob",
-    "consultations/verify",
-    "consultations/knowledge",
-    "consultations/reasoning",
-)
-HARD = "hard"
+SHOWN_METRICS = ("feedback_prob", "consultations")
+"""Beside rewards; what stands before the first `/` of a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class TuningPoint:
     criterion: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a reader must know of a comparison beside its runs."""
 
@@ -52,6 +54,8 @@ class Facts:
     tuning: tuple[TuningPoint, ...]
     missing: int
     """Runs that are planned and not there yet."""
+    focus: tuple[str, ...] = ()
+    """The strata that matter most; none: all alike. Facts of earlier versions do not say it."""
 
 
 def write_facts(folder: Path, facts: Facts) -> None:
@@ -66,8 +70,8 @@ class Report:
     Parts take the titles of the methods to show, in order; none: all of them.
     """
 
-    def __init__(self, records: Path, pass_at: Sequence[int]) -> None:
-        """Read the records. Raises `RecordError` or `OSError` if they cannot be read."""
+    def __init__(self, records: Path, pass_at: Sequence[int], focus: Sequence[str] = ()) -> None:
+        """Read the records; `focus` is for facts that name none. Raises `RecordError` or `OSError`."""
         self.records = records
         self.facts: dict[str, Any] = json.loads((records / FACTS).read_text())
         runs = [read_run(path) for path in sorted((records / RUNS).glob("*.json"))]
@@ -76,6 +80,10 @@ class Report:
             (run for run in runs if run.method in order), key=lambda r: (order[r.method], r.seed)
         )
         self._pass_at = pass_at
+        self.strata = tuple(dict.fromkeys(s for run in runs for e in run.evaluations for s in e.strata))
+        """In the order of the data."""
+        wanted = self.facts.get("focus") or focus
+        self.focus = tuple(stratum for stratum in wanted if stratum in self.strata)
 
     def write(self, output: Path) -> Path:
         """Write `results.md`, `results.csv` and the figures into a folder; return the Markdown file."""
@@ -89,7 +97,7 @@ class Report:
 
     def summary(self) -> Table:
         """Return the table with the smallest and the largest k only, for a terminal."""
-        return Report(self.records, [*self._pass_at[:1], *self._pass_at[1:][-1:]]).table()
+        return Report(self.records, [*self._pass_at[:1], *self._pass_at[1:][-1:]], self.focus).table()
 
     def table(
         self,
@@ -97,27 +105,32 @@ class Report:
         strata: Sequence[str] | None = None,
         modes: Sequence[str] | None = None,
     ) -> Table:
-        """Return the results table; beside a hard stratum others have the smallest k only, unless named."""
+        """Return the results table; those beside the focus with the smallest k, unless they are named."""
         final = self._final(methods)
-        found = dict.fromkeys(stratum for record in final for stratum in record.strata)
-        if HARD in found and not strata:
-            found = dict.fromkeys([HARD, *found])
-            pass_at = {s: self._pass_at if s == HARD else self._pass_at[:1] for s in found}
-            return results_table(final, pass_at, tuple(found), modes)
-        return results_table(final, self._pass_at, strata, modes)
+        if strata or not self.focus:
+            return results_table(final, self._pass_at, strata or self.strata, modes)
+        pass_at = {s: self._pass_at if s in self.focus else self._pass_at[:1] for s in self.strata}
+        return results_table(final, pass_at, (*self.focus, *self.others), modes)
 
     @property
-    def easy(self) -> tuple[str, ...]:
-        """The strata that are not the hard one."""
-        found = dict.fromkeys(stratum for record in self._final(()) for stratum in record.strata)
-        return tuple(stratum for stratum in found if stratum != HARD)
+    def others(self) -> tuple[str, ...]:
+        """The strata beside the focus; none without a focus."""
+        return tuple(s for s in self.strata if self.focus and s not in self.focus)
 
-    def cell(self, method: str, mode: str, k: int, stratum: str = HARD) -> str:
-        """Return one estimate as it stands in the table. Raises `ValueError` for what was not measured."""
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The strata of figures, differences and the token table: the focus, or else all."""
+        return self.focus or self.strata
+
+    def cell(self, method: str, mode: str, k: int, stratum: str = "") -> str:
+        """Return one estimate as it stands in the table; without a stratum, that of the first one shown.
+
+        Raises `ValueError` for what was not measured.
+        """
         own = [r for r in self._final([method]) if r.mode == mode]
         if not own:
             raise ValueError(f"no evaluation of {method!r} in mode {mode!r}; there are {self.methods}")
-        return format_estimate(estimate(own, stratum, k))
+        return format_estimate(estimate(own, stratum or self.shown[0], k))
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -131,29 +144,35 @@ class Report:
 
     def figures(self, output: Path, methods: Sequence[str] = (), prefix: str = "") -> list[str]:
         """Write the figures and return the Markdown that shows them."""
-        shown, final = [], self._final(methods)
-        if any(HARD in record.strata for record in final):
-            boundary_plot(final, output / f"{prefix}boundary")
-            shown.append(f"![pass@k of hard problems]({prefix}boundary.svg)\n")
-        runs = self._chosen(methods)
+        shown, final, runs = [], self._final(methods), self._chosen(methods)
+        if any(record.mode in tuple(SoloMode) for record in final):
+            boundary_plot(final, output / f"{prefix}boundary", self.shown)
+            shown.append(f"![pass@k of {', '.join(self.shown)} problems]({prefix}boundary.svg)\n")
         series = {m: [row for r in runs if r.method == m for row in r.metrics] for m in methods_of(final)}
         if series := {method: rows for method, rows in series.items() if rows}:
-            known = {name for rows in series.values() for row in rows for name in row}
-            training_plot(
-                series, output / f"{prefix}training", tuple(p for p in TRAINING_PANELS if p in known)
-            )
+            training_plot(series, output / f"{prefix}training", self._training_panels(series))
             shown.append(f"![training curves]({prefix}training.svg)\n")
-        if points := token_points(runs):
-            expert_token_plot(points, output / f"{prefix}expert_tokens", f"hard, unanswered, pass@{TOKEN_K}")
+        measures = self._token_points(methods)
+        if any(measures.values()):
+            expert_token_plot(measures, output / f"{prefix}expert_tokens")
             shown.append(f"![quality against expert tokens]({prefix}expert_tokens.svg)\n")
         return shown
 
+    def _training_panels(self, series: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+        known = dict.fromkeys(name for rows in series.values() for row in rows for name in row)
+        rewards = [f"reward_{c}/{stratum}" for stratum in self.shown for c in ("solo", "consulting")]
+        others = [name for shown in SHOWN_METRICS for name in known if name.partition("/")[0] == shown]
+        return [name for name in (*rewards, *others) if name in known]
+
     def differences(self, methods: Sequence[str] = (), baseline: str = "", k: int = 1) -> str:
-        """Return the paired differences to the baseline on hard problems; '' where there are none."""
+        """Return the paired differences to the baseline, one table per stratum; '' where there are none."""
         baseline = baseline or self.facts["baseline"]
         final = self._final([*methods, baseline] if methods else ())
-        bounded = [record for record in final if HARD in record.strata]
-        return differences(bounded, baseline, HARD, k)
+        tables = (
+            differences([r for r in final if stratum in r.strata], baseline, stratum, k)
+            for stratum in self.shown
+        )
+        return "\n".join(filter(None, tables))
 
     def internals(self, methods: Sequence[str] = ()) -> str:
         """Return how often was consulted, how likely feedback became, and gradient norms by source."""
@@ -161,15 +180,22 @@ class Report:
 
     def token_table(self, methods: Sequence[str] = ()) -> str:
         """Return quality against expert tokens, one line for each method and evaluated step."""
-        return token_table(token_points(self._chosen(methods)))
+        return token_table(self._token_points(methods))
 
     def tokens_at(self, method: str, updates: int) -> str:
         """Return one line of `token_table` in words. Raises `ValueError` for what was not measured."""
-        for p in token_points(self._chosen([method])):
+        for p in next(iter(self._token_points([method]).values())):
             if p.updates == updates:
-                reached = f"{format_share(p.value)} [{format_share(p.low)}, {format_share(p.high)}]"
-                return f"{reached} for {p.raw_tokens:,.0f} tokens ({p.distinct_tokens:,.0f} distinct)"
+                return f"{format_point(p)} for {p.raw_tokens:,.0f} tokens ({p.distinct_tokens:,.0f} distinct)"
         raise ValueError(f"no evaluation of {method!r} after {updates} updates with its tokens")
+
+    def _token_points(self, methods: Sequence[str]) -> dict[str, list[TokenPoint]]:
+        """Return, by what was measured, the points of each stratum that is shown."""
+        runs, found = self._chosen(methods), {}
+        for stratum in self.shown:
+            mode, k = token_measure(runs, stratum)
+            found[f"{stratum}, {mode}, pass@{k}"] = token_points(runs, stratum)
+        return found
 
     def how(self) -> str:
         """Return how the numbers came about: command, commits, machine, learning rates, time."""
@@ -182,5 +208,5 @@ class Report:
             raise ValueError(f"no runs of {missing}; there are {self.methods}")
         return [run for method in methods for run in self._runs if run.method == method]
 
-    def _final(self, methods: Sequence[str]) -> Any:
+    def _final(self, methods: Sequence[str]) -> list[EvaluationRecord]:
         return at_last_step(record for run in self._chosen(methods) for record in run.evaluations)

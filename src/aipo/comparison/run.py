@@ -13,6 +13,7 @@ from pathlib import Path
 from platform import machine, release, system
 from subprocess import run as run_command
 
+from aipo.assembly.parts import build_task
 from aipo.assembly.warmstart import make_warm_start
 from aipo.comparison.jobs import Job, Pace, run_jobs
 from aipo.comparison.plan import WARM_START, Plan, PlannedRun, refuse_another_record
@@ -23,6 +24,7 @@ from aipo.config.loader import dump_settings
 from aipo.console import console, duration
 from aipo.core.passk import pass_at_k
 from aipo.evaluation.records import EvaluationRecord, at_last_step, read_records
+from aipo.tasks.base import Split
 from aipo.training.journal import EVALUATION, METRICS, TIMINGS, read_lines
 
 
@@ -47,7 +49,7 @@ def compare(
         records = _run(comparison, pace or Pace(os.cpu_count() or 1), command)
     if records is None:
         return None
-    report = Report(records, common_settings(comparison).evaluate.pass_at)
+    report = Report(records, common_settings(comparison).evaluate.pass_at, comparison.focus)
     report.write(comparison.output)
     return report
 
@@ -56,6 +58,7 @@ def _run(comparison: ComparisonSettings, pace: Pace, command: str) -> Path | Non
     """Run what is missing, as long as there is time; return the folder of the records, if there are any."""
     begun = time.monotonic()
     plan = Plan(comparison)
+    _refuse_unknown_focus(comparison)
     if comparison.warmstart:
         make_warm_start(plan.warm_start_settings())
     points = _tuned(plan, pace)
@@ -78,6 +81,7 @@ def _run(comparison: ComparisonSettings, pace: Pace, command: str) -> Path | Non
             methods=((WARM_START,) if comparison.warmstart else ()) + tuple(labels.values()),
             tuning=tuple(points),
             missing=left,
+            focus=comparison.focus,
         )
         write_facts(plan.records, facts)
         return left
@@ -95,6 +99,19 @@ def _run(comparison: ComparisonSettings, pace: Pace, command: str) -> Path | Non
     return plan.records if left < len(runs) else None
 
 
+def _refuse_unknown_focus(comparison: ComparisonSettings) -> None:
+    settings = common_settings(comparison)
+    if not comparison.focus:
+        return
+    problems = build_task(settings.task, settings.sandbox).problems(Split(settings.evaluate.split))
+    strata = sorted({problem.stratum for problem in problems})
+    if unknown := [stratum for stratum in comparison.focus if stratum not in strata]:
+        raise ValueError(
+            f"compare.focus = {list(comparison.focus)}: no {settings.evaluate.split} problem has the stratum "
+            f"{', '.join(unknown)}; choose from {', '.join(strata)}"
+        )
+
+
 def _tuned(plan: Plan, pace: Pace) -> list[TuningPoint] | None:
     """Return what each learning rate reached; None if there was no time to find out."""
     points, jobs = {}, plan.tuning_jobs()
@@ -102,13 +119,13 @@ def _tuned(plan: Plan, pace: Pace) -> list[TuningPoint] | None:
     for method, rate, job in jobs:
         refuse_another_record(recorded[method.name, rate], job.settings)
         if (path := recorded[method.name, rate]).exists():
-            points[method.name, rate] = _criterion(read_run(path).evaluations)
+            points[method.name, rate] = criterion(read_run(path).evaluations, plan.focus)
     left = {job.title: (m, rate, job) for m, rate, job in jobs if (m.name, rate) not in points}
 
     def done(job: Job) -> None:
         method, rate, _ = left[job.title]
         _write(recorded[method.name, rate], method.label, job, "")
-        points[method.name, rate] = _criterion(read_run(recorded[method.name, rate]).evaluations)
+        points[method.name, rate] = criterion(read_run(recorded[method.name, rate]).evaluations, plan.focus)
 
     if not run_jobs([job for _, _, job in left.values()], pace, "choosing learning rates", done):
         return None
@@ -125,22 +142,15 @@ def _chosen(comparison: ComparisonSettings, points: Sequence[TuningPoint]) -> di
     return best
 
 
-def _criterion(evaluations: Sequence[EvaluationRecord]) -> float:
-    """Return the mean of pass@1 over strata and solo modes; strata that are no `hard` one share its weight.
-
-    So a task with four easy strata is not chosen for on those.
-    """
+def criterion(evaluations: Sequence[EvaluationRecord], focus: Sequence[str]) -> float:
+    """Return the mean of pass@1 over strata and modes; the focus and the other strata each weigh half."""
     means = []
     for record in at_last_step(evaluations):
-        shares = {
-            stratum: _mean(
-                [pass_at_k(r.graded, r.correct, 1) for r in record.results if r.stratum == stratum]
-            )
-            for stratum in record.strata
-        }
-        easy = [share for stratum, share in shares.items() if stratum != "hard"]
-        means += [_mean(easy)] if easy else []
-        means += [shares["hard"]] if "hard" in shares else []
+        shares: tuple[list[float], list[float]] = [], []
+        for stratum in record.strata:
+            passed = [pass_at_k(r.graded, r.correct, 1) for r in record.results if r.stratum == stratum]
+            shares[stratum in focus].append(_mean(passed))
+        means += [_mean(part) for part in shares if part]
     return _mean(means)
 
 

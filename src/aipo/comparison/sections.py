@@ -1,6 +1,6 @@
 """The tables of a comparison's report besides the results: differences, internals, tokens, provenance.
 
-Owns their layout. Must not read files. Invariant: every number comes from the records that are given.
+Every number comes from the records that are given.
 """
 
 from collections import Counter
@@ -9,13 +9,14 @@ from math import isfinite
 from typing import Any
 
 from aipo.comparison.records import RunRecord
+from aipo.core.types import SoloMode
 from aipo.evaluation.plots import TokenPoint
 from aipo.evaluation.records import EvaluationRecord, methods_of
-from aipo.evaluation.statistics import estimate, paired_difference
-from aipo.evaluation.table import MISSING, format_share
+from aipo.evaluation.statistics import estimate, paired_with
+from aipo.evaluation.table import BAR, MISSING, format_share
 
 TOKEN_K = 8
-"""k of quality against expert tokens."""
+"""k of quality against expert tokens, where there are as many samples."""
 FEEDBACK_STEPS = (1, 10, 20, 30, 50)
 """Updates at which the probability of feedback is shown."""
 
@@ -35,12 +36,12 @@ def differences(records: Sequence[EvaluationRecord], baseline: str, stratum: str
         shared = {r.seed for r in own} & {r.seed for r in base}
         if method == baseline or not shared:
             continue
-        cells = []
-        for mode in modes:
-            pair = [[r for r in of if r.mode == mode and r.seed in shared] for of in (own, base)]
-            d = paired_difference(pair[0], pair[1], stratum, k)
-            cells.append(f" {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {d.p_value:.2g} |")
-        lines.append(f"| {method} | {len(shared)} |" + "".join(cells))
+        found = [paired_with(own, base, stratum, mode, k) for mode in modes]
+        cells = [
+            f" {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {d.p_value:.2g} |" if d else f" {MISSING} |"
+            for d in found
+        ]
+        lines.append(f"| {cell(method)} | {len(shared)} |" + "".join(cells))
     return "\n".join(lines) + "\n" if len(lines) > 3 else ""
 
 
@@ -60,7 +61,7 @@ def internals(runs: Sequence[RunRecord]) -> str:
         probabilities = [_at(rows, "feedback_prob", step) for step in FEEDBACK_STEPS]
         norms = [_mean(row.get(f"grad_norm_{source}") for row in rows) for source in ("policy", "feedback")]
         cells = [_number(value) for value in (*asked, *probabilities, *norms)]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {cell(method)} | " + " | ".join(cells) + " |")
     if not lines:
         return ""
     steps = "".join(f" p(feedback) at {step} |" for step in FEEDBACK_STEPS)
@@ -70,6 +71,11 @@ def internals(runs: Sequence[RunRecord]) -> str:
         + "--:|" * (4 + len(FEEDBACK_STEPS))
     )
     return "\n".join([head, *lines]) + "\n"
+
+
+def cell(text: str) -> str:
+    """Return a name as a cell of a Markdown table shows it."""
+    return text.replace("|", BAR)
 
 
 def _at(rows: Iterable[Mapping[str, Any]], name: str, step: int) -> float | None:
@@ -85,16 +91,28 @@ def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.3f}"
 
 
-def token_points(runs: Sequence[RunRecord]) -> list[TokenPoint]:
+def token_measure(runs: Sequence[RunRecord], stratum: str) -> tuple[str, int]:
+    """Return the mode and the k in which quality is set against expert tokens.
+
+    Solo with requests unanswered where that was evaluated, and `TOKEN_K` where there are enough samples.
+    """
+    records = [record for run in runs for record in run.evaluations if stratum in record.strata]
+    modes = [record.mode for record in records]
+    mode = SoloMode.UNANSWERED if SoloMode.UNANSWERED in modes else modes[0]
+    return mode, min(TOKEN_K, *(r.samples for record in records for r in record.results))
+
+
+def token_points(runs: Sequence[RunRecord], stratum: str) -> list[TokenPoint]:
     """Return what each method had reached, and spent on agents and experts, at each evaluated step.
 
-    Methods that spent nothing, and problems without a hard stratum, give none.
+    Methods that spent nothing give none.
     """
     spent = {(run.method, run.seed, row["step"]): row for run in runs for row in run.metrics}
-    evaluations = [record for run in runs for record in run.evaluations if "hard" in record.strata]
+    mode, k = token_measure(runs, stratum)
+    evaluations = [r for run in runs for r in run.evaluations if stratum in r.strata and r.mode == mode]
     points = []
     for method in methods_of(evaluations):
-        own = [r for r in evaluations if r.method == method and r.mode == "unanswered" and r.step]
+        own = [r for r in evaluations if r.method == method and r.step]
         for step in sorted({r.step for r in own}):
             records = [r for r in own if r.step == step]
             prices = [spent[method, r.seed, step] for r in records if (method, r.seed, step) in spent]
@@ -102,26 +120,33 @@ def token_points(runs: Sequence[RunRecord]) -> list[TokenPoint]:
             if not raw or not max(raw):
                 continue
             distinct = [price["expert_tokens_distinct"] for price in prices]
-            cell = estimate(records, "hard", TOKEN_K)
+            reached = estimate(records, stratum, k)
             means = sum(raw) / len(raw), sum(distinct) / len(distinct)
-            points.append(TokenPoint(method, step, *means, cell.value, cell.low, cell.high))
+            points.append(TokenPoint(method, step, *means, reached.value, reached.low, reached.high))
     return points
 
 
-def token_table(points: Sequence[TokenPoint]) -> str:
-    """Return one line for each point; '' without any."""
-    if not points:
+def token_table(measures: Mapping[str, Sequence[TokenPoint]]) -> str:
+    """Return one line for each method and step, one column for each measure of quality; '' without any."""
+    lines: dict[tuple[str, int], list[str]] = {}
+    for column, points in enumerate(measures.values()):
+        for p in points:
+            spent = f"{p.raw_tokens:,.0f}", f"{p.distinct_tokens:,.0f}"
+            cells = lines.setdefault((p.method, p.updates), [*spent, *[MISSING] * len(measures)])
+            cells[len(spent) + column] = format_point(p)
+    if not lines:
         return ""
-    lines = [
-        f"| method | updates | expert tokens, raw | distinct | hard, unanswered, pass@{TOKEN_K} |",
-        "|---|--:|--:|--:|---|",
+    head = [
+        f"| method | updates | expert tokens, raw | distinct | {' | '.join(map(cell, measures))} |",
+        "|---|--:|--:|--:|" + "---|" * len(measures),
     ]
-    lines += [
-        f"| {p.method} | {p.updates} | {p.raw_tokens:,.0f} | {p.distinct_tokens:,.0f} | "
-        f"{format_share(p.value)} [{format_share(p.low)}, {format_share(p.high)}] |"
-        for p in points
-    ]
-    return "\n".join(lines) + "\n"
+    rows = [f"| {cell(method)} | {step} | {' | '.join(cells)} |" for (method, step), cells in lines.items()]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+def format_point(point: TokenPoint) -> str:
+    """Return what a point reached, with its interval."""
+    return f"{format_share(point.value)} [{format_share(point.low)}, {format_share(point.high)}]"
 
 
 def how(facts: Mapping[str, Any], runs: Sequence[RunRecord]) -> str:
@@ -143,7 +168,7 @@ def how(facts: Mapping[str, Any], runs: Sequence[RunRecord]) -> str:
         lines.append(f"- **incomplete**: {facts['missing']} planned runs are not there yet")
     rates = {run.method: run.learning_rate for run in trained}
     tuning = [
-        f"| {t['method']} | {t['learning_rate']:g} | {t['criterion']:.3f} |"
+        f"| {cell(t['method'])} | {t['learning_rate']:g} | {t['criterion']:.3f} |"
         + (" chosen |" if rates.get(t["method"]) == t["learning_rate"] else " |")
         for t in facts["tuning"]
     ]

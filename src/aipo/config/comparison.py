@@ -73,6 +73,11 @@ class ComparisonSettings(Section):
     baseline: str = Field(
         "", description="The method that others are compared with, pair by pair; '': the first."
     )
+    focus: tuple[str, ...] = Field(
+        (),
+        description="Strata that matter most: together they weigh as much as all others when learning rates "
+        "are chosen, tables show them first and at every k, figures show them alone. []: all count alike.",
+    )
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="Seeds that are reported on.")
     tuning_seed: Seed = Field(1000, description="Seed of the tuning runs; none of `seeds`.")
     learning_rates: tuple[Rate, ...] = Field(

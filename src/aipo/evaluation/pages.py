@@ -203,7 +203,7 @@ class VersusPage:
                 )
                 for each in self._evaluations
             ]
-            svg, _ = boundary_plot(records, folder / f"pass_at_k_{questions.name}", questions.title)
+            svg, _ = boundary_plot(records, folder / f"pass_at_k_{questions.name}", [questions.title])
             svgs.append((questions.title, svg.name))
         table = _finite({"pairs": [asdict(pair) for pair in self._pairs]})
         write_whole(folder / COMPARISON_JSON, json.dumps(table, indent=1, allow_nan=False) + "\n")

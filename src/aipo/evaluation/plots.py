@@ -1,10 +1,8 @@
 """Three figures, each as SVG and PNG: capability boundary, training curves, price in expert tokens.
 
-Owns layout, colours and the two files. Must not know how a number comes about, nor keep global state of
-matplotlib. Invariant: equal input gives byte-equal SVG, with the same matplotlib.
-
-Legible at 900 px. Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers
-can tell apart; markers and dashes repeat what colour says.
+Equal input gives byte-equal SVG with the same matplotlib, whose global state is left alone. Colours are those
+of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers can distinguish; markers and dashes
+repeat what colour says.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,18 +45,12 @@ STYLE: dict[Any, Any] = {  # Any: the key type that matplotlib names differs bet
     "lines.markersize": 5.0,
     "legend.frameon": False,
     "savefig.facecolor": "white",
+    "text.parse_math": False,  # a name may hold dollars
     "svg.hashsalt": "aipo",
     "svg.fonttype": "path",
 }
-TRAINING_PANELS = (
-    "reward_solo",
-    "reward_consulting",
-    "consultations_per_rollout",
-    "consultations/verify",
-    "consultations/knowledge",
-    "consultations/reasoning",
-    "feedback_prob",
-)
+MOST_PIXELS = 60_000
+"""Of a PNG's height: matplotlib refuses 2^16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +70,26 @@ class TokenPoint:
 
 
 def boundary_plot(
-    records: Sequence[EvaluationRecord], path: Path, stratum: str = "hard", rng_seed: int = 0
+    records: Sequence[EvaluationRecord], path: Path, strata: Sequence[str] = (), rng_seed: int = 0
 ) -> tuple[Path, Path]:
     """Draw pass@k against k, the capability boundary.
 
     Where curves meet at large k, training sharpened what was there; where they do not, it added something
-    (Yue et al. 2025, arXiv 2504.13837). One panel per solo mode that occurs, one line per method with its 95
-    % band, k = 1, 2, 4 .. up to the samples per problem; the last point is hollow where k = n, one draw per
-    problem. Writes `path` with suffixes .svg and .png and returns both. Raises `ValueError` where no record
-    of `stratum` has a solo mode, or as `estimate` does.
+    (Yue et al. 2025, arXiv 2504.13837). One row per stratum, all of them where none is named; one panel per
+    solo mode that occurs, one line per method with its 95 % band, k = 1, 2, 4 .. up to the samples per
+    problem; the last point is hollow where k = n, one draw per problem. Writes `path` with suffixes .svg and
+    .png and returns both. Raises `ValueError` where no record of `strata` has a solo mode, or as `estimate`
+    does.
     """
-    modes = [
-        mode
-        for mode in SoloMode
-        if any(record.mode == mode and stratum in record.strata for record in records)
-    ]
-    if not modes:
-        raise ValueError(f"no record of a solo mode with stratum {stratum!r}")
-    methods = methods_of(records)
+    found = dict.fromkeys((stratum, record.mode) for record in records for stratum in record.strata)
+    strata = strata or tuple(dict.fromkeys(stratum for stratum, _ in found))
+    shown = [(stratum, mode) for stratum in strata for mode in SoloMode if (stratum, mode) in found]
+    if not shown:
+        raise ValueError(f"no record of a solo mode with one of the strata {', '.join(strata)}")
+    methods, columns = methods_of(records), len({mode for _, mode in shown})
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(len(modes), len(modes), 3.9)
-        for panel, mode in zip(panels, modes, strict=True):
+        figure, panels = _panels(len(shown), columns, 3.9)
+        for panel, (stratum, mode) in zip(panels, shown, strict=True):
             for index, method in enumerate(methods):
                 own = [r for r in records if (r.method, r.mode) == (method, mode) and stratum in r.strata]
                 if own:
@@ -106,16 +97,14 @@ def boundary_plot(
             panel.set_title(f"{stratum} problems, solo, {mode.value}")
             _share_axis(panel)
             panel.set_xlabel("k (hollow: all samples, one draw per problem)")
-        panels[0].set_ylabel("pass@k")
+        for panel in panels[::columns]:
+            panel.set_ylabel("pass@k")
         _legend(figure, methods)
         return _save(figure, path)
 
 
 def training_plot(
-    series: Mapping[str, Sequence[Metrics]],
-    path: Path,
-    panels: Sequence[str] = TRAINING_PANELS,
-    window: int = 2,
+    series: Mapping[str, Sequence[Metrics]], path: Path, panels: Sequence[str], window: int = 2
 ) -> tuple[Path, Path]:
     """Draw one panel per metric, one line per method.
 
@@ -147,23 +136,25 @@ def training_plot(
         return _save(figure, path)
 
 
-def expert_token_plot(
-    points: Sequence[TokenPoint], path: Path, ylabel: str = "solo pass@k"
-) -> tuple[Path, Path]:
+def expert_token_plot(measures: Mapping[str, Sequence[TokenPoint]], path: Path) -> tuple[Path, Path]:
     """Draw quality against expert tokens, raw and distinct: the price at which a method gets there.
 
-    One line per method through its points in order of updates, labelled by them. A method that never spent an
-    expert token has no place on a logarithmic axis; its last point is a dotted level across the panel. Writes
-    `path` with suffixes .svg and .png and returns both. Raises `ValueError` without points.
+    One row per measure of quality, named by its key; one line per method through its points in order of
+    updates, labelled by them. A method that never spent an expert token has no place on a logarithmic axis;
+    its last point is a dotted level across the panel. Writes `path` with suffixes .svg and .png and returns
+    both. Raises `ValueError` without points.
     """
-    if not points:
+    methods = tuple(dict.fromkeys(point.method for points in measures.values() for point in points))
+    if not methods:
         raise ValueError("no points")
-    methods = tuple(dict.fromkeys(point.method for point in points))
+    shown = [(points, field) for points in measures.values() for field in ("raw_tokens", "distinct_tokens")]
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(2, 2, 3.9)
-        for panel, field in zip(panels, ("raw_tokens", "distinct_tokens"), strict=True):
+        figure, panels = _panels(len(shown), 2, 3.9)
+        for panel, (points, field) in zip(panels, shown, strict=True):
             for index, method in enumerate(methods):
                 own = sorted((p for p in points if p.method == method), key=lambda point: point.updates)
+                if not own:
+                    continue
                 _token_line(panel, own, [getattr(point, field) / 1000 for point in own], index)
             panel.set_xscale("log")
             panel.margins(x=0.12)
@@ -172,7 +163,8 @@ def expert_token_plot(
             panel.xaxis.set_minor_locator(NullLocator())
             panel.set_xlabel("thousand expert tokens, " + field.removesuffix("_tokens"))
             _share_axis(panel)
-        panels[0].set_ylabel(ylabel)
+        for panel, measure in zip(panels[::2], measures, strict=True):
+            panel.set_ylabel(measure)
         _legend(figure, methods)
         return _save(figure, path)
 
@@ -276,7 +268,7 @@ def _save(figure: Figure, path: Path) -> tuple[Path, Path]:
     svg, png = stem.with_name(stem.name + ".svg"), stem.with_name(stem.name + ".png")
     svg.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(svg, metadata={"Date": None})
-    figure.savefig(png, dpi=200)
+    figure.savefig(png, dpi=min(200, MOST_PIXELS // figure.get_figheight()))
     return svg, png
 
 

@@ -171,6 +171,21 @@ def stratified_interval(groups: Sequence[Floats]) -> tuple[float, float]:
     return (nan, nan) if low == high else (float(low), float(high))
 
 
+def paired_with(
+    own: Sequence[EvaluationRecord], base: Sequence[EvaluationRecord], stratum: str, mode: str, k: int
+) -> Difference | None:
+    """Return the paired difference of two methods in one mode over the seeds that both have; None: no seed.
+
+    Raises `ValueError` as `paired_difference` does.
+    """
+    sides = [[r for r in side if r.mode == mode and stratum in r.strata] for side in (own, base)]
+    shared = {r.seed for r in sides[0]} & {r.seed for r in sides[1]}
+    if not shared:
+        return None
+    one, other = ([r for r in side if r.seed in shared] for side in sides)
+    return paired_difference(one, other, stratum, k)
+
+
 def _cells(records: Sequence[EvaluationRecord], stratum: str) -> list[list[ProblemResult]]:
     """Return seeds x problems, both sorted, after checking that the records belong together."""
     if not records:

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 
 from aipo.evaluation.plots import TokenPoint, boundary_plot, expert_token_plot, training_plot
@@ -91,7 +92,9 @@ def test_boundary_plot_is_deterministic(tmp_path: Path) -> None:
     spread = [
         record("AIPO", mode, (seed, 2, 5), seed=seed) for mode in ("banned", "agents") for seed in range(3)
     ]
-    drawn = [boundary_plot([*RECORDS, *spread], tmp_path / name) for name in ("v1.0", "b/again.svg")]
+    drawn = [
+        boundary_plot([*RECORDS, *spread], tmp_path / name, ["hard"]) for name in ("v1.0", "b/again.svg")
+    ]
     assert_same_picture(drawn[0], drawn[1])
     assert drawn[0][0] == tmp_path / "v1.0.svg" and drawn[1][1] == tmp_path / "b" / "again.png"
     with pytest.raises(ValueError, match="solo mode"):
@@ -103,7 +106,12 @@ def test_training_plot_is_deterministic_and_skips_what_is_missing(tmp_path: Path
         {"step": s, "reward_solo": 0.1 * s, "feedback_prob": None if s < 2 else 0.5, "lr": None}
         for s in (0, 1, 2, 1)
     ]
-    drawn = [training_plot({"AIPO": rows, "GRPO": rows[:1]}, tmp_path / name) for name in "ab"]
+    drawn = [
+        training_plot(
+            {"AIPO": rows, "GRPO": rows[:1]}, tmp_path / name, ("reward_solo", "feedback_prob", "lr")
+        )
+        for name in "ab"
+    ]
     assert_same_picture(drawn[0], drawn[1])
     with pytest.raises(ValueError, match="lr"):
         training_plot({"AIPO": rows}, tmp_path / "none", panels=("lr", "absent"))
@@ -112,7 +120,14 @@ def test_training_plot_is_deterministic_and_skips_what_is_missing(tmp_path: Path
 def test_expert_token_plot_is_deterministic_and_takes_free_methods(tmp_path: Path) -> None:
     points = [TokenPoint("GRPO", u, 0, 0, 0.1) for u in (50, 100)]
     points += [TokenPoint("AIPO", u, 900.0 * u, 200.0 * u, u / 200, u / 300, u / 150) for u in (0, 100, 50)]
-    drawn = [expert_token_plot(points, tmp_path / name) for name in "ab"]
+    drawn = [expert_token_plot({"solo pass@k": points}, tmp_path / name) for name in "ab"]
     assert_same_picture(drawn[0], drawn[1])
     with pytest.raises(ValueError):
-        expert_token_plot([], tmp_path / "none")
+        expert_token_plot({}, tmp_path / "none")
+
+
+def test_without_a_choice_every_stratum_has_a_row_of_the_boundary_figure(tmp_path: Path) -> None:
+    def shape(*strata: str) -> tuple[int, ...]:
+        return matplotlib.image.imread(boundary_plot(RECORDS, tmp_path / "plot", strata)[1]).shape
+
+    assert shape() == shape("hard", "easy") != shape("hard") == shape("easy")
