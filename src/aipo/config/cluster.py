@@ -1,7 +1,7 @@
 """A cluster for verl: how many GPUs, and how a run is laid out on them.
 
-Owns these fields. Must not know what is learnt: a recipe says that, and runs on any cluster.
-Invariant: an unknown key is an error; what is here changes where and how fast, never the objective.
+What is here changes where and how fast, never the objective: a recipe says what is learnt, and runs on any
+cluster.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from aipo.config.layers import Layers
+from aipo.config.layers import load_layers
 from aipo.config.problems import Section
 
 
@@ -50,8 +50,4 @@ class ClusterSettings(Section):
 
 def load_cluster(recipe: Path | None, overrides: Sequence[str] = ()) -> ClusterSettings:
     """Return a cluster's settings. Raises `SettingsError` that lists every problem of the load."""
-    layers = Layers(str(recipe) if recipe is not None else "overrides")
-    if recipe is not None:
-        layers.add_recipe(ClusterSettings, recipe)
-    layers.add_overrides(ClusterSettings, overrides)
-    return layers.validate(ClusterSettings)
+    return load_layers(ClusterSettings, recipe, overrides)

@@ -1,7 +1,6 @@
 """The recipe of a comparison: methods that share everything but what they name, over the same seeds.
 
-Owns the `[compare]` table and how a method's settings come about. Must not run anything.
-Invariant: a comparison that loads has loadable settings for each of its methods.
+A comparison that loads has loadable settings for each of its methods.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from aipo.config.layers import Layers, flatten
+from aipo.config.layers import flatten, load_layers
 from aipo.config.loader import load_settings
 from aipo.config.problems import SettingsError, dotted
 from aipo.config.settings import Section, Settings
@@ -152,10 +151,7 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonSett
     """
     own = [override for override in overrides if override.startswith("compare.")]
     common = [override for override in overrides if not override.startswith("compare.")]
-    layers = Layers(str(path))
-    layers.add_recipe(ComparisonRecipe, path)
-    layers.add_overrides(ComparisonRecipe, own)
-    comparison = layers.validate(ComparisonRecipe).compare
+    comparison = load_layers(ComparisonRecipe, path, own).compare
     comparison = comparison.model_copy(
         update={"base": path.parent / comparison.base, "command_line": (*comparison.command_line, *common)}
     )

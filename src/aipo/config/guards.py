@@ -1,7 +1,6 @@
 """Settings of the guards: which numbers a run does not learn from, and what happens then.
 
-Owns the table `guards`. Must not know how a guard is checked.
-Invariant: every guard has a policy, and none of them lets a run go on for ever without learning.
+Every guard has a policy, and none of them lets a run go on for ever without learning.
 """
 
 from typing import Literal
@@ -16,7 +15,7 @@ Policy = Literal["skip", "roll_back", "stop"]
 class GuardSettings(Section):
     """What is done about numbers that would poison a run, and about waits that never end (docs/recovery.md).
 
-    `skip`: leave out what is spoilt, count it, go on. `roll_back`: weights and optimiser of the newest
+    `skip`: leave the bad numbers out, count them, go on. `roll_back`: weights and optimiser of the newest
     periodic checkpoint, and on with other problems. `stop`: exit code 3 and a valid checkpoint.
     """
 

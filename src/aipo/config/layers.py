@@ -1,8 +1,10 @@
 """Reading settings in layers: recipes, the recipes they are based on, and overrides.
 
-Owns files, overrides, the order of layers and who set what. Must not know any particular setting.
-Invariant: a later layer wins field by field, and every problem names the layer it came from. A field that
-is a table (`train.stratum_mix`) is replaced as a whole, except by an override of one of its entries.
+A later layer wins field by field, and every problem names the layer that it came from. A field that is a
+table (`train.stratum_mix`) is replaced as a whole, except by an override of one of its entries.
+
+`pydantic-settings` was tried: it merges tables instead of replacing them, takes "10" for a number, knows no
+`base`, and its errors name neither the file, nor the nearest key, nor the default.
 """
 
 import json
@@ -108,6 +110,15 @@ class Layers:
         around = (a.layer for a in latest if a.key == loc[: len(a.key)])
         inside = (a.layer for a in latest if loc and a.key[: len(loc)] == loc)
         return next(chain(around, inside), self.source)
+
+
+def load_layers(model: type[Model], recipe: Path | None, overrides: Sequence[str] = ()) -> Model:
+    """Return the defaults, changed by a recipe, changed by overrides. Raises `SettingsError`."""
+    layers = Layers(str(recipe) if recipe is not None else "overrides")
+    if recipe is not None:
+        layers.add_recipe(model, recipe)
+    layers.add_overrides(model, overrides)
+    return layers.validate(model)
 
 
 def read_recipe(path: Path) -> Table:

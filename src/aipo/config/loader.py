@@ -1,15 +1,13 @@
-"""From recipes and overrides to `Settings`, and back to text.
+"""From recipes and overrides to `Settings`, and back to text: load, dump, compare.
 
-Owns what a caller needs of settings: load, dump, hash, compare. Must not know what any setting means.
-Invariant: `load_settings` of what `dump_settings` wrote gives equal settings.
+`load_settings` of what `dump_settings` wrote gives equal settings.
 """
 
 import tomllib
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 
-from aipo.config.layers import Layers, flatten
+from aipo.config.layers import Layers, flatten, load_layers
 from aipo.config.problems import SettingsError, dotted
 from aipo.config.settings import Section, Settings
 from aipo.config.toml import toml_text, toml_value
@@ -20,7 +18,6 @@ __all__ = [
     "dump_settings",
     "load_settings",
     "parse_settings",
-    "settings_hash",
 ]
 
 
@@ -32,11 +29,7 @@ def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> Setting
     >>> load_settings(None, ["train.steps=10", 'agents.enabled=["verify"]']).train.steps
     10
     """
-    layers = Layers(str(recipe) if recipe is not None else "overrides")
-    if recipe is not None:
-        layers.add_recipe(Settings, recipe)
-    layers.add_overrides(Settings, overrides)
-    return layers.validate(Settings)
+    return load_layers(Settings, recipe, overrides)
 
 
 def dump_settings(settings: Section) -> str:
@@ -52,11 +45,6 @@ def parse_settings(text: str) -> Settings:
     layers = Layers("stored settings")
     layers.add_table(Settings, tomllib.loads(text), "stored settings")
     return layers.validate(Settings)
-
-
-def settings_hash(settings: Section) -> str:
-    """Return 16 hexadecimal digits that change with any setting."""
-    return sha256(dump_settings(settings).encode()).hexdigest()[:16]
 
 
 def diff_settings(a: Section, b: Section) -> list[str]:

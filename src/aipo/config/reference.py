@@ -1,7 +1,6 @@
 """The reference of all settings as Markdown, written from the models themselves.
 
-Owns the text of docs/settings.md. Must not load anything.
-Invariant: the text depends on the models only, so a test can tell when the page is out of date.
+The text depends on the models only, so a test can tell when docs/settings.md is out of date.
 """
 
 import re

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aipo.config.comparison import load_comparison, method_settings
-from aipo.config.loader import SettingsError, diff_settings, dump_settings, load_settings, settings_hash
+from aipo.config.loader import SettingsError, diff_settings, dump_settings, load_settings
 from aipo.config.reference import describe
 from aipo.config.settings import Settings
 from aipo.config.toml import toml_text
@@ -221,10 +221,6 @@ class TestText:
     )
     def test_what_is_written_as_toml_reads_back_the_same(self, table: dict[str, object]) -> None:
         assert tomllib.loads(toml_text(table)) == table
-
-    def test_the_hash_changes_with_a_setting_and_with_nothing_else(self) -> None:
-        assert settings_hash(load_settings(None)) == settings_hash(Settings())
-        assert settings_hash(load_settings(None, ["run.seed=1"])) != settings_hash(Settings())
 
     def test_a_difference_names_the_key_the_old_and_the_new_value(self) -> None:
         changed = load_settings(None, ["run.seed=1", "consult.solo_prompt=x"])
