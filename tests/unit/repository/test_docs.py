@@ -1,12 +1,18 @@
-"""What cites the documentation cites sections that exist."""
+"""What cites a page cites a section that exists; the page of the architecture is true to the code."""
 
 import re
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
+SPEC = spec_from_file_location("architecture_page", ROOT / "scripts" / "architecture_page.py")
+assert SPEC is not None and SPEC.loader is not None
+architecture_page = module_from_spec(SPEC)
+SPEC.loader.exec_module(architecture_page)
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 CITING = ("src", "tests", "scripts", "recipes", "benchmarks", "docs")
 CITATION = re.compile(r"(?<![\w/])(?:docs/)?(\w+\.md)#([\w-]+)")
 
@@ -64,3 +70,29 @@ def test_nothing_cites_a_page_that_is_not_here() -> None:
         if re.search(r"\blab\.md\b|(?<!docs/)(?<!\()(?<!\[)\bmethod\.md\b", path.read_text(encoding="utf-8"))
     }
     assert not bare, "cite docs/method.md#section"
+
+
+def test_the_page_of_the_architecture_is_up_to_date() -> None:
+    assert architecture_page.page() == ARCHITECTURE, "run: python scripts/architecture_page.py"
+
+
+def test_every_package_has_a_line_and_the_layers_are_those_of_the_contract() -> None:
+    packages = architecture_page.packages()
+    assert "core" in packages and "config" in packages
+    rooms = re.findall(r"^\| `(\w+)` \| [A-Z]", ARCHITECTURE, re.MULTILINE)
+    assert sorted(rooms) == sorted(packages)
+    drawn = re.findall(r"^│ +(\w.*\w) +│$", ARCHITECTURE, re.MULTILINE)
+    assert [line.split() for line in drawn] == architecture_page.layers()
+
+
+def test_whatever_is_caught_is_caught_at_a_boundary_of_the_list() -> None:
+    listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", ARCHITECTURE, re.MULTILINE))
+    package = ROOT / "src" / "aipo"
+    catching = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(
+            r"^\s*except( \(?(Base)?Exception\b.*)?:", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+    assert catching == listed
