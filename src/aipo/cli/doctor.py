@@ -1,7 +1,7 @@
 """`aipo doctor`: can this machine run this recipe? A table, and for each failing line the fix.
 
-Owns what is looked at and the table. Must not train or write to the run's folder.
-Invariant: a line fails only where the settings need what is missing; the exit code is 1 then, else 0.
+A line fails only where the settings need what is missing; the exit code is 1 then, else 0. Nothing is
+trained, and nothing is written to the run's folder.
 """
 
 import asyncio

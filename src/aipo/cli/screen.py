@@ -1,7 +1,6 @@
 """The live screen of a run: progress, the few numbers that matter and their course, the last consultation.
 
-Owns what a person sees while a run goes on at a terminal. Must not compute what it shows.
-Invariant: foreign text - requests and replies - is shown on one line, without control characters or markup.
+Foreign text - requests and replies - is shown on one line, without control characters or markup.
 """
 
 from collections import deque

@@ -1,7 +1,6 @@
 """What `aipo tasks` prints: the list of benchmarks, a validation, a comparison of two files.
 
-Owns the tables and the exit codes. Must not grade or load by itself.
-Invariant: the exit code is 1 exactly when a printed count says that something is not as it must be.
+The exit code is 1 exactly when a printed count says that something is not as it must be.
 """
 
 import asyncio

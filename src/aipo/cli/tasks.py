@@ -1,7 +1,7 @@
 """`aipo tasks`: the verbs about benchmarks and data files.
 
-Owns their help. Must not import what works behind them before it is called: `--help` is quick.
-Invariant: a verb ends with an exit code that says what happened: 0 as it must be, 1 not so, 2 bad input.
+`--help` is quick: what works behind a verb is imported when it is called. A verb ends with an exit code that
+says what happened: 0 as it must be, 1 not so, 2 bad input.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Settings of what samples from the policy.
 
-Owns the table `engine`. Must not know any engine. Invariant: the defaults need no server.
+The defaults need no server.
 """
 
 from pathlib import Path

@@ -53,21 +53,23 @@ class GuardSettings(Section):
     max_agent_cost: float = Field(
         0.0,
         ge=0,
-        description="Consultations may cost so much in a run, by the prices of `agents`; then it stops. "
+        description="Most that consultations may cost in a run, by the prices of `agents`; then it stops. "
         "0: no limit.",
     )
     max_skipped_steps: int = Field(
         3,
         ge=0,
-        description="So many steps in a row may skip something; the next one that does stops the run.",
+        description="Steps in a row that may skip something; the next one that does stops the run.",
     )
     max_roll_backs: int = Field(3, ge=0, description="Of a whole run; the next one stops it instead.")
     stall_report_s: float = Field(
         60.0,
         gt=0,
-        description="Without any progress for so long: say what is waited for, for whom, since when.",
+        description="After this time without progress, say what is waited for, for whom, since when.",
     )
-    stall_s: float = Field(1800.0, gt=0, description="Without any progress for so long the run stops.")
+    stall_s: float = Field(1800.0, gt=0, description="After this time without progress the run stops.")
     stall_exit_s: float = Field(
-        30.0, gt=0, description="A run that cannot even stop in so long after that is ended from outside."
+        30.0,
+        gt=0,
+        description="A run that cannot even stop within this time after that is ended from outside.",
     )

@@ -1,7 +1,6 @@
 """What an engine is: it continues token ids, and says what it sampled and how likely that was.
 
-Owns the interface between rollouts and whatever samples from the policy. Must not know agents or tasks.
-Invariant: token ids in, token ids out; an engine never re-tokenises.
+Token ids in, token ids out: an engine never re-tokenises, and knows neither agents nor tasks.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
 """Runs a command and ends it with whoever asked: `python -m aipo.engines.keeper PARENT_PID COMMAND ...`.
 
-Owns the life of a started server's processes, all in this process's group. Must not import anything of ours.
-Invariant: when the parent dies, by whatever signal, the whole group is killed: no server outlives its run.
-Linux only (PR_SET_PDEATHSIG); elsewhere a killed run leaves its server behind.
+When the parent dies, by whatever signal, the whole process group of the command is killed: no server outlives
+its run. Linux only (PR_SET_PDEATHSIG); elsewhere a killed run leaves its server behind. Nothing of ours is
+imported.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Run the command; return its exit status."""
-    parent = int(sys.argv[1])  # told, not asked for: it may have died before this line
+    parent = int(sys.argv[1])  # an argument and not os.getppid(): it may have died before this line
     signal.signal(signal.SIGTERM, _end_group)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,8 +1,7 @@
 """One HTTP client for a policy server: JSON in, JSON out, within a deadline.
 
-Owns connections, concurrency and what a failure says. Must not know what is asked.
-Invariant: a call ends within its deadline, in an answer or in an `EngineError` that names the server and the
-fix; the key is never in a message.
+A call ends within its deadline, in an answer or in an `EngineError` that names the server and the fix; the
+key is never in a message.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """Drawing one token for each row, reproducibly.
 
-Owns randomness and truncation of the distribution. Must not know caches or scheduling.
-Invariant: a row's draws depend on its seed and its prefix length only, never on the other rows of the batch.
+A row's draws depend on its seed and its prefix length only, never on the other rows of the batch.
 """
 
 from collections.abc import Sequence

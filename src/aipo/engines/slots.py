@@ -1,8 +1,6 @@
 """A key-value cache of slots: each row of a batch has its own length, and keeps its place while it waits.
 
-Owns the memory of keys and values, and the attention masks that hide what a row has not written. Must not
-know sampling or scheduling. Invariant: a row attends to exactly its own `length` cached positions and,
-causally, to the tokens being fed.
+A row attends to exactly its own `length` cached positions and, causally, to the tokens being fed.
 
 Works for attention layers, grouped-query and sliding-window ones included. Does not work for recurrent layers
 (Mamba, linear attention), whose state cannot be rewound to a position, nor for chunked attention, for which
@@ -114,7 +112,7 @@ class SlotCache:
     def open(
         self, rows: slice, held: list[int], fed: int, device: torch.device
     ) -> tuple[Tensor, Tensor | dict[str, Tensor]]:
-        """Prepare a forward pass of `fed` tokens for each of `rows`, which hold so many tokens already.
+        """Prepare a forward pass of `fed` tokens for each of `rows`, which hold `held` tokens already.
 
         Returns position ids (n, fed) and attention masks (n, 1, fed, width) as the model's attention wants
         them: True where attended, or added to the scores where it is `eager`.

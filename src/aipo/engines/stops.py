@@ -1,8 +1,7 @@
 """Where generation ends: end-of-turn ids, and the token that completes a stop string.
 
-Owns what every engine means by the end of a completion. Must not know how tokens are sampled.
-Invariant: a stop string is looked for in newly sampled text only, and is complete with the first token that
-brings its last character.
+A stop string is looked for in newly sampled text only, and is complete with the first token that brings its
+last character.
 """
 
 from collections.abc import Callable, Sequence

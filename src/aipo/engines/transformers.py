@@ -1,7 +1,6 @@
 """Sampling from a Hugging Face causal LM in this process, many rollouts at once.
 
-Owns the schedule: which rows are fed or sampled in each forward pass. Must not know agents, tags or tasks.
-Invariant: a row that waits for an agent keeps its cached keys and values, and never stops the others.
+A row that waits for an agent keeps its cached keys and values, and never stops the others.
 
 Rows that decode occupy the first slots, rows that wait for their next request the ones behind them. Inserted
 tokens are fed one a pass beside the rows that decode, or, when there are many of them, in one pass of their
@@ -23,7 +22,7 @@ from aipo.engines.slots import CacheFilled, SlotCache
 from aipo.engines.stops import StopFinder, end_ids
 
 LOCKSTEP_TOKENS = 16
-"""Up to so many inserted tokens are fed beside decoding rows; more get a forward pass of their own."""
+"""At most this many inserted tokens are fed beside decoding rows; more get a forward pass of their own."""
 PREFILL_TOKENS = 16_384
 """Padded tokens of one such pass."""
 

@@ -1,8 +1,7 @@
 """Sampling from a vLLM server over HTTP: token ids in, ids and log-probabilities out.
 
-Owns what is asked of the server and how its answer is read. Must not import vllm, start processes or know
-what is done with a completion. Invariant: a completion is either what `Completion` promises, stamped with the
-weights that the server says it has, or an `EngineError`; nothing is filled in.
+A completion is either what `Completion` promises, stamped with the weights that the server says it has, or an
+`EngineError`; nothing is filled in. vllm itself is not imported.
 
 A request sends the rollout's whole prefix again, also after a consultation: the server's prefix cache spares
 the forward pass of whole cached blocks (128 tokens on CPU, 16 on GPU), never the ids on the wire.

@@ -1,8 +1,7 @@
 """What a policy server is, and whether it is the one that was meant: asked before anything is spent.
 
-Owns the questions at start. Must not sample rollouts. Invariant: an unsuitable server is one `EngineError`
-with the fix; what is not asked here (its weights) is given to it, and compared by its log-probabilities,
-later.
+An unsuitable server is one `EngineError` with the fix; what is not asked here (its weights) is given to it,
+and compared by its log-probabilities, later.
 """
 
 import json

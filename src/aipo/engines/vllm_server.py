@@ -1,8 +1,7 @@
 """A vLLM server that aipo starts and ends itself.
 
-Owns the process, its port and its log. Must not know what is asked of it. Invariant: a server that was
-started is in a process group of its own, listens on 127.0.0.1 only, and is gone when `stop` returns or this
-process ends, however it ends.
+A server that was started is in a process group of its own, listens on 127.0.0.1 only, and is gone when `stop`
+returns or this process ends, however it ends.
 """
 
 import atexit

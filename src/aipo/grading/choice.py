@@ -1,7 +1,6 @@
 r"""The verdict on a multiple-choice response: the last stated letter, or nothing.
 
-Owns what counts as stating a choice. Must not know the choices' texts, tasks or how they were shuffled.
-Invariant: one letter is read or none; a response that names several in one statement states none.
+One letter is read or none: a response that names several in one statement states none.
 
 A statement is a box (`\boxed{B}`) or "answer is B" / "Answer: B". The last one counts, also when it cannot be
 read: an earlier letter never replaces it. Letters are capitals: in algebra `a` is not `A`, and "a" is an

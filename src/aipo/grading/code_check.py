@@ -1,8 +1,7 @@
 """Tests against a program: what enters the sandbox, what came out, and what that means.
 
-Owns the order of these steps and the reasons. Must not know back ends, threads or responses.
-Invariant: an expected value never enters the sandbox in which the program runs, and only a run whose end is
-the program's own doing can be INCORRECT.
+An expected value never enters the sandbox in which the program runs, and only a run whose end is the
+program's own doing can be INCORRECT.
 """
 
 import json

@@ -1,8 +1,6 @@
 """What a program is tested by: calls with expected values, or input with expected output.
 
-Owns the three forms of tests and how a benchmark's rows become them. Must not know sandboxes or how values
-compare. Invariant: what enters a sandbox (`expression`, `arguments`, `stdin`) and what is expected stand in
-separate fields.
+What enters a sandbox (`expression`, `arguments`, `stdin`) and what is expected stand in separate fields.
 
 An assert is cut in two: `assert f(2) == [1, 4]` is the expression `f(2)`, evaluated beside the program, and
 the expected value `[1, 4]`, which stays here. Forms that are understood, L being an expression and R one that

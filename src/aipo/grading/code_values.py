@@ -1,8 +1,8 @@
 """What came out of a sandbox against what was expected: values as Python compares them, output as judges do.
 
-Owns decoding and comparing. Must not know sandboxes or verdicts. Everything decoded here was written by an
-adversary. Invariant: the time to decode and compare is bounded by the size of the text and of the expected
-value, and no code of the program's runs: what is compared are builtin values made here.
+Everything decoded here was written by an adversary: the time to decode and compare is bounded by the size of
+the text and of the expected value, and no code of the program's runs, since what is compared are builtin
+values made here.
 """
 
 import json

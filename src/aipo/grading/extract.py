@@ -1,7 +1,6 @@
 r"""Which part of a response is its answer: the last balanced box after the thinking.
 
-Owns the search for `\boxed{...}` and its caps. Must not know golds, kinds of answers or LaTeX beyond braces.
-Invariant: time is linear in the response, whatever it contains.
+Time is linear in the response, whatever it contains.
 
 The field's graders join several boxes into one set and prefer a later sentence to a box; this module looks at
 one box only (https://github.com/huggingface/Math-Verify, README, "boxed_match_priority").

@@ -1,7 +1,6 @@
 r"""What can be decided about two answers before algebra, and what algebra must never see.
 
-Owns kinds of answers, caps on size, bases, units and mixed prose. Must not know processes or math-verify.
-Invariant: a guard only ever refuses; CORRECT here means equal as normalised text.
+A guard only ever refuses; CORRECT here means equal as normalised text.
 
 Each guard answers a false positive or a hang of math-verify 0.9.0 that was seen (`decide` names them).
 """

@@ -1,8 +1,7 @@
 """Runs inside the sandbox, beside the program: evaluates calls and prints what they gave as typed JSON.
 
-Owns nothing that matters: the program shares this process and may change, stop or imitate all of it. Must not
-know expected values. Invariant: whoever forges these lines has to know the answers, which are not in this
-process.
+The program shares this process and may change, stop or imitate all of it. Whoever forges these lines has to
+know the answers, which are not in this process.
 
 This file is never imported by the grader: `code_check` sends its text, with `serve(...)` appended. A line is
 {"v": value} or {"e": "name of the error"}. Values are of exact builtin types; other types are errors, so that

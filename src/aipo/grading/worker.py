@@ -1,7 +1,6 @@
 """The grader process: math-verify behind a pipe, started by `pool` as `python -m aipo.grading.worker`.
 
-Owns the one call of math-verify and this process's limits. Must not know pools, tasks or the parent.
-Invariant: one question, one reply; a question that does not end is the parent's to kill.
+One question, one reply; a question that does not end is the parent's to kill.
 
 The library's own timeouts are off: they are alarms, which miss big-integer arithmetic and destroy the
 caller's alarm (https://github.com/huggingface/Math-Verify/issues/65 and /issues/50).

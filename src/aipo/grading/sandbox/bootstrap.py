@@ -1,9 +1,8 @@
 """Runs inside the sandbox, before the program: gives up every right, says that it is ready, executes the
 program.
 
-Owns the order in which rights are given up. Must not import anything of ours: its text is passed to `python
--c`. Invariant: `ready` is written only after every limit of the payload is in force; without it nothing was
-executed.
+`ready` is written only after every limit of the payload is in force; without it nothing was executed. Nothing
+of ours is imported: this text is passed to `python -c`.
 
 The payload comes as a file descriptor (marshal: its reader needs no imports), so that no file has to be made.
 """

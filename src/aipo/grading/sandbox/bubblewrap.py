@@ -1,8 +1,7 @@
 """Bubblewrap: a sandbox of namespaces, inside which seccomp and rlimits apply.
 
-Owns bwrap's arguments. Must not know programs, tests or other back ends.
-Invariant: inside there is a Python and its libraries, read-only, and an empty /tmp; no /proc, no /etc, no
-network, no other process; bwrap itself gets an empty environment, since its own is readable where /proc is.
+Inside there is a Python and its libraries, read-only, and an empty /tmp; no /proc, no /etc, no network, no
+other process; bwrap itself gets an empty environment, since its own is readable where /proc is.
 
 As root bwrap makes no user namespace: the bootstrap becomes a user of its own (of `UIDS`), with no right to
 anything. As another user everything happens in a user namespace; where those are forbidden (many containers),

@@ -1,8 +1,7 @@
 """SandboxFusion: programs run by a server of that name over HTTP, and are graded here.
 
-Owns the requests to `/run_code`. Must not know tests or expected values; `/submit`, which would grade over
-there, is never called. Invariant: whatever is wrong with the server is SANDBOX_ERROR, never the program's
-doing.
+Whatever is wrong with the server is SANDBOX_ERROR, never the program's doing. `/submit`, which would grade
+over there, is never called.
 
 The server's container is the wall: by default it isolates nothing from its own environment, files and network
 (https://github.com/bytedance/SandboxFusion, README). Give it a container without either.
@@ -101,7 +100,7 @@ def _read_reply(reply: Any, limits: Limits, wall_s: float) -> Run:
         return Run(Outcome.OUTPUT_LIMIT, wall_s=wall_s, cpu_s=cpu_s)
     code = result.get("return_code")
     if result.get("status") == "TimeLimitExceeded":
-        # How much of it was CPU is not told: as if all, so that it is not repeated.
+        # The CPU share of it is unknown: as if all of it was, so that it is not repeated.
         return Run(Outcome.WALL_LIMIT, stdout, wall_s=wall_s, cpu_s=limits.cpu_s)
     if result.get("status") not in ("Finished", "Error") or not isinstance(code, int):
         return Run(Outcome.SANDBOX_ERROR, wall_s=wall_s, detail=f"the server ran nothing: {result}"[:200])

@@ -1,8 +1,7 @@
 """The Python that runs inside a local sandbox, and which files of this machine it needs.
 
-Owns the choice of the interpreter and the list of paths. Must not know back ends.
-Invariant: what is listed is an interpreter, its standard library and the system's shared libraries, nothing
-else of this machine.
+What is listed is an interpreter, its standard library and the system's shared libraries, nothing else of this
+machine.
 """
 
 import json

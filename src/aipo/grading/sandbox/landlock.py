@@ -1,8 +1,7 @@
 """Landlock: a process that takes its own rights away, where namespaces are forbidden. Needs no privileges.
 
-Owns what such a process may read. Must not know programs, tests or other back ends.
-Invariant: nothing of this machine can be written, but /dev/null: without a file system of its own there is no
-private /tmp whose size could be bounded, so there is none.
+Nothing of this machine can be written, but /dev/null: without a file system of its own there is no private
+/tmp whose size could be bounded, so there is none.
 
 What namespaces would add: existence, size and owner of this machine's files can be asked for by name
 (Landlock does not govern stat), and the host's name and kernel are seen. Signals, sockets, fork and changes

@@ -1,7 +1,6 @@
 """One supervised run of a local back end: start, watch, kill, and say how it ended.
 
-Owns descriptors, deadlines and the end of the process tree. Must not know what isolates the process.
-Invariant: when `supervise` returns, nobody holds the run's output any more: no process of it is left.
+When `supervise` returns, nobody holds the run's output any more: no process of it is left.
 
 Nothing is written to this machine's disk: program and input are sealed memory files, output comes through
 pipes.

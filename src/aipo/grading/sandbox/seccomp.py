@@ -1,8 +1,7 @@
 """Which system calls a program may make: an allow-list as a BPF program, packed with the standard library.
 
-Owns the list and its encoding. Must not know processes or back ends. x86-64 only; elsewhere `build` refuses.
-Invariant: what is not listed fails with ENOSYS: fork, exec, sockets, ptrace, mounts, namespaces, io_uring,
-keys, memfd, kill, chmod, and every call that a later kernel adds.
+x86-64 only; elsewhere `build` refuses. What is not listed fails with ENOSYS: fork, exec, sockets, ptrace,
+mounts, namespaces, io_uring, keys, memfd, kill, chmod, and every call that a later kernel adds.
 
 ENOSYS and not EPERM: the C library then falls back (clone3 to clone, faccessat2 to access). A list of what is
 allowed and not of what is denied: nobody has to know the next dangerous call. Calls with arguments that
