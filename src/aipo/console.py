@@ -78,21 +78,6 @@ def remaining_s(progress: Progress) -> float:
     return pace_s * (progress.steps - progress.step)
 
 
-class _Terminal:
-    """What is on the terminal besides lines."""
-
-    screen = False
-
-
-terminal = _Terminal()
-
-
-def print_passing(text: str) -> None:
-    """Print a line that the next one replaces; nothing where that cannot be, or a screen says it already."""
-    if sys.stdout.isatty() and not terminal.screen:
-        console.print(text, end="\r", markup=False)
-
-
 class StepLines:
     """Prints a line for a step now and then: the numbers that matter and the time that remains."""
 

@@ -305,7 +305,7 @@ def test_an_evaluation_that_cannot_be_written_is_a_plain_stop(
     def full(path: Path, record: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aipo.cli.evaluate.append_record", full)
+    monkeypatch.setattr("aipo.assembly.evaluation.append_record", full)
     sizes = ["evaluate.problems=1", "evaluate.samples_per_problem=1", "evaluate.pass_at=[1]"]
     own = [f"run.output={tmp_path / 'evaluation'}", 'evaluate.modes=["unanswered"]', *sizes]
     result = run_cli("evaluate", counting_recipe(tmp_path), *own, "--checkpoint", policy)

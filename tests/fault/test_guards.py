@@ -17,7 +17,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
-from aipo.cli import train as train_verb
+from aipo.cli import screen
 from aipo.core.advantages import Advantage
 from aipo.core.types import Verdict
 from aipo.engines import transformers as engine
@@ -227,7 +227,7 @@ class TestUpdate:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(train_verb.StepLines, "__call__", interrupt)
+            patch.setattr(screen.StepLines, "__call__", interrupt)
             assert train(*own).exit_code == 130
         assert train(*own).exit_code == 0
         for name in ("metrics.jsonl", "rollouts.jsonl", "policy/model.safetensors"):

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from aipo.assembly.parts import Parts, assemble
-from aipo.cli import train as train_verb
+from aipo.cli import screen
 from aipo.config.loader import load_settings
 from aipo.config.toml import toml_text
 from aipo.core.types import Verdict
 from aipo.rollout.group import Group, GroupShape
 from aipo.tasks.base import Split
+from aipo.training import loop
 from aipo.training.events import Progress
 from support.policies import counting_policy, counting_recipe, gsm8k_rows, random_policy, run_cli, succeed
 from support.vllm_twin import Fault, Twin
@@ -160,14 +161,14 @@ def test_a_restart_in_the_middle_of_a_step_is_seen_although_every_answer_looks_r
 def test_a_server_that_takes_no_weights_after_an_update_stops_the_run(
     recipe: Path, twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = train_verb.Trainer._one_step
+    original = loop.Trainer._one_step
 
     async def then_refuse(trainer: Any, step: int) -> dict[str, float]:
         metrics = await original(trainer, step)
         twin.refuse_weights = True
         return metrics
 
-    monkeypatch.setattr(train_verb.Trainer, "_one_step", then_refuse)
+    monkeypatch.setattr(loop.Trainer, "_one_step", then_refuse)
     result = run_cli("train", recipe)
     assert result.exit_code == 3, result.output
     assert "after step 1 the policy's engine did not take the new weights" in " ".join(result.output.split())
@@ -211,7 +212,7 @@ def test_a_resumed_run_hands_over_its_weights_before_the_first_rollout(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_verb.StepLines, "__call__", interrupt)
+        patch.setattr(screen.StepLines, "__call__", interrupt)
         assert run_cli("train", recipe, "train.steps=3").exit_code == 130
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
     twin.requests.clear()

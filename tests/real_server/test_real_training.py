@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aipo.cli import train as train_verb
+from aipo.cli import screen
 from aipo.engines.vllm_server import VllmServer
 from aipo.training.events import Progress
 from support.policies import run_cli, succeed
@@ -30,7 +30,7 @@ def test_a_killed_server_stops_the_run_and_the_same_command_trains_to_the_end(
         process.wait()
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_verb.StepLines, "__call__", kill)
+        patch.setattr(screen.StepLines, "__call__", kill)
         result = run_cli(*command)
     said = " ".join(result.output.split())
     assert result.exit_code == 3, result.output

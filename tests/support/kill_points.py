@@ -32,8 +32,8 @@ SIDE_EFFECTS = (
     "aipo.training.changes:Changes.hold_from",
     "aipo.training.checkpoint:Checkpoints.save",
     "aipo.training.loop:save_policy",
-    "aipo.cli.evaluate:append_record",
-    "aipo.cli.train:record_agents",
+    "aipo.assembly.evaluation:append_record",
+    "aipo.assembly.run:record_agents",
     "transformers:PreTrainedModel.save_pretrained",
     "torch:save",
     "pathlib:Path.write_text",
@@ -135,7 +135,7 @@ def _become(job: dict[str, Any]) -> None:
 
 
 def _run(job: dict[str, Any]) -> int:
-    from aipo.cli import console
+    from aipo import console
     from aipo.cli.main import app
 
     console.console.file, console.errors.file = sys.stdout, sys.stderr

@@ -6,7 +6,7 @@ fix.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,15 +73,16 @@ def assemble(
     agents: Mapping[str, Agent] | None = None,
     use_cache: bool = True,
     log_folder: Path | None = None,
+    task: Task | None = None,
 ) -> Parts:
-    """Build all parts; `agents` of your own take the place of those in the settings.
+    """Build all parts; `agents` and a `task` of your own take the place of those in the settings.
 
     A policy server that is started (engine.start) logs to `log_folder`; `Parts.close` ends it.
     Raises `ValueError` subclasses, each one sentence with the fix.
     """
     prepare_process(settings)
-    task = build_task(settings.task, settings.sandbox)
-    oracle = oracle_of(settings)
+    oracle = oracle_of(settings) if task is None else None
+    task = build_task(settings.task, settings.sandbox) if task is None else task
     protocol = build_protocol(settings.consult, settings.agents.enabled)
     limits = Limits(
         settings.consult.max_consultations if settings.agents.enabled else 0,
@@ -104,6 +105,14 @@ def assemble(
     )
     expert = oracle.solution if oracle else None
     return Parts(model, tokenizer, task, Sampler(engine.engine, consult, task, prompts, expert), crew, engine)
+
+
+def by_name(agents: Mapping[str, Agent] | Iterable[Agent] | None) -> dict[str, Agent] | None:
+    """Return a user's agents by their names, of which they have been given with or without."""
+    if agents is None:
+        return None
+    own = agents.values() if isinstance(agents, Mapping) else agents
+    return {agent.name: agent for agent in own}
 
 
 def build_task(settings: TaskSettings, sandbox: SandboxSettings | None = None) -> Task:

@@ -1,44 +1,41 @@
-"""How a run ends: by a signal, by a watchdog that saw nothing move, and as one of several processes.
+"""How a run ends: by a signal, or by a watchdog that saw nothing move.
 
-Owns signal handlers and the last words of a run that is stuck. Must not know steps or checkpoints.
-Invariant: handlers are as before when the run is over; a first signal loses nothing but time.
+Handlers of signals are as before when the run is over; a first signal loses nothing but time.
 """
 
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-import torch
-import typer
-
 from aipo.config.guards import GuardSettings
-from aipo.console import errors
-from aipo.training.events import visible
+from aipo.training.events import Reporter, SignalledError, visible
 from aipo.training.journal import STOPPED
 from aipo.training.loop import Trainer
-from aipo.training.ranks import end_process
 from aipo.training.watchdog import Watchdog
 
 
+class _EndNow(SystemExit):
+    """A signal came twice: no `except Exception` on the way may hold it up."""
+
+
 @contextmanager
-def several_end_at_once() -> Iterator[None]:
-    """End a process of several at the end of the block, with the exit code that was raised in it."""
-    exit_code = 0
+def end_now_is_an_error() -> Iterator[None]:
+    """Let a second SIGTERM within the block end it as a `SignalledError`, which a caller can catch."""
     try:
         yield
-    except typer.Exit as error:
-        if not torch.distributed.is_initialized():
-            raise
-        exit_code = error.exit_code
-    if torch.distributed.is_initialized():
-        end_process(exit_code)
+    except _EndNow as end:
+        number = int(end.code or 0)
+        raise SignalledError(
+            f"signal {number} came twice; the same command goes on from the last checkpoint", number
+        ) from None
 
 
 @contextmanager
-def signals_end_the_step(trainer: Trainer) -> Iterator[None]:
+def signals_end_the_step(trainer: Trainer, reporter: Reporter) -> Iterator[None]:
     """Let SIGTERM end the run after the step under way, SIGINT as soon as that waits, both with a checkpoint.
 
     The same signal once more ends it at once. A person at the keyboard does not wait for a step of minutes.
@@ -48,12 +45,12 @@ def signals_end_the_step(trainer: Trainer) -> Iterator[None]:
 
     def handle(number: int, _: FrameType | None) -> None:
         if number in asked:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            raise KeyboardInterrupt if number == signal.SIGINT else _EndNow(number)
         asked.add(number)
         finish = number == signal.SIGTERM
         trainer.stop_soon(number, finish_step=finish)
         when = f"after step {trainer.step + 1}" if finish else "when what is whole is saved"
-        _say(f"{signal.Signals(number).name}: the run ends {when}; once more: at once")
+        _say(reporter, f"{signal.Signals(number).name}: the run ends {when}; once more: at once")
 
     before = {}
     try:
@@ -68,18 +65,18 @@ def signals_end_the_step(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def watchdog_of(trainer: Trainer, limits: GuardSettings, folder: Path) -> Watchdog:
-    """Return the watchdog of a run that writes to `folder`, speaking through the console."""
+def watchdog_of(trainer: Trainer, limits: GuardSettings, folder: Path, reporter: Reporter) -> Watchdog:
+    """Return the watchdog of a run that writes to `folder`."""
 
     def last_words(why: str) -> None:
         with suppress(OSError):  # a full disk; the words on the screen are still to come
             (folder / STOPPED).write_text(visible(why) + "\n")
-        errors.print(f"stopped: {why}", style="bold red", markup=False)
+        reporter.warn(f"stopped: {why}")
         sys.stderr.flush()
 
-    return Watchdog(trainer.waits, limits, _say, last_words)
+    return Watchdog(trainer.waits, limits, partial(_say, reporter), last_words)
 
 
-def _say(line: str) -> None:
+def _say(reporter: Reporter, line: str) -> None:
     with suppress(OSError, SystemExit):  # no reader; rich ends the program where a pipe is broken
-        errors.print(line, style="yellow", markup=False)
+        reporter.warn(line)

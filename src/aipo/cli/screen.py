@@ -3,6 +3,7 @@
 Foreign text - requests and replies - is shown on one line, without control characters or markup.
 """
 
+import sys
 from collections import deque
 from types import TracebackType
 
@@ -12,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aipo.console import SHOWN, duration, remaining_s, terminal
-from aipo.training.events import LastConsultation, Progress
+from aipo.console import SHOWN, StepLines, console, duration, errors, remaining_s
+from aipo.training.events import LastConsultation, Progress, Reporter
 
 BARS = " ▁▂▃▄▅▆▇█"
 COURSE_STEPS = 40
@@ -32,14 +33,12 @@ class LiveScreen:
 
     def __enter__(self) -> "LiveScreen":
         self._live.start()
-        terminal.screen = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
-        terminal.screen = False
 
     def __call__(self, progress: Progress) -> None:
         """Draw a step."""
@@ -61,6 +60,42 @@ class LiveScreen:
                     Text(SHOWN[name], style="dim"), f"{course[-1]:.3g}", Text(drawn, style="cyan")
                 )
         return Group(head, numbers, spoken(progress.last_consultation))
+
+
+class Terminal(Reporter):
+    """Reports a run on this process's terminal: a live screen there, lines into a file or a pipe."""
+
+    def __init__(self, run: str = "") -> None:
+        self._screen = LiveScreen(console, run) if run and console.is_terminal else None
+        self._show = self._screen or StepLines()
+
+    def note(self, line: str) -> None:
+        """Print it."""
+        console.print(line, markup=False)
+
+    def warn(self, line: str) -> None:
+        """Print it in yellow, to stderr."""
+        errors.print(line, style="yellow", markup=False)
+
+    def passing(self, line: str) -> None:
+        """Print a line that the next one replaces; nothing where that cannot be, or the screen says it."""
+        if sys.stdout.isatty() and not self._screen:
+            console.print(line, end="\r", markup=False)
+
+    def step(self, progress: Progress) -> None:
+        """Show it."""
+        self._show(progress)
+
+    def __enter__(self) -> "Terminal":
+        if self._screen:
+            self._screen.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._screen:
+            self._screen.__exit__(kind, error, trace)
 
 
 def course_of(values: list[float], share: bool) -> str:

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(recipe: Path | str | None, overrides: Sequence[str] = ()) -> Settings:
     """Return the defaults, changed by a recipe (above the recipe its `base` names), changed by overrides.
 
     An override is `section.field=value`. Raises `SettingsError` that lists every problem of the load.
@@ -29,7 +29,7 @@ def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> Setting
     >>> load_settings(None, ["train.steps=10", 'agents.enabled=["verify"]']).train.steps
     10
     """
-    return load_layers(Settings, recipe, overrides)
+    return load_layers(Settings, None if recipe is None else Path(recipe), overrides)
 
 
 def dump_settings(settings: Section) -> str:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from html import escape
+from importlib.metadata import version
 from importlib.resources import files
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from aipo import __version__
 from aipo.evaluation.records import methods_of
 from aipo.report.accuracy import accuracy_panels, boundary_panels, evaluations, policy_folders
 from aipo.report.curves import panels
@@ -93,7 +93,7 @@ def report_data(runs: Sequence[RunData], wanted: ReportSettings) -> dict[str, An
     shown = [_run(run, wanted, len(runs)) for run in runs]
     return {
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "version": __version__,
+        "version": version("aipo"),
         "methods": methods,
         "runs": shown,
         "accuracy": accuracy_panels(records),

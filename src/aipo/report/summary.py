@@ -6,11 +6,11 @@ Invariant: a number that was not recorded is said to be missing; a warning names
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from aipo import __version__
 from aipo.config.loader import diff_settings
 from aipo.config.settings import Settings
 from aipo.core.types import PAPER_AGENTS
@@ -79,7 +79,7 @@ def _versions(run: RunData) -> Pairs:
         )
     elif config := _json(run.path / "policy" / "config.json"):
         found.append(("transformers", str(config.get("transformers_version", "not recorded"))))
-    return [*found, ("report made by", f"aipo {__version__}")]
+    return [*found, ("report made by", f"aipo {version('aipo')}")]
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,11 @@ A run that stops on purpose says so with one of these errors, and a valid checkp
 imported: an error message must be quick.
 """
 
+import logging
 from dataclasses import dataclass
+from types import TracebackType
+
+LOGGER = logging.getLogger("aipo")
 
 EXIT_STOPPED = 3
 _SIGNALLED = 128
@@ -69,3 +73,48 @@ def visible(text: str) -> str:
     'a\\x1b[2Jb\\u202e'
     """
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+class Reporter:
+    """What a run says while it goes on: this one, to the logger `aipo`.
+
+    Override the methods whose words should go elsewhere. It is entered as a context manager when training
+    begins and left when that ends. With several ranks, rank 0 alone reports.
+    """
+
+    def note(self, line: str) -> None:
+        """Take a line of information; it may hold foreign text."""
+        LOGGER.info("%s", line)
+
+    def warn(self, line: str) -> None:
+        """Take a line that somebody should read; also called by handlers of signals and by threads."""
+        LOGGER.warning("%s", line)
+
+    def passing(self, line: str) -> None:
+        """Take a line that the next one replaces: how far something is."""
+        LOGGER.debug("%s", line)
+
+    def step(self, progress: Progress) -> None:
+        """Take a step that is done."""
+        LOGGER.info("step %d/%d", progress.step, progress.steps)
+
+    def __enter__(self) -> "Reporter":
+        """Training begins."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Training has ended, in whatever way."""
+
+
+class Silent(Reporter):
+    """Says nothing at all."""
+
+    def note(self, line: str) -> None:
+        """Drop the line."""
+
+    warn = passing = note
+
+    def step(self, progress: Progress) -> None:
+        """Drop the step."""

@@ -11,10 +11,8 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-import aipo
-
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "tokenizers")
-PACKAGE = Path(aipo.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 GIT_S = 10
 
 
@@ -24,7 +22,7 @@ def code_revision() -> dict[str, str]:
     digest = sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return {"version": aipo.__version__, "source": digest.hexdigest()[:16], "git": _git()}
+    return {"version": version("aipo"), "source": digest.hexdigest()[:16], "git": _git()}
 
 
 @cache

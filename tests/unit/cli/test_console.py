@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aipo.cli import console as module
+from aipo import console as module
 from aipo.config.loader import load_settings
 from aipo.console import SafeConsole, plain_errors
 from aipo.training.events import StopRunError

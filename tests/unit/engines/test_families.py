@@ -1,4 +1,4 @@
-"""Every policy family runs: rollout, consultation, update, checkpoint, resume, export, all by `train_run`.
+"""Every policy family runs: rollout, consultation, update, checkpoint, resume, export, all by `aipo.train`.
 
 Random-weight tiny models of the real architectures, each with a tokenizer and a chat template in its family's
 style (tests/support/families.py). Nothing can be learnt; a coin stands for the verdict, so that each update
@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import aipo
 from aipo.agents.base import Agent, AgentQuery, AgentReply
-from aipo.cli.train import train_run
 from aipo.config.loader import load_settings
 from aipo.config.settings import PolicySettings
 from aipo.core.types import KNOWLEDGE
@@ -73,7 +73,7 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 @ATTENTION
 def test_a_family_rolls_out_consults_learns_resumes_and_is_exported(name: str, tmp_path: Path) -> None:
     settings, run = load_settings(recipe_of(tmp_path, name, taught=True)), tmp_path / "run"
-    policy = train_run(settings, AGENTS)
+    policy = aipo.train(settings, agents=AGENTS).policy
     metrics = metrics_of(run)
     assert [row["step"] for row in metrics] == [1, 2]
     for row in metrics:
@@ -92,7 +92,7 @@ def test_a_family_rolls_out_consults_learns_resumes_and_is_exported(name: str, t
     for path in sorted((run / "checkpoints" / "step-000002").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (run / "checkpoints" / "step-000002").rmdir()
-    train_run(settings, AGENTS)
+    aipo.train(settings, agents=AGENTS)
     assert {path: (run / path).read_bytes() for path in kept} == kept
     assert {path.name: path.read_bytes() for path in policy.glob("*.safetensors")} == weights
 

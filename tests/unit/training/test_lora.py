@@ -1,6 +1,6 @@
 """Adapters: they begin as nothing, only they are trained, and what is exported is the policy that they made.
 
-Through `train_run` where a run is meant; tiny random models of real architectures.
+Through `aipo.train` where a run is meant; tiny random models of real architectures.
 """
 
 import json
@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import aipo
 from aipo.agents.base import Agent, AgentQuery, AgentReply
-from aipo.cli.train import train_run
 from aipo.config.loader import load_settings
 from aipo.config.settings import PolicySettings
 from aipo.core.types import KNOWLEDGE
@@ -199,7 +199,7 @@ def test_a_run_samples_from_its_adapters_resumes_to_the_bit_and_exports_them(
             "gradient_checkpointing": True,
         },
     )
-    policy = train_run(load_settings(recipe), AGENTS)
+    policy = aipo.train(load_settings(recipe), agents=AGENTS).policy
     assert "parameters are trained" in capsys.readouterr().out
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert sum(row["grad_norm"] for row in metrics) > 0.01
@@ -225,7 +225,7 @@ def test_a_run_samples_from_its_adapters_resumes_to_the_bit_and_exports_them(
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         folder.rmdir()
-    train_run(load_settings(recipe), AGENTS)
+    aipo.train(load_settings(recipe), agents=AGENTS)
     assert {path: (run / path).read_bytes() for path in kept} == kept
     assert (policy / "model.safetensors").read_bytes() == weights
 
@@ -250,7 +250,7 @@ def test_a_policy_server_is_handed_merged_weights(tmp_path: Path) -> None:
                 "warmup_steps": 0,
             },
         )
-        train_run(load_settings(recipe))
+        aipo.train(load_settings(recipe))
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) == 3 and min(row["grad_norm"] for row in metrics[:2]) > 0.01
     assert all(row["mismatch_max"] < 1e-4 for row in metrics)

@@ -1,0 +1,134 @@
+"""How good a policy is alone on the settings' task: sampled, recorded once, and not sampled again."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import MappingProxyType
+
+from aipo.agents.base import Agent
+from aipo.assembly.parts import Parts, assemble, by_name
+from aipo.config.settings import Settings
+from aipo.evaluation.manifest import fingerprint
+from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult, append_record, read_records
+from aipo.evaluation.solo import EvaluationPlan, first_of_each_stratum
+from aipo.evaluation.solo import evaluate as run_evaluation
+from aipo.tasks.base import Split, Task
+from aipo.training.events import Reporter, Silent, StopRunError
+from aipo.training.journal import EVALUATION, TIMINGS, NotRecordedError
+
+SILENT = Silent()
+NOTHING_KNOWN: Mapping[str, str | int | float] = MappingProxyType({})
+
+
+def evaluate(
+    settings: Settings,
+    *,
+    checkpoint: Path | str = "",
+    method: str = "policy",
+    task: Task | None = None,
+    agents: Mapping[str, Agent] | Iterable[Agent] | None = None,
+    reporter: Reporter | None = None,
+) -> list[EvaluationRecord]:
+    """Evaluate a policy without agents on the settings' task, in each mode of `evaluate.modes`.
+
+    Appends to `evaluation.jsonl` in run.output and returns the records; what is recorded there of this very
+    policy and these problems is not sampled again.
+
+    Args:
+        settings: From `load_settings`.
+        checkpoint: The policy; without it, `policy.model`.
+        method: What tables call this policy.
+        task: Your own task, in the place of the one that the settings name.
+        agents: Your own agents, for the mode `agents`.
+        reporter: Where progress goes; without one, to the logger `aipo`. Nothing is printed.
+
+    Raises:
+        ValueError: The settings are wrong or do not fit together.
+        StopRunError: Too many samples could not be graded; nothing of them was recorded.
+    """
+    if checkpoint:
+        policy = settings.policy.model_copy(update={"model": str(checkpoint)})
+        settings = settings.model_copy(update={"policy": policy})
+    n, reporter = settings.evaluate.samples_per_problem, reporter or Reporter()
+    with closing(assemble(settings, by_name(agents), True, settings.run.output, task)) as parts:
+        return asyncio.run(evaluate_run(settings, parts, 0, n, method, _known(settings), reporter))
+
+
+async def evaluate_run(
+    settings: Settings,
+    parts: Parts,
+    step: int,
+    samples: int,
+    method: str = "",
+    known: Mapping[str, str | int | float] = NOTHING_KNOWN,
+    reporter: Reporter = SILENT,
+) -> list[EvaluationRecord]:
+    """Evaluate in every mode of the settings, append the records, and return those of this step.
+
+    A mode that is recorded already is not sampled again, if that was this very evaluation: the same step,
+    method, split, problems and samples, and what is `known` of the policy and of the sampling.
+    """
+    plan, path = settings.evaluate, settings.run.output / EVALUATION
+    problems = first_of_each_stratum(parts.task.problems(Split(plan.split)), plan.problems)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = settings.run.output.name
+    asked = [(problem.id, samples) for problem in problems]
+
+    def report(done: int, total: int) -> None:
+        say = reporter.passing if done < total else reporter.note
+        say(f"evaluated {done}/{total} problems")
+
+    done = {
+        r.mode: r
+        for r in (read_records(path) if path.exists() else ())
+        if (r.step, r.method, r.split) == (step, method or run, plan.split)
+        and [(result.problem, result.samples) for result in r.results] == asked
+        and all(r.meta.get(name, value) == value for name, value in known.items())
+    }
+    for mode in plan.modes:
+        if mode in done:
+            continue
+        begun = time.monotonic()
+        results = await run_evaluation(
+            parts.sampler, problems, EvaluationPlan(mode, samples, plan.temperature, plan.seed), report
+        )
+        _refuse_ungraded(settings, mode, results)
+        done[mode] = EvaluationRecord(
+            SCHEMA, run, method or run, settings.run.seed, step, plan.split, mode, results, dict(known)
+        )
+        _record(path, done[mode], time.monotonic() - begun)
+    return [done[mode] for mode in plan.modes]
+
+
+def _known(settings: Settings) -> dict[str, str | int | float]:
+    """Return what tells one evaluation into a folder from another; a run's own settings cannot change."""
+    folder, plan = Path(settings.policy.model), settings.evaluate
+    policy = fingerprint(folder) if folder.is_dir() else settings.policy.model
+    return {"policy": policy, "temperature": plan.temperature, "seed": plan.seed}
+
+
+def _record(path: Path, record: EvaluationRecord, evaluate_s: float) -> None:
+    """Append a record and the time that it took. Raises `NotRecordedError`."""
+    try:
+        append_record(path, record)
+        with path.with_name(TIMINGS).open("a") as timings:
+            timings.write(json.dumps({"step": record.step, "evaluate_s": evaluate_s}) + "\n")
+    except OSError as error:
+        raise NotRecordedError(
+            f"{str(path)!r} could not be written ({error}); make room. The same command makes this "
+            "evaluation again"
+        ) from error
+
+
+def _refuse_ungraded(settings: Settings, mode: str, results: Sequence[ProblemResult]) -> None:
+    """Record nothing of an evaluation that a broken engine or grader has spoilt; it is repeated instead."""
+    share = sum(r.ungraded for r in results) / max(1, sum(r.samples for r in results))
+    if share > settings.train.max_ungraded_share:
+        raise StopRunError(
+            f"evaluation in mode {mode!r}: {share:.0%} of the samples could not be graded, more than "
+            f"train.max_ungraded_share = {settings.train.max_ungraded_share}; nothing of it was recorded. "
+            "`aipo doctor` says whether engine and grader work"
+        )

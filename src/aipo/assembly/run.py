@@ -1,0 +1,159 @@
+"""A whole training run: put together, checked, trained, evaluated where the settings ask for it, exported.
+
+Nothing is written to the run's folder before all of the settings have been checked, and the same call goes on
+where an interrupted run was.
+"""
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aipo.agents.base import Agent
+from aipo.assembly.canary import refuse_silent_agents
+from aipo.assembly.evaluation import evaluate_run
+from aipo.assembly.parts import Parts, assemble, by_name
+from aipo.assembly.selftest import self_test
+from aipo.assembly.stopping import end_now_is_an_error, signals_end_the_step, watchdog_of
+from aipo.config.settings import Settings
+from aipo.evaluation.model_card import write_model_card
+from aipo.tasks.base import Split, Task
+from aipo.training.events import Progress, Reporter, Silent
+from aipo.training.journal import AGENTS, record_agents, refuse_other_run
+from aipo.training.log_probs import PolicyForward
+from aipo.training.loop import Trainer
+from aipo.training.model import parameter_line
+from aipo.training.ranks import Ranks, join
+from aipo.training.trackers import check_trackers
+
+BFLOAT16_RATE = 4e-5
+"""Below it a step of AdamW moves a usual weight, 0.02, by less than half of bfloat16's spacing there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a finished run has left."""
+
+    policy: Path
+    """The exported policy, a plain Hugging Face folder."""
+    folder: Path
+    """The run's folder, `run.output`: settings, metrics, rollouts, evaluations, checkpoints."""
+    step: int
+    """The last step."""
+
+
+def train(
+    settings: Settings,
+    *,
+    task: Task | None = None,
+    agents: Mapping[str, Agent] | Iterable[Agent] | None = None,
+    reporter: Reporter | None = None,
+    use_cache: bool = True,
+    may_change: Collection[str] = (),
+) -> TrainResult:
+    """Train a policy, or go on with a run that was interrupted; evaluate where the settings ask for it.
+
+    Args:
+        settings: The run, from `load_settings`.
+        task: Your own task, in the place of the one that the settings name.
+        agents: Your own agents, in the place of those that the settings describe; one for each name in
+            `agents.enabled`.
+        reporter: Where progress and remarks go; without one, to the logger `aipo`. Nothing is printed.
+        use_cache: Whether replies of remote and local agents are kept, so that nobody is asked twice.
+        may_change: Settings that may differ from those that the run began with, as in `["train.steps"]`.
+
+    Raises:
+        ValueError: The settings are wrong or do not fit together; nothing was trained. The message names the
+            field, the value and the fix.
+        StopRunError: The run stopped on purpose with a valid checkpoint: a guard, an agent or engine that is
+            gone, a full disk. `SignalledError` is the kind for SIGTERM and for the first SIGINT.
+        KeyboardInterrupt: SIGINT came before the training, or a second time; the last checkpoint is valid.
+    """
+    policy = settings.run.output / "policy"
+    if not settings.policy.model:
+        raise ValueError(
+            "policy.model is empty; name a model folder or hub id, or first run `aipo warmstart`"
+        )
+    check_trackers(settings.run.trackers)
+    ranks = join(settings)
+    reporter = reporter or Reporter() if ranks.leads else Silent()
+    ranks.first(lambda: refuse_other_run(settings, may_change))
+    own = by_name(agents)
+    with (
+        end_now_is_an_error(),
+        closing(assemble(settings, own, use_cache, settings.run.output, task)) as parts,
+    ):
+        step = _train(settings, parts, may_change, ranks, reporter)
+    ranks.first(lambda: write_model_card(settings.run.output, policy))
+    reporter.note(f"policy written to {policy}")
+    return TrainResult(policy=policy, folder=settings.run.output, step=step)
+
+
+def _train(
+    settings: Settings, parts: Parts, may_change: Collection[str], ranks: Ranks, reporter: Reporter
+) -> int:
+    problems = parts.task.problems(Split.TRAIN)
+    if late := [step for step in settings.evaluate.at_steps if step > settings.train.steps]:
+        raise ValueError(
+            f"evaluate.at_steps = {late} is beyond train.steps = {settings.train.steps}; lower it"
+        )
+    if settings.evaluate.at_steps:
+        parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
+    ranks.first(lambda: refuse_silent_agents(settings, parts.crew))
+    self_test(parts, problems, settings.rollout.temperature)
+    whole = (parts.model, parts.tokenizer, parts.sampler, problems)
+    with closing(Trainer(settings, *whole, may_change=may_change, ranks=ranks)) as trainer:
+        if ranks.leads:
+            _report_start(settings, parts, trainer, reporter)
+        _run(settings, replace(parts, sampler=trainer.sampler), trainer, ranks, reporter)
+        return trainer.step
+
+
+def _report_start(settings: Settings, parts: Parts, trainer: Trainer, reporter: Reporter) -> None:
+    """Say what of the policy is trained, what costs memory or updates, and where the run goes on."""
+    if record_agents(settings.run.output, trainer.step, parts.crew.record):
+        reporter.note(f"the agents have changed: see {AGENTS}")
+    reporter.note(parameter_line(parts.model))
+    forward = PolicyForward(parts.model, settings.train.logit_chunk_tokens)
+    notice = forward.check() if forward.chunk_of(settings.train.microbatch_tokens) else ""
+    for line in (notice, _bfloat16_warning(settings)):
+        if line:
+            reporter.note(line)
+    for note in trainer.notes:
+        reporter.warn(note)
+    if 0 < trainer.step < settings.train.steps:
+        reporter.note(f"going on from step {trainer.step}")
+
+
+def _bfloat16_warning(settings: Settings) -> str:
+    """Return what to say where bfloat16 weights are too coarse for the learning rate, else ''."""
+    policy, rate = settings.policy, settings.train.learning_rate
+    if policy.dtype != "bfloat16" or policy.lora_rank or rate >= BFLOAT16_RATE:
+        return ""
+    return (
+        f"policy.dtype = 'bfloat16' with train.learning_rate = {rate:g}: most updates are smaller than a "
+        "weight's rounding and are lost; train adapters (policy.lora_rank), which are float32, or set "
+        "policy.dtype = 'float32'"
+    )
+
+
+def _run(settings: Settings, parts: Parts, trainer: Trainer, ranks: Ranks, reporter: Reporter) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(signals_end_the_step(trainer, reporter))
+        if ranks.leads:  # the others wait for it, and end when it does
+            stack.enter_context(watchdog_of(trainer, settings.guards, settings.run.output, reporter))
+        stack.enter_context(reporter)
+
+        async def after_step(progress: Progress) -> None:
+            reporter.step(progress)
+            await _evaluate_if_due(settings, parts, progress.step, reporter)
+
+        asyncio.run(trainer.run(after_step))
+
+
+async def _evaluate_if_due(settings: Settings, parts: Parts, step: int, reporter: Reporter) -> None:
+    plan = settings.evaluate
+    if step in plan.at_steps:
+        samples = plan.samples_per_problem if step == settings.train.steps else plan.curve_samples_per_problem
+        await evaluate_run(settings, parts, step, samples, reporter=reporter)
