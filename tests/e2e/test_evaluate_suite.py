@@ -153,7 +153,10 @@ def test_another_setting_or_policy_is_refused_with_the_difference(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--benchmarks", "mat500"], "no benchmark 'mat500'; did you mean math500?"),
+        (
+            ["--benchmarks", "mat500"],
+            "--benchmarks: task.name = 'mat500' is not known; did you mean 'math500'",
+        ),
         (["--benchmarks", ","], "--benchmarks names none"),
         (["--benchmarks", "dapo_math_17k"], "dapo_math_17k is a training set without a test split"),
         (["--benchmarks", "aime24", "--files", "aime24=/absent.jsonl"], "aime24=/absent.jsonl: no such file"),

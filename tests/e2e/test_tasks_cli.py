@@ -70,7 +70,7 @@ def test_a_verdict_that_is_not_as_it_must_be_ends_with_1(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["validate", "aime23"], "no benchmark 'aime23'; there are aime24"),
+        (["validate", "aime23"], "benchmark = 'aime23' is not known; did you mean 'aime25'?"),
         (["validate", "aime24", "--file", "absent.jsonl"], "absent.jsonl: cannot read"),
         (["generate", "gsm8k", "--output", "x"], "only reasoning_gym is generated"),
         (["generate", "reasoning_gym", "--output", "x", "--only", "rush_hour"], "no answer of its own"),

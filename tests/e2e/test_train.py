@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aipo.core.types import Verdict
 from aipo.grading import Grade
-from aipo.tasks.leg_counting.task import LegCountingTask
+from aipo.tasks.cpu.leg_counting.task import LegCountingTask
 from support.policies import counting_policy, counting_recipe, run_cli, start_cli, succeed
 
 pytestmark = pytest.mark.timeout(600)  # the first test makes the policy; others may use the cores

@@ -22,7 +22,7 @@ from aipo.core.advantages import Advantage
 from aipo.core.types import Verdict
 from aipo.engines import transformers as engine
 from aipo.grading import Grade
-from aipo.tasks.leg_counting.task import LegCountingTask
+from aipo.tasks.cpu.leg_counting.task import LegCountingTask
 from aipo.training import experience, update
 from aipo.training.events import Progress
 from aipo.training.update import Updater

@@ -21,7 +21,7 @@ from aipo.agents.scripted import ScriptedAgent
 from aipo.assembly import run as run_module
 from aipo.config.guards import GuardSettings
 from aipo.grading import Grade
-from aipo.tasks.leg_counting.task import LegCountingTask
+from aipo.tasks.cpu.leg_counting.task import LegCountingTask
 from aipo.training import watchdog
 from aipo.training.events import EXIT_STOPPED, StalledError
 from aipo.training.experience import Experience

@@ -89,7 +89,7 @@ class Zygote:
 def _serve() -> None:
     import aipo.cli.train  # noqa: F401  # torch and transformers are in before the first fork
     from aipo.tasks.base import Split
-    from aipo.tasks.leg_counting.task import LegCountingTask
+    from aipo.tasks.cpu.leg_counting.task import LegCountingTask
 
     LegCountingTask().problems(Split.TRAIN)  # drawn once, kept for all children
 

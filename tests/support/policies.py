@@ -42,6 +42,7 @@ Architecture = Literal["qwen2.5", "llama3"]
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 COUNTING_RECIPE = {
     "task": {"name": "leg_counting"},
+    "agents": {"backend": "oracle"},
     "consult": {"max_feedback_tokens": 12, "consulting_prompt": "agents", "solo_prompt": "alone"},
     "rollout": {"rollouts_per_prompt": 8, "max_prompt_tokens": 24, "max_response_tokens": 64},
     "train": {

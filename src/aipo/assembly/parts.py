@@ -1,8 +1,6 @@
 """Assembly: from settings to the parts of a run, checked before any compute is spent.
 
-Owns which implementation stands behind which name. Must not hold logic of its own.
-Invariant: what is assembled here fits together; every mismatch is one clear error that names field, value and
-fix.
+What is assembled here fits together; every mismatch is one clear error that names field, value and fix.
 """
 
 import os
@@ -21,16 +19,14 @@ from aipo.assembly.heap import tune_malloc
 from aipo.config.settings import ConsultSettings, SandboxSettings, Settings, TaskSettings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
-from aipo.consult.protocol import Protocol
+from aipo.consult.protocol import NOTICES, Protocol
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
 from aipo.rollout.leaks import LeakPolicy
-from aipo.tasks.base import Oracle, Split, Task
+from aipo.tasks.base import Oracle, Task, TaskSpec, Wording
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import refuse_evaluation_file
-from aipo.tasks.benchmarks.task import BenchmarkTask, GradingLimits
-from aipo.tasks.cpu_tasks import CPU_TASKS
-from aipo.tasks.jsonl import JsonlSource, JsonlTask
+from aipo.tasks.registry import task_spec
 from aipo.training.model import load_policy
 
 
@@ -117,22 +113,15 @@ def by_name(agents: Mapping[str, Agent] | Iterable[Agent] | None) -> dict[str, A
 
 def build_task(settings: TaskSettings, sandbox: SandboxSettings | None = None) -> Task:
     """Return the named task. Without `sandbox`, its defaults."""
-    if settings.name in CPU_TASKS:
-        return CPU_TASKS[settings.name].task()
-    given = {
-        Split.TRAIN: settings.train_file,
-        Split.VALIDATION: settings.validation_file,
-        Split.TEST: settings.test_file,
-    }
-    files = {split: path for split, path in given.items() if path}
-    if settings.train_file:
-        refuse_evaluation_file(settings.train_file, "task.train_file", BENCHMARKS.values())
-    if settings.name in BENCHMARKS:
-        limits = GradingLimits(settings.grade_timeout_s, settings.grade_workers, sandbox)
-        return BenchmarkTask(BENCHMARKS[settings.name], files, limits)
-    columns = (settings.problem_field, settings.answer_field, settings.answer_after)
-    sources = {split: JsonlSource(path, *columns) for split, path in files.items()}
-    return JsonlTask(sources, settings.match, settings.grade_timeout_s, settings.grade_workers)
+    return make_task(task_spec(settings.name), settings, sandbox)
+
+
+def make_task(spec: TaskSpec, settings: TaskSettings, sandbox: SandboxSettings | None = None) -> Task:
+    """Return the task of an entry. Raises `TaskError` for problems that cannot be used."""
+    if settings.train_file and spec.takes_files:
+        described = (benchmark for _, benchmark in BENCHMARKS.items())
+        refuse_evaluation_file(settings.train_file, "task.train_file", described)
+    return spec.make(settings, sandbox or SandboxSettings())
 
 
 def build_protocol(consult: ConsultSettings, enabled: tuple[str, ...]) -> Protocol:
@@ -140,17 +129,17 @@ def build_protocol(consult: ConsultSettings, enabled: tuple[str, ...]) -> Protoc
     return Protocol(consult.tags, consult.feedback_tag, enabled)
 
 
+def wording_of(protocol: Protocol) -> Wording:
+    """Return what oracles and traces need of a protocol."""
+    return Wording(
+        protocol.tags, protocol.feedback_tag, {str(outcome): text for outcome, text in NOTICES.items()}
+    )
+
+
 def oracle_of(settings: Settings) -> Oracle | None:
     """Return the task's own oracle, if it has one."""
-    if settings.task.name not in CPU_TASKS:
-        return None
-    default = ConsultSettings()
-    if settings.consult.tags != default.tags or settings.consult.feedback_tag != default.feedback_tag:
-        raise AssemblyError(
-            f"consult.tags: the oracle of {settings.task.name} reads the default tags only; leave them as "
-            "they are"
-        )
-    return CPU_TASKS[settings.task.name].oracle()
+    make = task_spec(settings.task.name).oracle
+    return make(wording_of(build_protocol(settings.consult, settings.agents.enabled))) if make else None
 
 
 def _check_room(settings: Settings, codec: TagCodec) -> None:

@@ -5,7 +5,7 @@ It is made once: a folder that holds it already, made with the same settings, is
 
 from pathlib import Path
 
-from aipo.assembly.parts import build_protocol, prepare_process
+from aipo.assembly.parts import build_protocol, prepare_process, wording_of
 from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
 from aipo.console import console, duration
@@ -13,8 +13,8 @@ from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import NOTICES
 from aipo.core.types import PAPER_AGENTS
-from aipo.tasks.cpu_tasks import CPU_TASKS
-from aipo.tasks.curriculum import Trace
+from aipo.tasks.base import Trace
+from aipo.tasks.registry import task_spec
 from aipo.training.model import save_policy
 from aipo.training.tiny import build_model, build_tokenizer
 from aipo.training.warmstart import WarmstartProgress, warm_start
@@ -27,15 +27,13 @@ def make_warm_start(settings: Settings) -> Path:
         _refuse_other_settings(settings)
         console.print(f"the warm start is there already: {folder}", markup=False)
         return folder
-    if settings.task.name not in CPU_TASKS:
-        raise ValueError(
-            f"task.name = {settings.task.name!r}: only {' and '.join(CPU_TASKS)} have a warm start; use a "
-            "real model"
-        )
+    make_curriculum = task_spec(settings.task.name).curriculum
+    if make_curriculum is None:
+        raise ValueError(f"task.name = {settings.task.name!r} has no supervised start; use a real model")
     prepare_process(settings)
-    curriculum = CPU_TASKS[settings.task.name].curriculum(settings.consult.max_consultations)
-    protocol = build_protocol(settings.consult, PAPER_AGENTS)
     consult = settings.consult
+    protocol = build_protocol(consult, PAPER_AGENTS)
+    curriculum = make_curriculum(consult.max_consultations, wording_of(protocol))
     prompts = [consult.consulting_prompt or "", consult.solo_prompt or ""]
     words = [*curriculum.vocabulary(), *" ".join([*NOTICES.values(), *prompts]).split()]
     tokenizer = build_tokenizer(words, protocol.control_strings)

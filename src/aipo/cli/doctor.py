@@ -27,9 +27,8 @@ from aipo.consult.codec import TagCodec
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError
 from aipo.tasks.base import Oracle, Problem, Split, Task
-from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.task import BenchmarkTask
-from aipo.tasks.cpu_tasks import CPU_TASKS
+from aipo.tasks.registry import task_spec
 
 EXIT_FAILED = 1
 MANY_TOKENS = 4
@@ -110,9 +109,10 @@ def _graded(settings: Settings) -> list[Finding]:
 
 def _first_split(task: TaskSettings) -> Split:
     """Return train where the task has training problems, else test."""
-    if task.train_file or task.name in CPU_TASKS:
+    spec = task_spec(task.name)
+    if task.train_file or not spec.takes_files:
         return Split.TRAIN
-    described = BENCHMARKS.get(task.name)
+    described = spec.benchmark
     fetched = described is not None and described.hub and not task.test_file
     return Split.TRAIN if fetched and described and Split.TRAIN in described.parts else Split.TEST
 

@@ -1,8 +1,7 @@
 """`aipo evaluate CHECKPOINT`: one policy, alone, on benchmarks by name; with agents too, where asked.
 
-Owns the way from options to an evaluation, checked before any compute: names, files, settings. Must not
-sample, grade or count by itself. Invariant: questions are loaded before the policy, and the folder is claimed
-before the first sample.
+Names, files and settings are checked before any compute: questions are loaded before the policy, and the
+folder is claimed before the first sample.
 """
 
 import asyncio
@@ -12,12 +11,13 @@ from hashlib import sha256
 from pathlib import Path
 
 from aipo.assembly.agents import build_agents
-from aipo.assembly.parts import build_task, oracle_of, prepare_process
+from aipo.assembly.parts import make_task, oracle_of, prepare_process
 from aipo.assembly.policy import SLOTS, Way, loaded_policy
 from aipo.assembly.suite_options import SuiteOptions, chosen_names, counts_of, files_of
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.console import console, plain_errors
+from aipo.core.registry import RegistryError
 from aipo.core.types import SoloMode
 from aipo.engines.base import Sampling
 from aipo.evaluation.benchmark_run import SOLO, Entry
@@ -26,16 +26,12 @@ from aipo.evaluation.pages import RESULTS_MD, ScorePage
 from aipo.evaluation.samples import SAMPLES, SampleFile
 from aipo.evaluation.scores import read_evaluation
 from aipo.evaluation.solo import first_of_each_stratum
-from aipo.tasks.base import Problem, Split, Task, TaskError
-from aipo.tasks.benchmarks.catalogue import BENCHMARKS, PAPER_EIGHT
+from aipo.tasks.base import Problem, Split, Task, TaskError, TaskSpec
+from aipo.tasks.benchmarks.catalogue import PAPER_EIGHT
 from aipo.tasks.benchmarks.load import local_file, packaged
 from aipo.tasks.benchmarks.task import BenchmarkTask
-from aipo.tasks.cpu_tasks import CPU_TASKS
+from aipo.tasks.registry import task_spec
 
-MAX_RESPONSE_TOKENS = 16_384
-"""Of a benchmark's response [ours]: what a reasoning policy needs; the policy's context may allow less."""
-SHORT_RESPONSES: Mapping[str, int] = {"mbpp": 8_192, **dict.fromkeys(CPU_TASKS, 128)}
-CPU_SAMPLES = 4
 DIGEST_DIGITS = 16
 MEANINGFUL = (
     *("run.device", "run.threads", "policy.dtype", "policy.attention", "rollout.slots"),
@@ -121,29 +117,32 @@ def load_entries(settings: Settings, options: SuiteOptions, opened: ExitStack) -
 
     Raises `ValueError` for names, files and rows that cannot be used, before a policy is loaded.
     """
-    names = chosen_names(options.benchmarks or "all", PAPER_EIGHT, [*BENCHMARKS, *CPU_TASKS])
+    try:
+        asked = map(task_spec, chosen_names(options.benchmarks or "all", PAPER_EIGHT))
+        specs = {spec.name: spec for spec in asked}
+    except RegistryError as error:
+        raise RegistryError(f"--benchmarks: {error}") from None
+    names = list(specs)
     counts = counts_of(options.samples, "--samples", names)
     limits = counts_of(options.max_response_tokens, "--max-response-tokens", names)
-    files = _files(names, options)
+    files = _files(specs, options)
     entries = []
-    for name in names:
-        task = _task(name, files.get(name), settings)
-        if isinstance(task, BenchmarkTask):
-            opened.callback(task.close)
+    for name, spec in specs.items():
+        task = _task(spec, files.get(name), settings)
+        opened.callback(getattr(task, "close", lambda: None))
         everything = task.problems(Split.TEST)
         chosen = first_of_each_stratum(everything, options.problems) if options.problems else everything
-        source = files.get(name) or _source(name)
         questions = Questions(
             name=name,
-            title=_title(name),
-            kind=BENCHMARKS[name].kind.value if name in BENCHMARKS else "cpu task",
+            title=spec.title or name,
+            kind=spec.kind,
             digest=digest(task, chosen),
-            source=str(source),
+            source=str(files.get(name) or spec.source),
             problems=len(chosen),
             whole=len(chosen) == len(everything),
-            samples=counts.get(name, _samples(name)),
-            max_response_tokens=limits.get(name, SHORT_RESPONSES.get(name, MAX_RESPONSE_TOKENS)),
-            notes=BENCHMARKS[name].notes if name in BENCHMARKS else (),
+            samples=counts.get(name, spec.samples),
+            max_response_tokens=limits.get(name, spec.max_response_tokens),
+            notes=spec.notes,
         )
         entries.append(Entry(questions, task, tuple(chosen)))
     return entries
@@ -162,26 +161,24 @@ def digest(task: Task, problems: Sequence[Problem]) -> str:
     return whole.hexdigest()[:DIGEST_DIGITS]
 
 
-def _files(names: Sequence[str], options: SuiteOptions) -> dict[str, Path]:
+def _files(specs: Mapping[str, TaskSpec], options: SuiteOptions) -> dict[str, Path]:
     """Return the local files, each of which exists; with `--data` one for each benchmark that needs one."""
-    files = files_of(options.files, names)
+    files = files_of(options.files, list(specs))
     if missing := [f"{name}={path}" for name, path in files.items() if not path.is_file()]:
         raise TaskError(f"--files {','.join(missing)}: no such file")
     for name in files:
-        if name in CPU_TASKS:
-            raise TaskError(
-                f"--files {name}=…: {name} is drawn by the package and takes no file; leave it out"
-            )
+        if not specs[name].takes_files:
+            raise TaskError(f"--files {name}=…: {name} makes its own problems; leave it out")
     if options.data is None:
         return files
     if not options.data.is_dir():
         raise TaskError(f"--data {options.data}: no such folder")
     absent = []
-    for name in (n for n in names if n in BENCHMARKS and n not in files):
-        part = BENCHMARKS[name].parts.get(Split.TEST)
-        if path := local_file(BENCHMARKS[name], Split.TEST, options.data):
+    for name, benchmark in ((n, s.benchmark) for n, s in specs.items() if s.benchmark and n not in files):
+        part = benchmark.parts.get(Split.TEST)
+        if path := local_file(benchmark, Split.TEST, options.data):
             files[name] = path
-        elif part and not packaged(BENCHMARKS[name], Split.TEST):
+        elif part and not packaged(benchmark, Split.TEST):
             absent.append(f"{part.stem}.jsonl ({name})")
     if absent:
         raise TaskError(
@@ -191,42 +188,19 @@ def _files(names: Sequence[str], options: SuiteOptions) -> dict[str, Path]:
     return files
 
 
-def _task(name: str, file: Path | None, settings: Settings) -> Task:
-    """Return a benchmark's task with its test questions. Raises `TaskError`."""
-    if name in BENCHMARKS and Split.TEST not in BENCHMARKS[name].parts:
+def _task(spec: TaskSpec, file: Path | None, settings: Settings) -> Task:
+    """Return a task with its test questions. Raises `TaskError`."""
+    if spec.benchmark and Split.TEST not in spec.benchmark.parts:
         raise TaskError(
-            f"--benchmarks: {name} is a training set without a test split; evaluate on one of "
+            f"--benchmarks: {spec.name} is a training set without a test split; evaluate on one of "
             f"{', '.join(PAPER_EIGHT)}"
         )
-    own = settings.task.model_copy(
-        update={"name": name, "train_file": None, "validation_file": None, "test_file": file}
-    )
+    given = {"train_file": None, "validation_file": None, "test_file": file}
     try:
-        return build_task(own, settings.sandbox)
+        return make_task(spec, settings.task.model_copy(update=given), settings.sandbox)
     except TaskError as error:
-        hint = "" if file else f" (here: --files {name}=FILE, or --data FOLDER)"
-        raise TaskError(f"{name}: {error}{hint}") from error
-
-
-def _source(name: str) -> str:
-    if name in CPU_TASKS:
-        return "drawn by reasoning-gym" if name.startswith("leg") else "drawn by this package"
-    benchmark = BENCHMARKS[name]
-    return "packaged" if packaged(benchmark, Split.TEST) else benchmark.hub
-
-
-def _title(name: str) -> str:
-    titles = {
-        "leg_counting": "Leg counting (Reasoning-Gym)",
-        "leg_counting_long": "Leg counting, long (Reasoning-Gym)",
-        "two_digit_products": "Two-digit products",
-    }
-    return BENCHMARKS[name].title if name in BENCHMARKS else titles.get(name, name)
-
-
-def _samples(name: str) -> int:
-    """Return n of Avg@n, as the catalogue has it."""
-    return BENCHMARKS[name].samples if name in BENCHMARKS else CPU_SAMPLES
+        hint = "" if file or not spec.takes_files else f" (here: --files {spec.name}=FILE, or --data FOLDER)"
+        raise TaskError(f"{spec.name}: {error}{hint}") from error
 
 
 def _solo_mode(options: SuiteOptions) -> SoloMode:

@@ -41,27 +41,6 @@ CoefficientName = Literal[
 ]
 
 
-TaskName = Literal[
-    "leg_counting",
-    "leg_counting_long",
-    "two_digit_products",
-    "jsonl",
-    "aime24",
-    "aime25",
-    "math500",
-    "livemathbench",
-    "gpqa_diamond",
-    "mbpp",
-    "livecodebench_v6",
-    "reasoning_gym",
-    "gsm8k",
-    "dapo_math_17k",
-    "deepmath_103k",
-    "openr1_math_46k",
-]
-"""The CPU tasks, `jsonl`, and every benchmark of `aipo tasks list`."""
-
-
 class RunSettings(Section):
     """Where a run writes, and its one seed."""
 
@@ -110,10 +89,10 @@ class PolicySettings(Section):
 class TaskSettings(Section):
     """Which problems, and how answers are matched."""
 
-    name: TaskName = Field(
-        "leg_counting",
+    name: str = Field(
+        "",
         description="`jsonl`: problems of your own. A benchmark (docs/benchmarks.md): its files, or the hub "
-        "when none is given.",
+        "when none is given. A task from outside the package: `module:attribute` (CONTRIBUTING.md).",
     )
     train_file: Path | None = Field(
         None, description="Problems to train on: JSON lines, a JSON list, Parquet or CSV."

@@ -1,17 +1,27 @@
-"""What a task is: problems with checkable answers, a verdict and, for some, an oracle.
+"""What a task is: problems with checkable answers, a verdict, and what else its entry says of it.
 
-Owns the one row shape that everything downstream sees. Must not know rollouts or training.
-Invariant: a grader's failure is UNGRADED with a reason, never INCORRECT.
+A grader's failure is UNGRADED with a reason, never INCORRECT.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from random import Random
+from typing import TYPE_CHECKING, Protocol
 
+from aipo.config.settings import SandboxSettings, TaskSettings
+from aipo.core.types import Condition, ConsultOutcome
 from aipo.grading import Grade
 
-__all__ = ["Grade", "Oracle", "Problem", "Split", "Task", "TaskError"]
+if TYPE_CHECKING:
+    from aipo.tasks.benchmarks.benchmark import Benchmark
+
+__all__ = ["Grade", "Oracle", "Problem", "Split", "Task", "TaskError", "TaskSpec"]
+
+SAMPLES = 4
+"""n of Avg@n, unless a task says otherwise."""
+MAX_RESPONSE_TOKENS = 16_384
+"""Of a response in an evaluation [ours]: what a reasoning policy needs; its context may allow less."""
 
 
 class Split(StrEnum):
@@ -65,3 +75,73 @@ class Oracle(Protocol):
     def solution(self, problem: str) -> str:
         """Return a whole expert trajectory (the assistant's turn)."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What a run's protocol writes around words, for oracles and traces: tags without angle brackets."""
+
+    requests: Mapping[str, str]
+    """The tag of requests, by agent."""
+    feedback: str
+    notices: Mapping[str, str]
+    """What stands in the place of feedback, by the outcome of the consultation."""
+
+    def request(self, agent: str) -> tuple[str, str]:
+        """Return the tags around a request."""
+        return f"<{self.requests[agent]}>", f"</{self.requests[agent]}>"
+
+    @property
+    def refusal(self) -> str:
+        """What the policy reads when no consultation is left."""
+        return f"<{self.feedback}> {self.notices[ConsultOutcome.REFUSED_LIMIT]} </{self.feedback}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One supervised sequence: the assistant's turn as (words, is a target).
+
+    A piece that is no target is context only; nothing of it is ever learnt by imitation.
+    """
+
+    problem: str
+    condition: Condition
+    pieces: tuple[tuple[str, bool], ...]
+
+
+class Curriculum(Protocol):
+    """What a task's supervised start teaches: its words and its worked examples."""
+
+    def vocabulary(self) -> list[str]:
+        """Return every word of problems, solutions and feedback, in a fixed order."""
+        ...
+
+    def trace(self, rng: Random) -> Trace:
+        """Return a random trace; no held-out question is ever drawn."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """The entry of a task: how it is made, and what else is known of it."""
+
+    name: str
+    make: Callable[[TaskSettings, SandboxSettings], Task]
+    """Makes the task from the table `task`. Raises `TaskError` with the fix."""
+    title: str = ""
+    """What tables call it; '': its name."""
+    kind: str = "task"
+    source: str = ""
+    """Where its problems come from when no file is given."""
+    takes_files: bool = False
+    """Whether `task.train_file` and its like mean something to it."""
+    benchmark: "Benchmark | None" = None
+    """Its description, where it is a benchmark."""
+    notes: tuple[str, ...] = ()
+    """What a reader of its numbers must know."""
+    samples: int = SAMPLES
+    max_response_tokens: int = MAX_RESPONSE_TOKENS
+    oracle: Callable[[Wording], Oracle] | None = None
+    """Makes the scripted expert that stands behind `agents.backend = 'oracle'`."""
+    curriculum: Callable[[int, Wording], Curriculum] | None = None
+    """Takes the consultations that a rollout may make."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import Settings
-from aipo.tasks.curriculum import Curriculum, Trace
+from aipo.tasks.base import Curriculum, Trace
 
 IGNORED = -100
 LENGTH_BUCKETS = 4

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from aipo.assembly.parts import build_task
 from aipo.config.settings import TaskSettings
 from aipo.tasks.base import Split, TaskError
 from aipo.tasks.benchmarks.benchmark import Kind, Row, Use
@@ -23,7 +24,8 @@ from aipo.tasks.benchmarks.gpqa import LETTERS, check_letters, gpqa_row, permuta
 from aipo.tasks.benchmarks.load import load, load_whole
 from aipo.tasks.benchmarks.page import describe
 from aipo.tasks.benchmarks.programs import PackedTests, StringUnpickler, unpack
-from aipo.tasks.cpu_tasks import CPU_TASKS
+from aipo.tasks.cpu.specs import CPU_TASKS
+from aipo.tasks.registry import TASKS
 
 DOCS = Path(__file__).parents[3] / "docs"
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
@@ -54,21 +56,27 @@ def choices(record: str) -> dict[str, str]:
 
 def test_the_papers_eight_and_four_training_sets_are_described() -> None:
     assert len(PAPER_EIGHT) == 8
-    assert [b.name for b in BENCHMARKS.values() if b.use is Use.TRAINING] == [
+    assert [b.name for _, b in BENCHMARKS.items() if b.use is Use.TRAINING] == [
         "reasoning_gym",
         "gsm8k",
         "dapo_math_17k",
         "deepmath_103k",
         "openr1_math_46k",
     ]
-    for benchmark in BENCHMARKS.values():
+    for _, benchmark in BENCHMARKS.items():
         assert benchmark.licence and benchmark.prompt and benchmark.samples >= 1, benchmark.name
         assert benchmark.evaluation_only == (set(benchmark.parts) == {Split.TEST}), benchmark.name
 
 
 def test_a_recipe_can_name_every_benchmark_and_nothing_else() -> None:
-    names = {*CPU_TASKS, "jsonl", *BENCHMARKS}
-    assert set(TaskSettings.model_json_schema()["properties"]["name"]["enum"]) == names
+    assert list(TASKS) == ["jsonl", *BENCHMARKS, *(spec.name for spec in CPU_TASKS)]
+    with pytest.raises(ValueError, match=r"task\.name = 'mth500' is not known; did you mean 'math500'\?"):
+        build_task(TaskSettings(name="mth500"))
+
+
+def test_a_recipe_without_a_task_is_told_to_name_one() -> None:
+    with pytest.raises(ValueError, match=r"task\.name is not set; .*task\.name = 'jsonl'"):
+        build_task(TaskSettings())
 
 
 def test_the_page_of_benchmarks_is_up_to_date() -> None:

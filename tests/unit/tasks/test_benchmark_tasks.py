@@ -103,7 +103,7 @@ def test_a_validation_file_of_a_training_set_may_be_given_and_is_held_out(tmp_pa
 
 # --- evaluation only -------------------------
 
-EVALUATION_ONLY = [benchmark for benchmark in BENCHMARKS.values() if benchmark.evaluation_only]
+EVALUATION_ONLY = [benchmark for _, benchmark in BENCHMARKS.items() if benchmark.evaluation_only]
 
 
 @pytest.mark.parametrize("benchmark", EVALUATION_ONLY, ids=lambda benchmark: benchmark.name)

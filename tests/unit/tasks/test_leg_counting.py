@@ -9,9 +9,8 @@ import pytest
 
 from aipo.consult.protocol import NOTICES
 from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Verdict
-from aipo.tasks.base import Problem, Split
-from aipo.tasks.curriculum import Trace
-from aipo.tasks.leg_counting.notation import (
+from aipo.tasks.base import Problem, Split, Trace
+from aipo.tasks.cpu.leg_counting.notation import (
     FICTIONAL,
     KNOWN,
     LABELS,
@@ -26,11 +25,12 @@ from aipo.tasks.leg_counting.notation import (
     problem_text,
     vocabulary,
 )
-from aipo.tasks.leg_counting.oracle import LegCountingOracle
-from aipo.tasks.leg_counting.task import EASY, HARD, LONG, LegCountingTask, held_out_questions, stratum_of
-from aipo.tasks.leg_counting.traces import MAX_LEGS, LegCountingCurriculum, TraceSettings, trace
+from aipo.tasks.cpu.leg_counting.oracle import LegCountingOracle
+from aipo.tasks.cpu.leg_counting.task import EASY, HARD, LONG, LegCountingTask, held_out_questions, stratum_of
+from aipo.tasks.cpu.leg_counting.traces import MAX_LEGS, LegCountingCurriculum, TraceSettings, trace
+from support.wording import WORDING
 
-TASK, ORACLE = LegCountingTask(), LegCountingOracle()
+TASK, ORACLE = LegCountingTask(), LegCountingOracle(WORDING)
 V, K, R = PAPER_AGENTS
 SOME = TASK.problems(Split.TEST)[:60]
 PROBLEM = "a 3 dog b 2 spider c 1 human"
@@ -53,7 +53,7 @@ def total(text: str) -> int:
 
 
 def traces(condition: Condition, settings: TraceSettings = ALWAYS, number: int = 400) -> list[Trace]:
-    drawn = (trace(Random(seed), settings) for seed in range(3 * number))
+    drawn = (trace(Random(seed), settings, WORDING) for seed in range(3 * number))
     return [t for t in drawn if t.condition is condition][:number]
 
 
@@ -195,17 +195,21 @@ def test_no_trace_holds_an_unknown_animal_or_a_held_out_question(condition: Cond
 def test_traces_meet_held_out_questions_and_leave_them_out() -> None:
     """Few items of few animals: without the check some question would be held out."""
     easy = [q for q in held_out_questions() if all(item.animal in KNOWN for item in q)]
-    drawn = {question(trace(Random(s), TraceSettings(fictional_share=0.0)).problem) for s in range(20_000)}
+    drawn = {
+        question(trace(Random(s), TraceSettings(fictional_share=0.0), WORDING).problem) for s in range(20_000)
+    }
     assert easy and not drawn & held_out_questions()
 
 
 def test_a_trace_is_repeated_by_its_seed() -> None:
-    assert [trace(Random(s), ALWAYS) for s in range(50)] == [trace(Random(s), ALWAYS) for s in range(50)]
+    assert [trace(Random(s), ALWAYS, WORDING) for s in range(50)] == [
+        trace(Random(s), ALWAYS, WORDING) for s in range(50)
+    ]
 
 
 @pytest.mark.parametrize("condition", Condition)
 def test_every_word_of_problems_solutions_and_traces_is_in_the_vocabulary(condition: Condition) -> None:
-    words = {*vocabulary(4), *TAGS, *TraceSettings().refusal.split()}
+    words = {*vocabulary(4), *TAGS, *WORDING.refusal.split()}
     assert len(vocabulary(4)) == len(set(vocabulary(4)))
     for drawn in traces(condition):
         text = " ".join([drawn.problem, *(said for said, _ in drawn.pieces)])
@@ -324,8 +328,8 @@ def test_long_problems_have_five_or_six_items_and_hard_ones_two_or_three_unknown
 
 
 def test_long_traces_speak_of_long_problems_in_the_long_vocabulary_and_leave_held_out_ones_out() -> None:
-    curriculum = LegCountingCurriculum(3, LONG)
-    words = {*curriculum.vocabulary(), *TAGS, *TraceSettings().refusal.split()}
+    curriculum = LegCountingCurriculum(3, WORDING, LONG)
+    words = {*curriculum.vocabulary(), *TAGS, *WORDING.refusal.split()}
     assert {"e", "f"} <= words and not {"e", "f"} & set(vocabulary(4))
     rng = Random(3)
     for _ in range(100):

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aipo.assembly.parts import build_task
+from aipo.config.settings import TaskSettings
 from aipo.consult.protocol import NOTICES
 from aipo.core.types import PAPER_AGENTS, ConsultOutcome, Verdict
 from aipo.tasks.base import Problem, Split
-from aipo.tasks.cpu_tasks import CPU_TASKS
-from aipo.tasks.products.notation import (
+from aipo.tasks.cpu.products.notation import (
     DONE,
     FICTIONAL,
     LARGEST,
@@ -30,8 +31,8 @@ from aipo.tasks.products.notation import (
     problem_text,
     vocabulary,
 )
-from aipo.tasks.products.oracle import ProductsOracle
-from aipo.tasks.products.task import (
+from aipo.tasks.cpu.products.oracle import ProductsOracle
+from aipo.tasks.cpu.products.task import (
     EASY_STRATA,
     HARD,
     SUM,
@@ -39,9 +40,12 @@ from aipo.tasks.products.task import (
     held_out_questions,
     stratum_of,
 )
-from aipo.tasks.worked import worked_words
+from aipo.tasks.cpu.specs import CPU_TASKS
+from aipo.tasks.cpu.worked import Reader
+from aipo.tasks.registry import task_spec
+from support.wording import WORDING
 
-TASK, ORACLE = ProductsTask(), ProductsOracle()
+TASK, ORACLE = ProductsTask(), ProductsOracle(WORDING)
 V, K, R = PAPER_AGENTS
 quiet = settings(deadline=None)
 HARD_ONE = "7 4 * 6 3"
@@ -212,7 +216,9 @@ def test_asked_line_by_line_the_oracles_words_complete_every_problem_to_a_correc
     while reply := asked(R, rollout, problem=problem.text):
         rollout += f" <reasoning> </reasoning> <feedback> {reply} </feedback>"
         value = reply.split()[-5:-1]
-    assert f"{' '.join(worked_words(rollout))} answer {' '.join(value)}" == ORACLE.solution(problem.text)
+    assert f"{' '.join(Reader(WORDING).words(rollout))} answer {' '.join(value)}" == ORACLE.solution(
+        problem.text
+    )
     assert grade(problem, f"answer {' '.join(value)}") is Verdict.CORRECT
 
 
@@ -265,7 +271,7 @@ def test_knowledge_tells_the_value_of_an_operation_of_one_line_and_nothing_else(
 def test_what_knowledge_says_reads_on_as_the_policys_own_format() -> None:
     begun = "7 4 * 6 0 = <knowledge> 7 4 * 6 0 </knowledge> <feedback>"
     consulted = f"{begun} {asked(K, '7 4 * 6 0 =', '7 4 * 6 0')} </feedback> more"
-    assert worked_words(consulted) == SOLUTION.split()[:11]
+    assert Reader(WORDING).words(consulted) == SOLUTION.split()[:11]
 
 
 @pytest.mark.parametrize("outcome", [o for o in ConsultOutcome if o is not ConsultOutcome.ANSWERED])
@@ -288,13 +294,14 @@ def test_no_agent_breaks_on_whatever_a_rollout_holds() -> None:
 # the registry
 
 
-@pytest.mark.parametrize("name", CPU_TASKS)
+@pytest.mark.parametrize("name", [spec.name for spec in CPU_TASKS])
 def test_every_cpu_task_has_a_task_of_that_name_an_oracle_that_solves_it_and_a_curriculum(name: str) -> None:
-    parts = CPU_TASKS[name]
-    task, curriculum = parts.task(), parts.curriculum(3)
+    spec = task_spec(name)
+    assert spec.oracle and spec.curriculum
+    task, curriculum = build_task(TaskSettings(name=name)), spec.curriculum(3, WORDING)
     problem = task.problems(Split.VALIDATION)[0]
-    solution = parts.oracle().solution(problem.text)
+    solution = spec.oracle(WORDING).solution(problem.text)
     assert task.name == name
     assert asyncio.run(task.grade(problem, solution)).verdict is Verdict.CORRECT
     assert {*problem.text.split(), *solution.split()} <= set(curriculum.vocabulary())
-    assert curriculum.trace(Random(0)) == parts.curriculum(3).trace(Random(0))
+    assert curriculum.trace(Random(0)) == spec.curriculum(3, WORDING).trace(Random(0))

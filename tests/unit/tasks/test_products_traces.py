@@ -6,9 +6,8 @@ from random import Random
 import pytest
 
 from aipo.core.types import Condition
-from aipo.tasks.base import Split
-from aipo.tasks.curriculum import Trace
-from aipo.tasks.products.notation import (
+from aipo.tasks.base import Split, Trace
+from aipo.tasks.cpu.products.notation import (
     DIGITS,
     FICTIONAL,
     MARKS,
@@ -25,10 +24,17 @@ from aipo.tasks.products.notation import (
     plan,
     vocabulary,
 )
-from aipo.tasks.products.oracle import ProductsOracle
-from aipo.tasks.products.task import EASY_STRATA, ProductsTask, held_out_questions, question_of, stratum_of
-from aipo.tasks.products.traces import HARD_PLANS, Kind, TraceSettings, steps_of, trace
-from aipo.tasks.worked import worked_words
+from aipo.tasks.cpu.products.oracle import ProductsOracle
+from aipo.tasks.cpu.products.task import (
+    EASY_STRATA,
+    ProductsTask,
+    held_out_questions,
+    question_of,
+    stratum_of,
+)
+from aipo.tasks.cpu.products.traces import HARD_PLANS, Kind, TraceSettings, steps_of, trace
+from aipo.tasks.cpu.worked import Reader
+from support.wording import WORDING
 
 HARD_ONE = "7 4 * 6 3"
 TAGS = {
@@ -40,7 +46,7 @@ ALWAYS = TraceSettings(
 
 
 def traces(condition: Condition, settings: TraceSettings = ALWAYS, number: int = 600) -> list[Trace]:
-    drawn = (trace(Random(seed), settings) for seed in range(3 * number))
+    drawn = (trace(Random(seed), settings, WORDING) for seed in range(3 * number))
     return [t for t in drawn if t.condition is condition][:number]
 
 
@@ -59,7 +65,7 @@ def content(drawn: Trace) -> list[str]:
     kept = [
         said for i, (said, _) in enumerate(drawn.pieces) if not is_mistake(drawn, i) and "left" not in said
     ]
-    return [word for word in worked_words(" ".join(kept)) if word not in ("ok", "wrong")]
+    return [word for word in Reader(WORDING).words(" ".join(kept)) if word not in ("ok", "wrong")]
 
 
 def lines_of(drawn: Trace) -> list[list[str]]:
@@ -85,12 +91,12 @@ def test_no_trace_holds_a_hard_product_or_a_held_out_question(condition: Conditi
 
 def test_traces_meet_held_out_sums_and_leave_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def sums() -> set[tuple[str, int, int]]:
-        drawn = (trace(Random(s), TraceSettings(fictional_share=0)).problem for s in range(40_000))
+        drawn = (trace(Random(s), TraceSettings(fictional_share=0), WORDING).problem for s in range(40_000))
         return {question_of(parse_operation(text)) for text in drawn}
 
     assert not sums() & held_out_questions()
     held_out = held_out_questions()
-    monkeypatch.setattr("aipo.tasks.products.traces.held_out_questions", frozenset)
+    monkeypatch.setattr("aipo.tasks.cpu.products.traces.held_out_questions", frozenset)
     assert sums() & held_out
 
 
@@ -143,18 +149,20 @@ def test_alone_every_easy_stratum_occurs_and_now_and_then_a_product_by_zero() ->
 
 
 def test_a_trace_is_repeated_by_its_seed() -> None:
-    assert [trace(Random(s), ALWAYS) for s in range(50)] == [trace(Random(s), ALWAYS) for s in range(50)]
+    assert [trace(Random(s), ALWAYS, WORDING) for s in range(50)] == [
+        trace(Random(s), ALWAYS, WORDING) for s in range(50)
+    ]
 
 
 @pytest.mark.parametrize("condition", Condition)
 def test_every_word_of_problems_solutions_and_traces_is_in_the_vocabulary(condition: Condition) -> None:
-    words = {*vocabulary(), *TAGS, *TraceSettings().refusal.split()}
+    words = {*vocabulary(), *TAGS, *WORDING.refusal.split()}
     assert len(vocabulary()) == len(set(vocabulary()))
     for drawn in traces(condition):
         text = " ".join([drawn.problem, *(said for said, _ in drawn.pieces)])
         assert set(text.split()) <= words
     for problem in ProductsTask().problems(Split.TEST)[::40]:
-        assert set(f"{problem.text} {ProductsOracle().solution(problem.text)}".split()) <= words
+        assert set(f"{problem.text} {ProductsOracle(WORDING).solution(problem.text)}".split()) <= words
 
 
 def replies(drawn: Trace) -> list[tuple[str, str, list[tuple[str, bool]]]]:

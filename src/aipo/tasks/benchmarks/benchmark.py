@@ -1,8 +1,7 @@
 """What a benchmark is: a frozen description of a data set, and the one row that everything reads.
 
-Owns the shapes. Must not know files, hubs or any one benchmark.
-Invariant: a description says everything that a number depends on but the policy and its sampling: source,
-split, revision, rows, prompt, protocol, samples.
+A description says everything that a number depends on but the policy and its sampling: source, split,
+revision, rows, prompt, protocol, samples.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from aipo.tasks.base import Split
+from aipo.tasks.base import MAX_RESPONSE_TOKENS, SAMPLES, Split
 
 
 class Kind(StrEnum):
@@ -73,7 +72,7 @@ class Part:
     """Which raw rows of a file belong to the split, for files that hold several."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
     """One data set: where it comes from, how it is asked and how it is scored."""
 
@@ -91,8 +90,12 @@ class Benchmark:
     convert: Convert
     prompt: str
     """Instruction after the problem; '' where the problem asks for everything itself."""
-    samples: int
+    samples: int = SAMPLES
     """n of Avg@n: the mean over problems of the mean over n samples."""
+    max_response_tokens: int = MAX_RESPONSE_TOKENS
+    """Of an evaluation."""
+    in_paper: bool = False
+    """Whether it is one of the eight that the paper reports."""
     revision: str = "main"
     notes: tuple[str, ...] = ()
     """Traps: what a reader of a number must know."""

@@ -1,16 +1,13 @@
 r"""Every benchmark by name: the paper's eight, and four training sets.
 
-Owns the descriptions. Must not read anything. Invariant: what is not confirmed says so in its notes, and no
-count is checked that nobody has counted.
+What is not confirmed says so in its notes, and no count is checked that nobody has counted.
 
 Sources: the hub's cards and the loaders of lm-evaluation-harness, lighteval and OpenCompass. n of Avg@n is
 that of the first author's earlier public evaluation [prototype]: 16 for AIME, 4 for the rest. Prompts are
 this project's words [ours].
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
+from aipo.core.registry import Registry
 from aipo.tasks.base import Split
 from aipo.tasks.benchmarks.benchmark import Benchmark, Kind, Part, Use
 from aipo.tasks.benchmarks.gpqa import COLUMNS as GPQA_COLUMNS
@@ -26,10 +23,11 @@ TAG = "Reason step by step, and write the final answer, and nothing else, betwee
 
 _AIME_NOTE = "30 questions: the interval over questions is about ± 12 points, whatever n is."
 
-_EVALUATION = (
+_ENTRIES = (
     Benchmark(
         name="aime24",
         title="AIME 2024",
+        in_paper=True,
         kind=Kind.INTEGER,
         use=Use.EVALUATION,
         hub="HuggingFaceH4/aime_2024",
@@ -49,6 +47,7 @@ _EVALUATION = (
     Benchmark(
         name="aime25",
         title="AIME 2025",
+        in_paper=True,
         kind=Kind.INTEGER,
         use=Use.EVALUATION,
         hub="math-ai/aime25",
@@ -68,6 +67,7 @@ _EVALUATION = (
     Benchmark(
         name="math500",
         title="MATH500",
+        in_paper=True,
         kind=Kind.MATH,
         use=Use.EVALUATION,
         hub="HuggingFaceH4/MATH-500",
@@ -86,6 +86,7 @@ _EVALUATION = (
     Benchmark(
         name="livemathbench",
         title="LiveMathBench v202505",
+        in_paper=True,
         kind=Kind.MATH,
         use=Use.EVALUATION,
         hub="opencompass/LiveMathBench",
@@ -104,6 +105,7 @@ _EVALUATION = (
     Benchmark(
         name="gpqa_diamond",
         title="GPQA-Diamond",
+        in_paper=True,
         kind=Kind.CHOICE,
         use=Use.EVALUATION,
         hub="Idavidrein/gpqa",
@@ -124,6 +126,8 @@ _EVALUATION = (
     Benchmark(
         name="mbpp",
         title="MBPP (sanitized)",
+        in_paper=True,
+        max_response_tokens=8_192,
         kind=Kind.CODE,
         use=Use.EVALUATION,
         hub="google-research-datasets/mbpp",
@@ -143,6 +147,7 @@ _EVALUATION = (
     Benchmark(
         name="livecodebench_v6",
         title="LiveCodeBench v6",
+        in_paper=True,
         kind=Kind.CODE,
         use=Use.EVALUATION,
         hub="livecodebench/code_generation_lite",
@@ -166,6 +171,7 @@ _EVALUATION = (
     Benchmark(
         name="reasoning_gym",
         title="Reasoning-Gym, 25 of the 27 tasks x 10",
+        in_paper=True,
         kind=Kind.REASONING_GYM,
         use=Use.TRAINING,
         hub="",
@@ -191,9 +197,6 @@ _EVALUATION = (
             "acre, mahjong_puzzle and zebra_puzzles have few possible answers: guessing scores 14 to 33 %.",
         ),
     ),
-)
-
-_TRAINING = (
     Benchmark(
         name="gsm8k",
         title="GSM8K",
@@ -270,7 +273,9 @@ _TRAINING = (
     ),
 )
 
-BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({b.name: b for b in (*_EVALUATION, *_TRAINING)})
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", Benchmark)
 """All of them, the paper's eight first."""
+for _entry in _ENTRIES:
+    BENCHMARKS.register(_entry.name, _entry)
 
-PAPER_EIGHT: tuple[str, ...] = tuple(benchmark.name for benchmark in _EVALUATION)
+PAPER_EIGHT: tuple[str, ...] = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.in_paper)

@@ -15,9 +15,9 @@ from enum import StrEnum
 from itertools import pairwise
 from random import Random
 
-from aipo.core.types import Condition
-from aipo.tasks.curriculum import Trace
-from aipo.tasks.products.notation import (
+from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, Condition
+from aipo.tasks.base import Trace, Wording
+from aipo.tasks.cpu.products.notation import (
     EQUALS,
     FACTOR_DIGITS,
     FICTIONAL,
@@ -35,7 +35,7 @@ from aipo.tasks.products.notation import (
     problem_text,
     vocabulary,
 )
-from aipo.tasks.products.task import (
+from aipo.tasks.cpu.products.task import (
     EASY_STRATA,
     ONE_BY_ONE,
     SUM,
@@ -82,7 +82,6 @@ class TraceSettings:
     refused: float = 0.05
     """Share of consultations on easy problems, with agents, that are refused."""
     max_consultations: int = 3
-    refusal: str = "no consultations left"
 
 
 _EASY_WEIGHTS = {ONE_BY_ONE: 1, TWO_BY_ONE: 4, TWO_BY_TENS: 4, SUM: 4}
@@ -90,9 +89,10 @@ _EASY_WEIGHTS = {ONE_BY_ONE: 1, TWO_BY_ONE: 4, TWO_BY_TENS: 4, SUM: 4}
 
 
 class ProductsCurriculum:
-    """`aipo.tasks.curriculum.Curriculum` of the products task."""
+    """`aipo.tasks.base.Curriculum` of the products task."""
 
-    def __init__(self, max_consultations: int) -> None:
+    def __init__(self, max_consultations: int, wording: Wording) -> None:
+        self._wording = wording
         self._settings = TraceSettings(max_consultations=max_consultations)
 
     def vocabulary(self) -> list[str]:
@@ -101,13 +101,13 @@ class ProductsCurriculum:
 
     def trace(self, rng: Random) -> Trace:
         """Return a random trace; no held-out question is ever drawn."""
-        return trace(rng, self._settings)
+        return trace(rng, self._settings, self._wording)
 
 
-def trace(rng: Random, settings: TraceSettings) -> Trace:
+def trace(rng: Random, settings: TraceSettings, wording: Wording) -> Trace:
     """Return a random trace; no held-out question is ever drawn."""
     condition = rng.choice(list(Condition))
-    writer = _Writer(rng, settings, condition)
+    writer = _Writer(rng, settings, wording, condition)
     most_lines = min(MAX_LINES, settings.max_consultations)
     if condition is Condition.CONSULTING and most_lines and rng.random() < settings.fictional_share:
         problem, steps = _fictional(rng, most_lines)
@@ -195,8 +195,8 @@ def _by_what_decides(words: Sequence[str]) -> list[tuple[str, bool]]:
 class _Writer:
     """Writes one trace, within the consultations that are left."""
 
-    def __init__(self, rng: Random, settings: TraceSettings, condition: Condition) -> None:
-        self._rng, self._settings = rng, settings
+    def __init__(self, rng: Random, settings: TraceSettings, wording: Wording, condition: Condition) -> None:
+        self._rng, self._settings, self._wording = rng, settings, wording
         self._alone = condition is Condition.SOLO
         self._left = settings.max_consultations
         self._pieces: list[tuple[str, bool]] = []
@@ -205,9 +205,9 @@ class _Writer:
         """Return the turn on a fictional operator: every line is Reasoning's."""
         rows = lines(steps)
         for index, words in enumerate(rows):
-            self._consult("reasoning", [], _by_what_decides(words))
+            self._consult(REASONING, [], _by_what_decides(words))
             if self._left > len(rows) - index - 1 and self._chance(self._settings.verify):
-                self._consult("verify", [], [(OK, True)])
+                self._consult(VERIFY, [], [(OK, True)])
         self._say(final_line(steps[-1].value))
         return tuple(self._pieces)
 
@@ -217,11 +217,11 @@ class _Writer:
         if not self._left or not self._chance(self._settings.consult_known):
             self._say(words)
         elif not self._chance(self._settings.knowledge):
-            self._ask("reasoning", [], words)
+            self._ask(REASONING, [], words)
         else:
             begun = words.index(EQUALS) + 1
             self._say(words[:begun])
-            self._ask("knowledge", operation_words(problem), words[begun:-1])
+            self._ask(KNOWLEDGE, operation_words(problem), words[begun:-1])
             self._say(words[-1:])
         if self._left and self._chance(self._settings.verify):
             self._verify(words)
@@ -231,8 +231,9 @@ class _Writer:
     def _ask(self, agent: str, request: Sequence[str], reply: Sequence[str]) -> None:
         """Consult on what the policy knows; if refused, it says by itself what it would have heard."""
         if not self._alone and self._chance(self._settings.refused):
-            self._say([f"<{agent}>", *request, f"</{agent}>"])
-            self._pieces.append((f"<feedback> {self._settings.refusal} </feedback>", False))
+            opened, closed = self._wording.request(agent)
+            self._say([opened, *request, closed])
+            self._pieces.append((self._wording.refusal, False))
             self._say(reply)
             return
         self._consult(agent, request, [(" ".join(reply), True)])
@@ -243,7 +244,7 @@ class _Writer:
         if self._chance(self._settings.mistake) and self._pieces[-1] == (" ".join(words), True):
             self._pieces[-1] = (" ".join(self._mistaken(words)), False)
             reply = [WRONG, *words]
-        self._consult("verify", [], [(" ".join(reply), True)])
+        self._consult(VERIFY, [], [(" ".join(reply), True)])
 
     def _mistaken(self, words: list[str]) -> list[str]:
         # Not in the second factor, where another digit could make a hard product of an easy one.
@@ -254,10 +255,11 @@ class _Writer:
 
     def _consult(self, agent: str, request: Sequence[str], reply: Sequence[tuple[str, bool]]) -> None:
         self._left -= 1
-        self._say([f"<{agent}>", *request, f"</{agent}>"])
-        self._say(["<feedback>"])
+        opened, closed = self._wording.request(agent)
+        self._say([opened, *request, closed])
+        self._say([f"<{self._wording.feedback}>"])
         self._pieces += reply
-        self._say(["</feedback>"])
+        self._say([f"</{self._wording.feedback}>"])
 
     def _say(self, words: Sequence[str]) -> None:
         self._pieces.append((" ".join(words), True))

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from aipo.core.types import Condition
-from aipo.tasks.curriculum import Trace
-from aipo.tasks.leg_counting.notation import (
+from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, Condition
+from aipo.tasks.base import Trace, Wording
+from aipo.tasks.cpu.leg_counting.notation import (
     FICTIONAL,
     KNOWN,
     LEGS,
@@ -26,7 +26,7 @@ from aipo.tasks.leg_counting.notation import (
     problem_text,
     vocabulary,
 )
-from aipo.tasks.leg_counting.task import SHORT, Variant, held_out_questions
+from aipo.tasks.cpu.leg_counting.task import SHORT, Variant, held_out_questions
 
 MAX_LEGS = 14
 _KNOWN = sorted(KNOWN)
@@ -52,14 +52,13 @@ class TraceSettings:
     refused: float = 0.05
     """Share of consultations on known animals that are refused."""
     max_consultations: int = 3
-    refusal: str = "no consultations left"
 
 
 class LegCountingCurriculum:
-    """`aipo.tasks.curriculum.Curriculum` of leg counting."""
+    """`aipo.tasks.base.Curriculum` of leg counting."""
 
-    def __init__(self, max_consultations: int, variant: Variant = SHORT) -> None:
-        self._variant = variant
+    def __init__(self, max_consultations: int, wording: Wording, variant: Variant = SHORT) -> None:
+        self._wording, self._variant = wording, variant
         self._settings = TraceSettings(max_consultations=max_consultations)
 
     def vocabulary(self) -> list[str]:
@@ -68,17 +67,17 @@ class LegCountingCurriculum:
 
     def trace(self, rng: Random) -> Trace:
         """Return a random trace; no held-out question is ever drawn."""
-        return trace(rng, self._settings, self._variant)
+        return trace(rng, self._settings, self._wording, self._variant)
 
 
-def trace(rng: Random, settings: TraceSettings, variant: Variant = SHORT) -> Trace:
+def trace(rng: Random, settings: TraceSettings, wording: Wording, variant: Variant = SHORT) -> Trace:
     """Return a random trace; no held-out question is ever drawn."""
     items = _items(rng, settings, variant)
     condition = rng.choice(list(Condition))
     invented = range(MAX_LEGS + 1) if condition is Condition.CONSULTING else _FAMILIAR_LEGS
     legs: dict[str, int] = dict(LEGS)
     legs.update({item.animal: rng.choice(invented) for item in items if item.animal not in LEGS})
-    writer = _Writer(rng, settings, items, legs, condition)
+    writer = _Writer(rng, settings, wording, items, legs, condition)
     return Trace(problem_text(items), condition, tuple(writer.write()))
 
 
@@ -104,11 +103,13 @@ class _Writer:
         self,
         rng: Random,
         settings: TraceSettings,
+        wording: Wording,
         items: Sequence[Item],
         legs: Mapping[str, int],
         condition: Condition,
     ) -> None:
-        self._rng, self._settings, self._items, self._legs = rng, settings, items, legs
+        self._rng, self._settings, self._wording = rng, settings, wording
+        self._items, self._legs = items, legs
         self._alone = condition is Condition.SOLO
         self._left = settings.max_consultations
         self._must_ask = 0 if self._alone else sum(item.animal not in LEGS for item in items)
@@ -122,10 +123,10 @@ class _Writer:
                 self._say(words)
             elif self._chance(0.5):
                 self._say(words[:1])
-                self._ask("knowledge", words[:1], words[1:2], known)
+                self._ask(KNOWLEDGE, words[:1], words[1:2], known)
                 self._say(words[2:])
             else:
-                self._ask("reasoning", [], words, known)
+                self._ask(REASONING, [], words, known)
             if self._left > self._must_ask and self._chance(self._settings.verify):
                 self._verify(words)
         self._say(final_line(self._items, self._legs))
@@ -141,18 +142,19 @@ class _Writer:
 
     def _ask(self, agent: str, request: Sequence[str], reply: list[str], known: bool) -> None:
         """Consult; the reply stands where the policy would have said the same, and so it does if refused."""
-        self._say([f"<{agent}>", *request, f"</{agent}>"])
+        opened, closed = self._wording.request(agent)
+        self._say([opened, *request, closed])
         if known and not self._alone and self._chance(self._settings.refused):
-            self._pieces.append((f"<feedback> {self._settings.refusal} </feedback>", False))
+            self._pieces.append((self._wording.refusal, False))
             self._say(reply)
             return
         self._left -= 1
         self._reply(reply, target=known or self._alone)
 
     def _reply(self, words: Sequence[str], target: bool) -> None:
-        self._say(["<feedback>"])
+        self._say([f"<{self._wording.feedback}>"])
         self._pieces.append((" ".join(words), target))
-        self._say(["</feedback>"])
+        self._say([f"</{self._wording.feedback}>"])
 
     def _verify(self, words: list[str]) -> None:
         self._left -= 1
@@ -162,7 +164,7 @@ class _Writer:
             if is_target and said == " ".join(words):
                 self._pieces[-1] = (" ".join(self._mistaken(words)), False)
                 reply = [WRONG, *words]
-        self._say(["<verify>", "</verify>"])
+        self._say(self._wording.request(VERIFY))
         self._reply(reply, target=True)
 
     def _mistaken(self, words: list[str]) -> list[str]:

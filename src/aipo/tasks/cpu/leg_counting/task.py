@@ -19,7 +19,7 @@ import reasoning_gym
 
 from aipo.core.types import Verdict
 from aipo.tasks.base import Grade, Problem, Split
-from aipo.tasks.leg_counting.notation import (
+from aipo.tasks.cpu.leg_counting.notation import (
     KNOWN,
     MAX_INSTANCES,
     Item,

@@ -8,7 +8,8 @@ value of the last line equals the answer all the same: a leak that this task has
 from collections.abc import Sequence
 
 from aipo.core.types import KNOWLEDGE, REASONING
-from aipo.tasks.products.notation import (
+from aipo.tasks.base import Wording
+from aipo.tasks.cpu.products.notation import (
     MARKS,
     OK,
     SUM_DIGITS,
@@ -20,11 +21,14 @@ from aipo.tasks.products.notation import (
     parse_operation,
     plan,
 )
-from aipo.tasks.worked import worked_words
+from aipo.tasks.cpu.worked import Reader
 
 
 class ProductsOracle:
     """`aipo.tasks.base.Oracle`: exact, deterministic."""
+
+    def __init__(self, wording: Wording) -> None:
+        self._reader = Reader(wording)
 
     def feedback(self, agent: str, problem: str, rollout: str, request: str) -> str:
         """Return Knowledge's value, Reasoning's next line or Verify's verdict; '' when there is nothing to
@@ -32,7 +36,7 @@ class ProductsOracle:
         if agent == KNOWLEDGE:
             return _value(request)
         expected = lines(plan(parse_operation(problem)))
-        whole, rest = _split_lines(worked_words(rollout), expected)
+        whole, rest = _split_lines(self._reader.words(rollout), expected)
         if agent == REASONING:
             return _next_words(expected, whole, rest)
         return _check(expected, whole)

@@ -6,7 +6,8 @@ running sum of the last line equals the total all the same: a leak that this tas
 """
 
 from aipo.core.types import KNOWLEDGE, REASONING
-from aipo.tasks.leg_counting.notation import (
+from aipo.tasks.base import Wording
+from aipo.tasks.cpu.leg_counting.notation import (
     LABELS,
     LEGS,
     LINE_END,
@@ -16,11 +17,14 @@ from aipo.tasks.leg_counting.notation import (
     lines,
     parse_problem,
 )
-from aipo.tasks.worked import worked_words
+from aipo.tasks.cpu.worked import Reader
 
 
 class LegCountingOracle:
     """`aipo.tasks.base.Oracle`: exact, deterministic."""
+
+    def __init__(self, wording: Wording) -> None:
+        self._reader = Reader(wording)
 
     def feedback(self, agent: str, problem: str, rollout: str, request: str) -> str:
         """Return Knowledge's fact, Reasoning's next line or Verify's verdict; '' when there is nothing to
@@ -28,7 +32,7 @@ class LegCountingOracle:
         if agent == KNOWLEDGE:
             return _fact(problem, request)
         expected = lines(parse_problem(problem))
-        written = worked_words(rollout)
+        written = self._reader.words(rollout)
         if agent == REASONING:
             return _next_words(expected, written)
         return _check(expected, written)

@@ -18,7 +18,7 @@ import reasoning_gym
 
 from aipo.core.types import Verdict
 from aipo.tasks.base import Grade, Problem, Split
-from aipo.tasks.products.notation import (
+from aipo.tasks.cpu.products.notation import (
     LARGEST,
     PLUS,
     TIMES,
