@@ -32,10 +32,10 @@ from aipo.core.types import Source
 from aipo.planning.engine import EngineRates
 from aipo.planning.estimate import OPTIMISER_TRAFFIC, update_of
 from aipo.planning.hardware import Cluster, Efficiency, Gpu
-from aipo.planning.memory import Training
 from aipo.planning.model import ModelShape, read_shape
+from aipo.planning.setting import AgentService, Setting, Training
 from aipo.planning.simulation import Phase, simulate
-from aipo.planning.workload import AgentService, Consultation, Trajectory, Turn
+from aipo.planning.workload import Consultation, Trajectory, Turn
 from aipo.rollout.episode import Rollout, RolloutSpec
 from consulting import Bench, Slow, bench
 from measure import RECORDS, ROOT, Figure, on_a_free_core, options, report, tokenizer
@@ -324,11 +324,12 @@ def update_s(policy: ModelShape, step: TrainedStep, flops: float, minibatch_s: f
     machine = Cluster(Gpu("cpu", flops, 1e12, bandwidth, 1e12, 1e12, 1e12), 1)
     layout = Training(gradient_checkpointing=False, recompute_log_probs=False)
     ideal = Efficiency(update=1, memory=1)
+    setting = Setting(model=policy, cluster=machine, training=layout, efficiency=ideal)
     parts = [
         [t for t, teaches in zip(step.rollouts.trajectories, step.teaches, strict=True) if teaches is wanted]
         for wanted in (True, False)
     ]
-    taught, rest = (update_of(policy, machine, part, layout, ideal) if part else None for part in parts)
+    taught, rest = (update_of(setting, part) if part else None for part in parts)
     total = (taught.total_s if taught else 0.0) + (rest.compute_s / 3 if rest else 0.0)
     return total
 

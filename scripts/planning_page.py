@@ -12,9 +12,9 @@ from pathlib import Path
 
 from aipo.cli.planning import PARTS
 from aipo.planning.hardware import GPUS, H100, Cluster, Efficiency
-from aipo.planning.memory import Training
-from aipo.planning.step import Setting, Size, Step, plan_step, scaling, stops_at
-from aipo.planning.workload import AgentService, Spread, Workload
+from aipo.planning.setting import AgentService, Setting, Training
+from aipo.planning.step import Size, Step, plan_step, scaling, stops_at
+from aipo.planning.workload import Spread, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

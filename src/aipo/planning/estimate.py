@@ -1,22 +1,167 @@
-"""What follows the rollouts, in closed form: the update and the way of the new weights to the engine.
+"""In closed form: what a GPU holds, and what follows the rollouts, the update and the new weights to the
+engine.
 
-A batch costs the same FLOPs on any number of GPUs; what does not shrink with them is listed separately.
+What does not fit is an error that names the amount and the number of GPUs that would do. A batch costs the
+same FLOPs on any number of GPUs; what does not shrink with them is listed separately.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 
-from aipo.planning.hardware import Cluster, Efficiency, exchanged_s, gathered_s, ring_latency_s
-from aipo.planning.memory import ADAM_BYTES, GRADIENT_BYTES, WEIGHT_BYTES, Training
-from aipo.planning.model import BYTES_BF16, ModelShape
+from aipo.planning.hardware import exchanged_s, gathered_s, ring_latency_s
+from aipo.planning.model import BYTES_BF16
+from aipo.planning.setting import Setting
 from aipo.planning.workload import Trajectory
 
+BYTES_FP32 = 4
+WEIGHT_BYTES, GRADIENT_BYTES, ADAM_BYTES = BYTES_FP32, BYTES_FP32, 2 * BYTES_FP32
+"""float32 master weights, their gradients, and the two moments of AdamW: 16 bytes a parameter."""
+LAYER_BYTES = 34
+"""Activations of a layer, in bytes per token and hidden unit, with an attention that stores no scores
+(arXiv 2205.05198, equation 2 without its last term)."""
+LOGIT_BYTES = 2 * BYTES_FP32
+"""A float32 logit and its gradient."""
+LOGITS_AT_ONCE = 2**25
+"""As `training/log_probs.py`, where logits are computed a chunk at a time."""
+RESERVED_BYTES = 2e9
+"""CUDA context, NCCL's buffers, the engine's graphs."""
+PREFETCHED_LAYERS = 2
+ROOMY_ROLLOUTS = 8
+"""As many of the longest rollouts should fit a replica before tensor parallelism is worth its price."""
+MOST_GPUS = 4096
+_SAVERS = {
+    "--checkpointing": "gradient_checkpointing",
+    "--chunked-logits": "chunked_logits",
+    "--offload": "offload",
+}
 OPTIMISER_TRAFFIC = 2 * (WEIGHT_BYTES + ADAM_BYTES) + GRADIENT_BYTES
 """Bytes that AdamW reads and writes for each parameter."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of one GPU."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    gathered: float
+    """Layers that are whole for as long as they are computed."""
+    activations: float
+    logits: float
+    reserved: float
+    rollout_resident: float
+    """Of the trainer, while the policy samples."""
+    rollout_weights: float
+    rollout_cache: float
+    usable: float
+
+    @property
+    def update(self) -> float:
+        """While the policy is updated."""
+        state = self.weights + self.gradients + self.optimiser
+        return state + self.gathered + self.activations + self.logits + self.reserved
+
+    def as_dict(self) -> dict[str, float]:
+        """Return all of it, the sum of the update too."""
+        return asdict(self) | {"update": self.update}
+
+
+def memory_of(setting: Setting) -> tuple[Memory, int]:
+    """Return what a GPU holds, and the tensor parallelism of a replica. Raises `ValueError`, with the number
+    of GPUs that are needed, where it does not fit."""
+    model, cluster, split = setting.model, setting.cluster, setting.training.tensor_parallel
+    if split and not _splits(setting, split):
+        raise ValueError(
+            f"--tensor-parallel {split} must divide {cluster.gpus} GPUs and {model.heads} attention heads, "
+            f"and be at most {cluster.per_node}, the GPUs of a node"
+        )
+    found = _try(setting)
+    if isinstance(found, str):
+        where = f"{model.name} on {cluster.gpus} x {cluster.gpu.name}"
+        raise ValueError(f"{where} does not fit: {found}; {_fix(setting)}")
+    return found
+
+
+def _splits(setting: Setting, split: int) -> bool:
+    cluster = setting.cluster
+    return cluster.gpus % split == 0 and setting.model.heads % split == 0 and split <= cluster.per_node
+
+
+def _fix(setting: Setting) -> str:
+    """Say what would help, after having tried it: more GPUs, or the options that save memory."""
+    for gpus in (2**n for n in range(MOST_GPUS.bit_length())):
+        larger = replace(setting, cluster=replace(setting.cluster, gpus=gpus))
+        if gpus > setting.cluster.gpus and not isinstance(_try(larger), str):
+            return f"at least {gpus} GPUs are needed (--gpus {gpus})"
+    options = []
+    for option, field in _SAVERS.items():
+        if not getattr(setting.training, field):
+            options.append(option)
+            setting = replace(setting, training=replace(setting.training, **{field: True}))
+            if not isinstance(_try(setting), str):
+                return f"no number of GPUs helps, but {' and '.join(options)} would"
+    return (
+        "no number of GPUs helps: lower --microbatch-tokens or --max-response-tokens, or leave out "
+        "--shard-gpus and --tensor-parallel"
+    )
+
+
+def _try(setting: Setting) -> tuple[Memory, int] | str:
+    """Return the memory and the tensor parallelism, or what is in the way."""
+    model, longest, asked = setting.model, setting.workload.longest, setting.training.tensor_parallel
+    usable = setting.cluster.gpu.memory_bytes * setting.efficiency.usable_memory
+    memory = trainer_memory(setting, usable)
+    if memory.update > usable:
+        return f"the update needs {memory.update / 1e9:.0f} GB a GPU of {usable / 1e9:.0f} usable"
+    best: tuple[Memory, int] | None = None
+    for split in [asked] if asked else [1, 2, 4, 8]:
+        weights = BYTES_BF16 * model.parameters / split
+        cache = usable - memory.rollout_resident - weights - RESERVED_BYTES
+        tokens = split * cache / model.kv_bytes_per_token
+        if _splits(setting, split) and tokens >= longest:
+            best = replace(memory, rollout_weights=weights, rollout_cache=cache), split
+            if tokens >= ROOMY_ROLLOUTS * longest:
+                break
+    return best or (
+        f"beside {memory.rollout_resident / 1e9:.0f} GB of the trainer and the engine's weights, the "
+        f"cache has no room for one rollout of {longest} tokens (--offload frees the trainer's)"
+    )
+
+
+def trainer_memory(setting: Setting, usable: float) -> Memory:
+    """Return the trainer's part; the engine's is 0 here."""
+    model, training = setting.model, setting.training
+    shards = training.shards(setting.cluster)
+    tokens = max(training.microbatch_tokens, setting.workload.longest)
+    per_token = model.hidden * LAYER_BYTES * (1 if training.gradient_checkpointing else model.layers)
+    if training.gradient_checkpointing:
+        per_token += BYTES_BF16 * model.hidden * model.layers
+    whole = 0.0
+    if shards > 1:
+        layer = (model.multiplied - model.embedding) / model.layers
+        whole = BYTES_BF16 * (PREFETCHED_LAYERS * layer + model.embedding)
+    logits = tokens * model.vocabulary
+    state = {
+        "weights": WEIGHT_BYTES * model.parameters / shards,
+        "gradients": GRADIENT_BYTES * model.parameters / shards,
+        "optimiser": ADAM_BYTES * model.parameters / shards,
+    }
+    return Memory(
+        **state,
+        gathered=whole,
+        activations=float(tokens * per_token),
+        logits=float(LOGIT_BYTES * (min(logits, LOGITS_AT_ONCE) if training.chunked_logits else logits)),
+        reserved=RESERVED_BYTES,
+        rollout_resident=0.0 if training.offload else state["weights"] + state["optimiser"],
+        rollout_weights=0.0,
+        rollout_cache=0.0,
+        usable=usable,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """Seconds of one step's update."""
 
@@ -37,13 +182,7 @@ class Update:
         return self.compute_s + rest
 
 
-def update_of(
-    model: ModelShape,
-    cluster: Cluster,
-    trajectories: Sequence[Trajectory],
-    training: Training,
-    efficiency: Efficiency,
-) -> Update:
+def update_of(setting: Setting, trajectories: Sequence[Trajectory]) -> Update:
     """Return the time of an update over `trajectories`, cut into mini-batches in their order.
 
     FLOPs: three times the forward pass (6 a parameter and token, and attention), four times with gradient
@@ -51,6 +190,8 @@ def update_of(
     Each micro-batch gathers the weights twice (bfloat16) and scatters gradients once (float32), side by side
     with computing: the longer of the two counts.
     """
+    model, training = setting.model, setting.training
+    cluster, efficiency = setting.cluster, setting.efficiency
     speed = cluster.gpu.bf16_flops * efficiency.update
     passes = 4 if training.gradient_checkpointing else 3
     shards = training.shards(cluster)
@@ -76,23 +217,28 @@ def update_of(
         gather += max(0.0, rounds * round_s - passes * slowest) + joined_s
         if training.recompute_log_probs:
             old += max(slowest, rounds * forward_round_s)
-    return Update(compute, imbalance, gather, count * optimiser, old)
+    return Update(
+        compute_s=compute,
+        imbalance_s=imbalance,
+        gather_s=gather,
+        optimiser_s=count * optimiser,
+        old_log_probs_s=old,
+    )
 
 
-def sync_of(
-    model: ModelShape, cluster: Cluster, tensor_parallel: int, training: Training, efficiency: Efficiency
-) -> float:
+def sync_of(setting: Setting, tensor_parallel: int) -> float:
     """Return the seconds that the new weights need from the trainer's shards to the engine.
 
     Trainer and engine share GPUs: each gathers the whole model layer by layer in bfloat16 and keeps its part.
     With `offload`, the trainer's state also leaves for the host's memory and comes back.
     """
-    shards = training.shards(cluster)
+    model, cluster, efficiency = setting.model, setting.cluster, setting.efficiency
+    shards = setting.training.shards(cluster)
     size = BYTES_BF16 * model.parameters
     taken = gathered_s(cluster, size, shards, efficiency)
     taken += model.layers * ring_latency_s(cluster, shards, efficiency)
     taken += 2 * size / tensor_parallel / (cluster.gpu.hbm_bytes_s * efficiency.memory)
-    if training.offload:
+    if setting.training.offload:
         moved = 2 * (WEIGHT_BYTES + ADAM_BYTES) * model.parameters / shards
         taken += moved / (cluster.gpu.pcie_bytes_s * efficiency.collective)
     return taken

@@ -17,7 +17,7 @@ import typer
 
 from aipo.planning.hardware import GPUS, Cluster
 from aipo.planning.model import find_model
-from aipo.planning.step import Setting
+from aipo.planning.setting import Setting
 from aipo.planning.workload import Spread, Workload
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 
-from aipo.planning.engine import EngineRates
-from aipo.planning.replica import Replica
-from aipo.planning.workload import AgentService, Trajectory
+from aipo.planning.engine import EngineRates, Replica
+from aipo.planning.setting import AgentService
+from aipo.planning.workload import Trajectory
 
 TAIL = 0.9
 """The tail begins when this share of the rollouts has ended."""

@@ -8,37 +8,20 @@ the smallest size that fits over the same here, and each lost GPU-second is some
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil
 
 from aipo.planning.engine import gpu_rates
-from aipo.planning.estimate import Update, sync_of, update_of
-from aipo.planning.hardware import H100, Cluster, Efficiency
-from aipo.planning.memory import Memory, Training, memory_of
-from aipo.planning.model import PRESETS, ModelShape
+from aipo.planning.estimate import Memory, Update, memory_of, sync_of, update_of
+from aipo.planning.setting import AgentService, Setting
 from aipo.planning.simulation import Phase, graded_s, simulate
-from aipo.planning.workload import AgentService, Workload, draw_trajectories
+from aipo.planning.workload import draw_trajectories
 
 BUSY = 0.05
 """Agents keep the policy busy where waiting for them adds less than this share to decoding."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 STOP = 0.5
 """Below this efficiency more GPUs are mostly wasted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """All that a plan depends on."""
-
-    model: ModelShape = PRESETS["qwen2.5-7b"]
-    cluster: Cluster = field(default_factory=lambda: Cluster(H100, 8))
-    workload: Workload = field(default_factory=Workload)
-    service: AgentService = field(default_factory=AgentService)
-    training: Training = field(default_factory=Training)
-    efficiency: Efficiency = field(default_factory=Efficiency)
-    max_sequences: int = 256
-    steps: int = 300
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +98,10 @@ def plan_step(setting: Setting, *, search: bool = True) -> Step:
     Without `search`, the numbers of servers are not looked for: `servers_needed` is None then, and
     `servers_useful` what seats are asked for on average.
     """
-    memory, split = memory_of(
-        setting.model, setting.cluster, setting.workload, setting.training, setting.efficiency
-    )
+    memory, split = memory_of(setting)
     trajectories = draw_trajectories(setting.workload, setting.seed)
     cache = memory.rollout_cache * split / setting.model.kv_bytes_per_token
-    rates = replace(
-        gpu_rates(setting.model, setting.cluster, split, setting.efficiency, cache),
-        max_sequences=setting.max_sequences,
-    )
+    rates = gpu_rates(setting, split, cache)
     replicas = setting.cluster.gpus // split
 
     def run(service: AgentService) -> Phase:
@@ -141,8 +119,8 @@ def plan_step(setting: Setting, *, search: bool = True) -> Step:
         instant=instant,
         agents=_agents(setting, phase, instant, run, search),
         grade_exposed_s=done - phase.wall_s,
-        update=update_of(setting.model, setting.cluster, trajectories, setting.training, setting.efficiency),
-        sync_s=sync_of(setting.model, setting.cluster, split, setting.training, setting.efficiency),
+        update=update_of(setting, trajectories),
+        sync_s=sync_of(setting, split),
         trained_tokens=sum(t.length for t in trajectories),
     )
 

@@ -11,16 +11,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from aipo.planning.estimate import sync_of, update_of
+from aipo.planning.estimate import memory_of, sync_of, trainer_memory, update_of
 from aipo.planning.hardware import A100, H100, H200, Cluster, Efficiency, gathered_s, ring_latency_s
-from aipo.planning.memory import Training, memory_of, trainer_memory
 from aipo.planning.model import PRESETS, find_model, read_shape
-from aipo.planning.step import Setting, plan_step, scaling, stops_at
+from aipo.planning.setting import Setting, Training
+from aipo.planning.step import plan_step, scaling, stops_at
 from aipo.planning.workload import Spread, Trajectory, Turn, Workload
 
 SEVEN = PRESETS["qwen2.5-7b"]
 IDEAL = Efficiency(hop_s=0.0, near_hop_s=0.0)
 SMALL = Workload(prompts_per_step=16, response_tokens=Spread(500, 0.7, 4000))
+
+
+def on(gpus: int, **changes: Any) -> Setting:
+    return Setting(model=SEVEN, cluster=Cluster(H100, gpus), **({"efficiency": IDEAL} | changes))
+
+
 TINY: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 32,
@@ -46,7 +52,7 @@ def test_parameters_and_optimiser_bytes_are_those_of_a_real_model(
     model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
     optimiser.step()
     moments = [t for state in optimiser.state.values() for name, t in state.items() if name != "step"]
-    memory = trainer_memory(shape, Cluster(H100, 1), SMALL, Training(), 1e9)
+    memory = trainer_memory(Setting(model=shape, cluster=Cluster(H100, 1), workload=SMALL), 1e9)
 
     def size(tensors: list[torch.Tensor]) -> int:
         return sum(t.numel() * t.element_size() for t in tensors)
@@ -86,8 +92,9 @@ def test_an_update_is_six_flops_a_parameter_and_token_and_eight_with_checkpointi
     one = Cluster(A100, 1)
     tokens = 64 * 100
     for checkpointing, factor in ((False, 6), (True, 8)):
-        training = Training(1, gradient_checkpointing=checkpointing, recompute_log_probs=False)
-        update = update_of(flat, one, alike(64, 100), training, IDEAL)
+        training = Training(minibatches=1, gradient_checkpointing=checkpointing, recompute_log_probs=False)
+        setting = Setting(model=flat, cluster=one, training=training, efficiency=IDEAL)
+        update = update_of(setting, alike(64, 100))
         assert update.compute_s == pytest.approx(factor * flat.multiplied * tokens / (A100.bf16_flops * 0.35))
         assert (update.gather_s, update.imbalance_s, update.old_log_probs_s) == (0.0, 0.0, 0.0)
 
@@ -100,10 +107,8 @@ def test_attention_is_the_lower_triangle_of_two_products() -> None:
 
 def test_an_update_halves_with_twice_the_gpus_until_it_is_all_gather() -> None:
     # Short rollouts: no single one is longer than a share, so only the gathering is left.
-    rollouts, training = alike(65536, 100), Training(4, recompute_log_probs=False)
-    times = [
-        update_of(SEVEN, Cluster(H100, n), rollouts, training, IDEAL) for n in (8, 16, 32, 1024, 4096, 8192)
-    ]
+    rollouts, training = alike(65536, 100), Training(minibatches=4, recompute_log_probs=False)
+    times = [update_of(on(n, training=training), rollouts) for n in (8, 16, 32, 1024, 4096, 8192)]
     for few, many in pairwise(times[:3]):
         assert many.total_s == pytest.approx(few.total_s / 2, rel=0.02)
         assert many.gather_s == 0.0
@@ -113,9 +118,9 @@ def test_an_update_halves_with_twice_the_gpus_until_it_is_all_gather() -> None:
 
 def test_an_update_is_never_shorter_than_its_longest_rollout() -> None:
     rollouts = [*alike(63, 100), *alike(1, 10_000)]
-    training = Training(1, recompute_log_probs=False)
-    alone = update_of(SEVEN, Cluster(H100, 1), alike(1, 10_000), training, IDEAL)
-    spread = update_of(SEVEN, Cluster(H100, 64), rollouts, training, IDEAL)
+    training = Training(minibatches=1, recompute_log_probs=False)
+    alone = update_of(on(1, training=training), alike(1, 10_000))
+    spread = update_of(on(64, training=training), rollouts)
     assert spread.compute_s + spread.imbalance_s == pytest.approx(alone.compute_s)
 
 
@@ -129,11 +134,11 @@ def test_gathering_is_bytes_over_the_slower_of_nvlink_and_a_node_s_adapters() ->
 
 
 def test_weights_travel_as_two_bytes_a_parameter() -> None:
-    sync = sync_of(SEVEN, Cluster(H100, 8), 1, Training(), IDEAL)
+    sync = sync_of(on(8), 1)
     size = 2 * SEVEN.parameters
     assert sync == pytest.approx(size * 7 / 8 / (450e9 * 0.75) + 2 * size / (3350e9 * 0.7))
     state = 2 * 12 * SEVEN.parameters / 8 / (64e9 * 0.75)
-    assert sync_of(SEVEN, Cluster(H100, 8), 1, Training(offload=True), IDEAL) == pytest.approx(sync + state)
+    assert sync_of(on(8, training=Training(offload=True)), 1) == pytest.approx(sync + state)
 
 
 def test_what_does_not_fit_says_how_many_gpus_do() -> None:
@@ -143,30 +148,30 @@ def test_what_does_not_fit_says_how_many_gpus_do() -> None:
         plan_step(Setting(cluster=Cluster(H100, 1)))
     plan_step(Setting(cluster=Cluster(H100, 4), workload=SMALL), search=False)
     with pytest.raises(ValueError, match="no number of GPUs helps"):
-        memory_of(SEVEN, Cluster(H100, 8), SMALL, Training(microbatch_tokens=10**7), Efficiency())
+        memory_of(on(8, workload=SMALL, training=Training(microbatch_tokens=10**7)))
     with pytest.raises(ValueError, match="--tensor-parallel 3 must divide 8 GPUs and 28 attention heads"):
-        memory_of(SEVEN, Cluster(H100, 8), SMALL, Training(tensor_parallel=3), Efficiency())
+        memory_of(on(8, workload=SMALL, training=Training(tensor_parallel=3)))
 
 
 def test_each_measure_against_a_full_gpu_frees_memory() -> None:
     def used(training: Training, gpus: int = 8) -> float:
-        return trainer_memory(SEVEN, Cluster(H200, gpus), SMALL, training, 1e12).update
+        setting = Setting(cluster=Cluster(H200, gpus), workload=SMALL, training=training)
+        return trainer_memory(setting, 1e12).update
 
     whole = used(Training())
     assert used(Training(chunked_logits=True)) < whole
     assert used(Training(gradient_checkpointing=False)) > whole
     assert used(Training(), 16) < whole == used(Training(shard_gpus=8), 16)
-    resident = [
-        memory_of(SEVEN, Cluster(H200, 8), SMALL, Training(offload=o), Efficiency())[0] for o in (False, True)
-    ]
+    held = [Training(offload=offload) for offload in (False, True)]
+    large = Setting(cluster=Cluster(H200, 8), workload=SMALL)
+    resident = [memory_of(replace(large, training=training))[0] for training in held]
     assert resident[1].rollout_cache == pytest.approx(resident[0].rollout_cache + 12 * SEVEN.parameters / 8)
 
 
 def test_a_large_model_is_split_over_more_gpus_of_a_replica() -> None:
-    big = memory_of(
-        PRESETS["qwen2.5-32b"], Cluster(H100, 32), SMALL, Training(chunked_logits=True), Efficiency()
-    )
-    small = memory_of(SEVEN, Cluster(H100, 8), SMALL, Training(), Efficiency())
+    chunked = on(32, workload=SMALL, training=Training(chunked_logits=True))
+    big = memory_of(replace(chunked, model=PRESETS["qwen2.5-32b"]))
+    small = memory_of(on(8, workload=SMALL))
     assert big[1] > small[1] == 1
 
 

@@ -7,11 +7,9 @@ from itertools import pairwise
 import pytest
 
 from aipo.planning.engine import EngineRates, gpu_rates
-from aipo.planning.hardware import H100, Cluster, Efficiency
-from aipo.planning.model import PRESETS
+from aipo.planning.setting import AgentService, Setting
 from aipo.planning.simulation import Phase, graded_s, simulate
 from aipo.planning.workload import (
-    AgentService,
     Consultation,
     Spread,
     Trajectory,
@@ -21,7 +19,7 @@ from aipo.planning.workload import (
 )
 
 STEP = EngineRates(overhead_s=0.01)
-REAL = gpu_rates(PRESETS["qwen2.5-7b"], Cluster(H100, 8), 1, Efficiency(), 700_000)
+REAL = gpu_rates(Setting(), 1, 700_000)
 INSTANT = AgentService(servers=None, instant=True)
 UNLIMITED = AgentService(servers=None, tokens_s=0)
 SMALL = Workload(
