@@ -3,6 +3,7 @@
 import ast
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import aipo
-from support.policies import counting_policy, counting_recipe
+from support.policies import counting_policy, counting_recipe, random_policy
 
 SOURCE = Path(aipo.__file__)
 QUICK = """
@@ -163,3 +164,55 @@ def test_wrong_settings_are_a_value_error_before_anything_is_written(settings: a
     with pytest.raises(ValueError, match=r"agents.enabled names .*knowledge"):
         aipo.train(settings, task=Pets(), agents=[], reporter=aipo.Silent())
     assert not settings.run.output.exists()
+
+
+def test_the_example_of_the_readme_runs(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a random policy, in a folder where the recipe is shorter; the code is as it is printed."""
+    readme = (SOURCE.parents[2] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    policy = random_policy(tmp_path_factory, "qwen2.5")
+    assert "Qwen/Qwen2.5-0.5B-Instruct" in example
+    (tmp_path / "recipes").mkdir()
+    recipe = (SOURCE.parents[2] / "recipes" / "own.toml").read_text()
+    for long, short in {
+        "max_response_tokens = 2048": "max_response_tokens = 160\nrollouts_per_prompt = 2",
+        "steps = 100": "steps = 1",
+        "prompts_per_step = 16": "prompts_per_step = 2\nminibatches_per_step = 1",
+    }.items():
+        assert long in recipe
+        recipe = recipe.replace(long, short)
+    recipe += "\n[evaluate]\nproblems = 2\nsamples_per_problem = 2\npass_at = [1]\n"
+    (tmp_path / "recipes" / "own.toml").write_text(recipe + "\n[consult]\nmax_feedback_tokens = 16\n")
+    monkeypatch.chdir(tmp_path)
+    said: list[object] = []
+    own = {"__name__": "example", "print": said.append}
+    exec(example.replace("Qwen/Qwen2.5-0.5B-Instruct", str(policy)), own)
+    assert isinstance(result := own["result"], aipo.TrainResult) and result.step == 1
+    ((unanswered, banned),) = said
+    assert {unanswered.mode, banned.mode} == {"unanswered", "banned"} and len(banned.results) == 2
+
+
+def test_the_library_does_not_know_its_command_line() -> None:
+    """Not by a string either, which the import contracts do not see."""
+    package = SOURCE.parent
+    files = [p for p in package.rglob("*.py") if package / "cli" not in p.parents and p.name != "__main__.py"]
+    assert len(files) > 100
+    assert [str(path) for path in files if "aipo.cli" in path.read_text()] == []
+
+
+def test_a_module_in_the_folder_that_the_command_is_started_in_is_found(tmp_path: Path) -> None:
+    """The console script does not put the folder on the path by itself, as `python -m aipo` does."""
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "probe.py").write_text(
+        "import sys\nfrom importlib.metadata import entry_points\n"
+        "sys.path.pop(0)\n"
+        "(script,) = entry_points(group='console_scripts', name='aipo')\n"
+        "sys.argv[1:] = ['version']\n"
+        "try:\n    script.load()()\nfinally:\n    import mine\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "probe.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, aipo.__version__), done.stderr

@@ -6,6 +6,7 @@ with an exit code that says what happened.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,11 +44,21 @@ from aipo.planning.options import NO_PLAN_OPTIONS, PlanOptions, with_plan_option
 
 app = typer.Typer(
     name="aipo",
-    help="AIPO: train a policy that consults agents while it learns and reasons alone afterwards.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def found_here() -> None:
+    """AIPO: train a policy that consults agents while it learns and reasons alone afterwards."""
+    # A recipe may name a module of the user's, which stands in the folder that the command is started in;
+    # `python -m aipo` finds it there by itself.
+    if not sys.flags.safe_path and (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+
+
 app.add_typer(agents.app)
 app.add_typer(tasks.app)
 app.add_typer(data.app)
