@@ -66,10 +66,10 @@ def all_violations(root: Path) -> Iterator[str]:
     for path, number in lines.items():
         if number > CORE_FILE_LINES:
             yield f"{path.relative_to(root)}:1 {path.name}: {number} lines (cap {CORE_FILE_LINES} in core)"
-    for folder, cap in ((core, CORE_LINES), (core.parent / "cli", CLI_LINES)):
-        whole = sum(map(line_count, folder.rglob("*.py")))
+    for package, cap in ((core, CORE_LINES), (core.parent / "cli", CLI_LINES)):
+        whole = sum(map(line_count, package.rglob("*.py")))
         if whole > cap:
-            yield f"{folder.relative_to(root)}:1 {folder.name}: {whole} lines in all (cap {cap})"
+            yield f"{package.relative_to(root)}:1 {package.name}: {whole} lines in all (cap {cap})"
 
 
 if __name__ == "__main__":
