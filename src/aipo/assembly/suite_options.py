@@ -5,10 +5,10 @@ be used is a `ValueError` that names option, value and fix.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, get_type_hints
 
 import typer
 
@@ -114,32 +114,13 @@ class SuiteOptions:
 NO_OPTIONS = SuiteOptions()
 
 
-def with_suite_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, whose last parameter is `suite`, one option for each field of `SuiteOptions`."""
-    hints = get_type_hints(SuiteOptions, include_extras=True)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    options = [
-        inspect.Parameter(
-            each.name,
-            keyword,
-            annotation=hints[each.name],
-            default=inspect.Parameter.empty if each.default is MISSING else each.default,
-        )
+def suite_parameters() -> list[inspect.Parameter]:
+    """Return each field of `SuiteOptions` as a parameter of a command."""
+    hints, place = get_type_hints(SuiteOptions, include_extras=True), inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(each.name, place, annotation=hints[each.name], default=each.default)
         for each in fields(SuiteOptions)
     ]
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "suite"]
-
-    def run(**values: Any) -> None:
-        chosen = SuiteOptions(**{each.name: values.pop(each.name) for each in fields(SuiteOptions)})
-        command(**values, suite=chosen)
-
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    own_hints = get_type_hints(command, include_extras=True)
-    parameters = [p.replace(kind=keyword, annotation=own_hints[p.name]) for p in own]
-    signature = inspect.Signature([*parameters, *options])
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
-    return run
 
 
 def chosen_names(text: str, everything: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import typer
 
 from aipo import __version__
-from aipo.assembly.suite_options import NO_OPTIONS, SuiteOptions, with_suite_options
+from aipo.assembly.suite_options import NO_OPTIONS, SuiteOptions, suite_parameters
 from aipo.cli import agents, data, tasks, verl
 from aipo.cli.options import (
     AllowChange,
@@ -39,8 +39,9 @@ from aipo.cli.options import (
     RolloutsShown,
     Runs,
     Stratum,
+    with_options,
 )
-from aipo.planning.options import NO_PLAN_OPTIONS, PlanOptions, with_plan_options
+from aipo.planning.options import NO_PLAN_OPTIONS, OPTIONS, PlanOptions
 
 app = typer.Typer(
     name="aipo",
@@ -106,7 +107,7 @@ def train(
 
 
 @app.command()
-@with_suite_options
+@with_options("suite", suite_parameters(), SuiteOptions)
 def evaluate(
     recipe: RecipeOrCheckpoint,
     overrides: Overrides = None,
@@ -192,7 +193,7 @@ def rollout(
 
 
 @app.command()
-@with_plan_options
+@with_options("options", [parameter for parameter, _ in OPTIONS])
 def plan(
     recipe: OptionalRecipe = None, overrides: Overrides = None, options: PlanOptions = NO_PLAN_OPTIONS
 ) -> None:

@@ -1,10 +1,9 @@
-"""Arguments and options of the verbs.
+"""Arguments and options of the verbs: the same word means the same in every verb. Nothing else is loaded."""
 
-Owns their wording. Must not load anything. Invariant: the same word means the same in every verb.
-"""
-
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -67,3 +66,28 @@ RolloutsShown = Annotated[
 Baseline = Annotated[
     str, typer.Option(help="The method that the others are compared with; without it, the first run's.")
 ]
+
+
+def with_options(
+    name: str, options: Sequence[inspect.Parameter], made: Callable[..., Any] = dict
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options; its parameter `name` takes what `made` makes of their values."""
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            each.replace(kind=each.KEYWORD_ONLY, annotation=hints[each.name])
+            for each in inspect.signature(command).parameters.values()
+            if each.name != name
+        ]
+
+        def run(**values: Any) -> None:
+            given = {each.name: values.pop(each.name) for each in options}
+            command(**values, **{name: made(**given)})
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in [*own, *options]}
+        return run
+
+    return decorated

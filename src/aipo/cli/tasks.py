@@ -4,10 +4,18 @@
 says what happened: 0 as it must be, 1 not so, 2 bad input.
 """
 
+import asyncio
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from aipo.tasks.benchmarks.benchmark import Benchmark
+
+EXIT_VIOLATION = 1
+SHOWN_VIOLATIONS = 20
 
 app = typer.Typer(
     name="tasks",
@@ -49,20 +57,68 @@ def list_(data: Data = None) -> None:
 
     With --data, the files of a folder are found by name; nothing is read or fetched.
     """
-    from aipo.cli.task_tables import list_benchmarks as run
+    from rich.table import Table
 
-    run(data)
+    from aipo.console import console, plain_errors
+    from aipo.tasks.base import TaskError
+    from aipo.tasks.benchmarks.catalogue import BENCHMARKS
+
+    with plain_errors():
+        if data is not None and not data.is_dir():
+            raise TaskError(f"--data {data}: no such folder")
+        table = Table(box=None, pad_edge=False)
+        for column in ("name", "kind", "use", "rows", "Avg@n", "licence", "from", "local file"):
+            table.add_column(column, overflow="fold")
+        for _, benchmark in BENCHMARKS.items():
+            table.add_row(*_cells(benchmark, data))
+        console.print(table)
 
 
-@app.command()
-def validate(name: Name, file: File = None, data: Data = None, workers: Workers = 1) -> None:
+@app.command("validate")
+def validate_(name: Name, file: File = None, data: Data = None, workers: Workers = 1) -> None:
     """Check on every row: its gold is CORRECT, another row's gold and an empty answer INCORRECT.
 
     Prints the counts. The exit code is 1 when a verdict is not as it must be, 2 when a row cannot be used.
     """
-    from aipo.cli.task_tables import validate as run
+    from rich.table import Table
 
-    run(name, file, data, workers)
+    from aipo.console import console, duration, plain_errors
+    from aipo.tasks.base import Split, TaskError
+    from aipo.tasks.benchmarks.catalogue import BENCHMARKS
+    from aipo.tasks.benchmarks.load import load, load_whole, local_file, packaged
+    from aipo.tasks.benchmarks.task import Graders, GradingLimits
+    from aipo.tasks.benchmarks.validate import Check, validate
+
+    with plain_errors():
+        benchmark = BENCHMARKS[name]
+        split = Split.TEST if Split.TEST in benchmark.parts else Split.TRAIN
+        path = file or (local_file(benchmark, split, data) if data else None)
+        if data and not file and not path:
+            raise TaskError(f"--data {data}: no file {benchmark.parts[split].stem}.* for {name} in it")
+        rows = load_whole(benchmark, path) if path else load(benchmark, split)
+        graders = Graders(benchmark.kind, GradingLimits(workers=workers))
+        began = time.monotonic()
+        try:
+            result = asyncio.run(validate(rows, graders))
+        finally:
+            graders.close()
+    table = Table(box=None, pad_edge=False)
+    for column in ("check", "as expected", "not as expected", "not checked"):
+        table.add_column(column, justify="left" if column == "check" else "right")
+    for check in Check:
+        wrong = sum(violation.check is check for violation in result.violations)
+        table.add_row(check, str(result.as_expected[check]), str(wrong), str(result.not_checked[check]))
+    source = path or packaged(benchmark, split) or benchmark.hub
+    console.print(f"{benchmark.title}: {result.rows} rows of {source}", markup=False)
+    console.print(table)
+    console.print(f"{duration(time.monotonic() - began)}, {workers} grader process(es)")
+    for violation in result.violations[:SHOWN_VIOLATIONS]:
+        grade = violation.grade
+        console.print(
+            f"{violation.row}: {violation.check}: {grade.verdict} ({grade.reason})", style="red", markup=False
+        )
+    if result.violations:
+        raise typer.Exit(EXIT_VIOLATION)
 
 
 @app.command()
@@ -78,13 +134,26 @@ def generate(
     No question of the packaged test items, nor of each other, is among them. Slow generators take long: a
     zebra puzzle of 7 houses about 20 s, so that 1,000 of them take hours; --only draws a part.
     """
-    from aipo.cli.task_tables import generate as run
+    from aipo.console import console, plain_errors
+    from aipo.tasks.base import Split, TaskError
+    from aipo.tasks.benchmarks.catalogue import BENCHMARKS
+    from aipo.tasks.benchmarks.gym_freeze import freeze, rows_of
+    from aipo.tasks.benchmarks.gym_tasks import TASKS, known
+    from aipo.tasks.benchmarks.load import load
 
-    run(name, output, train_per_task, validation_per_task, only or [])
+    with plain_errors():
+        if name != "reasoning_gym":
+            raise TaskError(f"{name!r}: only reasoning_gym is generated; the others are files or on the hub")
+        names = [known(each).name for each in only or []] or list(TASKS)
+        held_out = [row.problem for row in load(BENCHMARKS[name], Split.TEST)]
+        for split, items in ((Split.VALIDATION, validation_per_task), (Split.TRAIN, train_per_task)):
+            drawn = rows_of(split, items, held_out, names)
+            held_out += [row["question"] for row in drawn]
+            console.print(f"wrote {freeze(output, split, drawn)}: {len(drawn)} items", markup=False)
 
 
-@app.command()
-def contamination(
+@app.command("contamination")
+def contamination_(
     train: Train,
     evaluation: Eval,
     train_column: TrainColumn = "",
@@ -95,6 +164,43 @@ def contamination(
 
     Case, space and punctuation do not count. The exit code is 1 when one is found.
     """
-    from aipo.cli.task_tables import contamination as run
+    from aipo.console import console, plain_errors
+    from aipo.tasks.contamination import Match, contamination, questions
 
-    run(train, evaluation, (train_column, eval_column), show)
+    with plain_errors():
+        found = contamination(questions(train, train_column), questions(evaluation, eval_column))
+    console.print(f"training rows    {found.training_rows}  {train}", markup=False)
+    console.print(f"evaluation rows  {found.evaluation_rows}  {evaluation}", markup=False)
+    share = len(found.overlaps) / found.evaluation_rows if found.evaluation_rows else 0.0
+    console.print(f"exact            {found.count(Match.EXACT)}")
+    console.print(f"13-gram          {found.count(Match.RUN)} more")
+    console.print(f"in all           {len(found.overlaps)}, {share:.1%} of the evaluation questions")
+    console.print(f"shorter than 13 words, compared whole only: {found.too_short}")
+    for overlap in found.overlaps[:show]:
+        console.print(
+            f"evaluation row {overlap.evaluation_row}: {overlap.match} in training row "
+            f"{overlap.training_row}: {overlap.words:.100}",
+            markup=False,
+        )
+    if found.overlaps:
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+def _cells(benchmark: "Benchmark", data: Path | None) -> list[str]:
+    from aipo.tasks.benchmarks.load import local_file, packaged
+    from aipo.tasks.benchmarks.page import rows_said
+
+    files = [local_file(benchmark, split, data) for split in benchmark.parts] if data else []
+    given = ", ".join(path.name for path in files if path)
+    if not given and any(packaged(benchmark, split) for split in benchmark.parts):
+        given = "packaged (test)"
+    return [
+        benchmark.name,
+        benchmark.kind.value,
+        benchmark.use.value,
+        rows_said(benchmark),
+        str(benchmark.samples),
+        benchmark.licence,
+        benchmark.hub or "generated",
+        given or "-",
+    ]

@@ -6,7 +6,7 @@ the help is quick.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from math import isfinite, log
 from operator import attrgetter
@@ -122,25 +122,6 @@ OPTIONS = (
     _option("seed", _SHOWN, "Of the rollouts that are simulated.", "seed", default=0, min=0),
     _option("json", _SHOWN, "Print JSON in place of tables.", kind=bool, default=False),
 )  # fmt: skip
-
-
-def with_plan_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, whose last parameter is `options`, every option of `aipo plan`."""
-    hints = get_type_hints(command, include_extras=True)
-    own = [
-        each.replace(kind=each.KEYWORD_ONLY, annotation=hints[each.name])
-        for each in inspect.signature(command).parameters.values()
-        if each.name != "options"
-    ]
-
-    def run(**values: Any) -> None:
-        command(**{each.name: values.pop(each.name) for each in own}, options=values)
-
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    signature = inspect.Signature([*own, *(parameter for parameter, _ in OPTIONS)])
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
-    return run
 
 
 def setting_of(recipe: Path | None, overrides: Sequence[str], options: PlanOptions) -> Setting:
