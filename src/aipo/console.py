@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from aipo.training.events import EXIT_STOPPED as EXIT_STOPPED
-from aipo.training.events import Progress, StopRunError, visible
+from aipo.training.events import Progress, StopRunError, duration, visible
 
 WIDE = 200
 """Columns where there is no terminal: a table in a file or a pipe must not be cut to a screen's width."""
@@ -58,26 +58,6 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def duration(seconds: float) -> str:
-    """Return a time for people.
-
-    >>> duration(42), duration(130), duration(7260)
-    ('42 s', '2 min 10 s', '2 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def remaining_s(progress: Progress) -> float:
-    """Return the seconds that the steps to come will take at the pace of those that this process did."""
-    pace_s = progress.elapsed_s / max(1, progress.steps_done_now)
-    return pace_s * (progress.steps - progress.step)
-
-
 class StepLines:
     """Prints a line for a step now and then: the numbers that matter and the time that remains."""
 
@@ -93,7 +73,7 @@ class StepLines:
         self._last = now
         console.print(
             f"step {progress.step}/{progress.steps}  {_numbers(progress.metrics)}  "
-            f"remaining {duration(remaining_s(progress))}",
+            f"remaining {duration(progress.remaining_s)}",
             markup=False,
         )
         sys.stdout.flush()

@@ -11,11 +11,11 @@ from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.workers.rollout.replica import TokenOutput
 
 from aipo.agents.base import Agent
-from aipo.cli.verl import _yaml
 from aipo.config.cluster import ClusterSettings
 from aipo.config.loader import load_settings
 from aipo.integrations.verl import agent_loop
 from aipo.integrations.verl.agent_loop import AipoAgentLoop
+from aipo.integrations.verl.command import yaml_of
 from aipo.integrations.verl.config import verl_config
 
 OVERRIDES = (
@@ -43,7 +43,7 @@ def verls_configuration(folder: Path, policy: Path, *overrides: str) -> DictConf
     """Return verl's whole configuration of a small recipe, as its own command composes it."""
     settings = load_settings(None, [*OVERRIDES, f"policy.model={policy}", *overrides])
     cluster = ClusterSettings(gpus_per_node=1, agent_processes=1, tokens_per_gpu=256, data_folder=folder)
-    (folder / "aipo_verl.yaml").write_text(_yaml(verl_config(settings, cluster)))
+    (folder / "aipo_verl.yaml").write_text(yaml_of(verl_config(settings, cluster)))
     with initialize_config_dir(str(folder.resolve()), version_base=None):
         return compose("aipo_verl")
 

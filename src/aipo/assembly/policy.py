@@ -21,7 +21,7 @@ from aipo.assembly.engines import build_engine
 from aipo.assembly.parts import build_protocol
 from aipo.assembly.suite_options import SuiteOptions
 from aipo.config.settings import Settings
-from aipo.console import console, duration
+from aipo.console import console
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.prompts import prompt_hash, system_prompt
@@ -33,6 +33,7 @@ from aipo.evaluation.manifest import EvaluationError, Manifest, fingerprint
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts
 from aipo.rollout.leaks import LeakPolicy
+from aipo.training.events import duration
 from aipo.training.model import load_policy
 
 SLOTS = 64

@@ -8,24 +8,24 @@ from pathlib import Path
 from aipo.assembly.parts import build_protocol, prepare_process, wording_of
 from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
-from aipo.console import console, duration
 from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import NOTICES
 from aipo.core.types import PAPER_AGENTS
 from aipo.tasks.base import Trace
 from aipo.tasks.registry import task_spec
+from aipo.training.events import Reporter, duration
 from aipo.training.model import save_policy
 from aipo.training.tiny import build_model, build_tokenizer
 from aipo.training.warmstart import WarmstartProgress, warm_start
 
 
-def make_warm_start(settings: Settings) -> Path:
+def make_warm_start(settings: Settings, reporter: Reporter) -> Path:
     """Train and save the tiny policy; return its folder. Nothing is done if it is there already."""
     folder = settings.run.output / "policy"
     if (folder / "config.json").exists():
         _refuse_other_settings(settings)
-        console.print(f"the warm start is there already: {folder}", markup=False)
+        reporter.note(f"the warm start is there already: {folder}")
         return folder
     make_curriculum = task_spec(settings.task.name).curriculum
     if make_curriculum is None:
@@ -47,11 +47,16 @@ def make_warm_start(settings: Settings) -> Path:
         return chat_prompt_ids(tokenizer, system, example.problem, codec.forbidden)
 
     parameters = sum(p.numel() for p in model.parameters())
-    console.print(f"warm start: {settings.warmstart.architecture}, {parameters:,} parameters", markup=False)
-    warm_start(model, tokenizer, curriculum, prompt_ids, settings, _print)
+    reporter.note(f"warm start: {settings.warmstart.architecture}, {parameters:,} parameters")
+
+    def step(done: WarmstartProgress) -> None:
+        remaining = duration(done.elapsed_s / done.step * (done.steps - done.step))
+        reporter.note(f"step {done.step}/{done.steps}  loss {done.loss:.4f}  remaining {remaining}")
+
+    warm_start(model, tokenizer, curriculum, prompt_ids, settings, step)
     save_policy(model, tokenizer, folder)
     (settings.run.output / "settings.toml").write_text(dump_settings(settings))
-    console.print(f"written to {folder}", markup=False)
+    reporter.note(f"written to {folder}")
     return folder
 
 
@@ -67,11 +72,3 @@ def _refuse_other_settings(settings: Settings) -> None:
             f"run.output = {str(settings.run.output)!r} holds a warm start with other settings; choose "
             "another folder, go back to its settings or remove it:\n  " + "\n  ".join(changed)
         )
-
-
-def _print(progress: WarmstartProgress) -> None:
-    remaining = progress.elapsed_s / progress.step * (progress.steps - progress.step)
-    console.print(
-        f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  remaining {duration(remaining)}",
-        markup=False,
-    )

@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 
 from aipo.cli.evaluations import are_evaluations, compare_evaluations
+from aipo.cli.screen import Terminal
 from aipo.comparison.jobs import Pace
 from aipo.comparison.run import compare as run_comparison
 from aipo.config.comparison import comparison_recipes, load_comparison
@@ -39,7 +40,7 @@ def compare(
 def _compare(recipe: Path, overrides: Sequence[str], pace: Pace, records: Path | None) -> None:
     comparison = load_comparison(recipe, overrides)
     command = " ".join(["aipo", *sys.argv[1:]])
-    report = run_comparison(comparison, pace=pace, records=records, command=command)
+    report = run_comparison(comparison, pace=pace, records=records, command=command, reporter=Terminal())
     if report is None:
         return
     output = comparison.output

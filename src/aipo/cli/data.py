@@ -1,8 +1,4 @@
-"""`aipo data`: the verbs about data for other engines.
-
-Owns their help. Must not import what works behind them before it is called: `--help` is quick.
-Invariant: a verb ends with exit code 0, or 2 for bad input.
-"""
+"""`aipo data`: the verbs about data for other engines."""
 
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +33,9 @@ def export(
     Training rows go to the agent loop `aipo`, validation rows to `aipo_solo`, which reaches no agent. With a
     model in policy.model, every prompt is measured: one that is too long is an error, as in `aipo train`.
     """
-    from aipo.integrations.verl.export import export as run
+    from aipo.config.loader import load_settings
+    from aipo.console import console, plain_errors
+    from aipo.integrations.verl.export import export as write
 
-    run(recipe, overrides or [], output, with_agents)
+    with plain_errors():
+        console.print(write(load_settings(recipe, overrides or []), output, with_agents), markup=False)

@@ -76,11 +76,12 @@ def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
     """
     _refuse_bad_recipe(recipe, overrides or [])
     from aipo.assembly.warmstart import make_warm_start
+    from aipo.cli.screen import Terminal
     from aipo.config.loader import load_settings
     from aipo.console import plain_errors
 
     with plain_errors():
-        make_warm_start(load_settings(recipe, overrides or []))
+        make_warm_start(load_settings(recipe, overrides or []), Terminal())
 
 
 @app.command()

@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aipo.console import SHOWN, StepLines, console, duration, errors, remaining_s
-from aipo.training.events import LastConsultation, Progress, Reporter
+from aipo.console import SHOWN, StepLines, console, errors
+from aipo.training.events import LastConsultation, Progress, Reporter, duration
 
 BARS = " ▁▂▃▄▅▆▇█"
 COURSE_STEPS = 40
@@ -50,7 +50,7 @@ class LiveScreen:
     def _drawn(self, progress: Progress) -> RenderableType:
         head = Table.grid(padding=(0, 2))
         bar = ProgressBar(progress.steps, progress.step, width=BAR_WIDTH)
-        remaining = f"remaining {duration(remaining_s(progress))}"
+        remaining = f"remaining {duration(progress.remaining_s)}"
         head.add_row(Text(self._run, style="bold"), bar, f"{progress.step}/{progress.steps}", remaining)
         numbers = Table.grid(padding=(0, 2))
         for name, course in self._courses.items():

@@ -82,12 +82,13 @@ def validate_(name: Name, file: File = None, data: Data = None, workers: Workers
     """
     from rich.table import Table
 
-    from aipo.console import console, duration, plain_errors
+    from aipo.console import console, plain_errors
     from aipo.tasks.base import Split, TaskError
     from aipo.tasks.benchmarks.catalogue import BENCHMARKS
     from aipo.tasks.benchmarks.load import load, load_whole, local_file, packaged
     from aipo.tasks.benchmarks.task import Graders, GradingLimits
     from aipo.tasks.benchmarks.validate import Check, validate
+    from aipo.training.events import duration
 
     with plain_errors():
         benchmark = BENCHMARKS[name]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
-from aipo.console import console, duration
+from aipo.training.events import Reporter, duration
 from aipo.training.journal import METRICS
 
 POLL_S = 0.5
@@ -68,7 +68,7 @@ class Pace:
 
 
 def run_jobs(
-    jobs: Sequence[Job], pace: Pace, what: str, when_done: Callable[[Job], None] = lambda _: None
+    jobs: Sequence[Job], pace: Pace, what: str, when_done: Callable[[Job], None], reporter: Reporter
 ) -> bool:
     """Run jobs, so many at a time, until all are finished; return whether they are.
 
@@ -108,16 +108,14 @@ def run_jobs(
                 reported = time.monotonic()
                 done = total - len(queue) - len(running)
                 remaining = _remaining(waiting, already, reported - begun)
-                console.print(
-                    f"{what}: {done}/{total} runs done  {_states(running)}  {remaining}", markup=False
-                )
+                reporter.note(f"{what}: {done}/{total} runs done  {_states(running)}  {remaining}")
     finally:
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
             _wait_for_end(process)
     took = duration(time.monotonic() - begun)
-    console.print(f"{what}: {total - len(queue)}/{total} runs done in {took}", markup=False)
+    reporter.note(f"{what}: {total - len(queue)}/{total} runs done in {took}")
     return not queue
 
 

@@ -21,10 +21,10 @@ from aipo.comparison.records import RunRecord, read_run, thinned, write_run
 from aipo.comparison.report import Facts, Report, TuningPoint, write_facts
 from aipo.config.comparison import ComparisonSettings, common_settings, load_comparison
 from aipo.config.loader import dump_settings
-from aipo.console import console, duration
 from aipo.core.passk import pass_at_k
 from aipo.evaluation.records import EvaluationRecord, at_last_step, read_records
 from aipo.tasks.base import Split
+from aipo.training.events import Reporter, duration
 from aipo.training.journal import EVALUATION, METRICS, TIMINGS, read_lines
 
 
@@ -35,18 +35,20 @@ def compare(
     pace: Pace | None = None,
     records: Path | None = None,
     command: str = "aipo.compare",
+    reporter: Reporter | None = None,
 ) -> Report | None:
     """Run what is missing of a comparison, write its report into `compare.output` and return it.
 
     `comparison` is a recipe's file or loaded settings. With `records`, a folder of compact records, nothing
-    is run. `command` is what the report says that it was made with. Returns None where the time of `pace` was
-    up before the first run was finished. Raises `SettingsError` for the recipe, `JobFailedError` for a run
-    that failed or that was begun with other settings.
+    is run. `command` is what the report says that it was made with. Progress goes to `reporter`, without one
+    to the logger `aipo`. Returns None where the time of `pace` was up before the first run was finished.
+    Raises `SettingsError` for the recipe, `JobFailedError` for a run that failed or that was begun with other
+    settings.
     """
     if not isinstance(comparison, ComparisonSettings):
         comparison = load_comparison(Path(comparison), overrides)
     if records is None:
-        records = _run(comparison, pace or Pace(os.cpu_count() or 1), command)
+        records = _run(comparison, pace or Pace(os.cpu_count() or 1), command, reporter or Reporter())
     if records is None:
         return None
     report = Report(records, common_settings(comparison).evaluate.pass_at, comparison.focus)
@@ -54,16 +56,16 @@ def compare(
     return report
 
 
-def _run(comparison: ComparisonSettings, pace: Pace, command: str) -> Path | None:
+def _run(comparison: ComparisonSettings, pace: Pace, command: str, reporter: Reporter) -> Path | None:
     """Run what is missing, as long as there is time; return the folder of the records, if there are any."""
     begun = time.monotonic()
     plan = Plan(comparison)
     _refuse_unknown_focus(comparison)
     if comparison.warmstart:
-        make_warm_start(plan.warm_start_settings())
-    points = _tuned(plan, pace)
+        make_warm_start(plan.warm_start_settings(), reporter)
+    points = _tuned(plan, pace, reporter)
     if points is None:
-        console.print("time is up; the same command goes on", markup=False)
+        reporter.note("time is up; the same command goes on")
         return None
     runs = plan.runs(_chosen(comparison, points))
     planned = {run.job.title: run for run in runs}
@@ -91,11 +93,11 @@ def _run(comparison: ComparisonSettings, pace: Pace, command: str) -> Path | Non
         note()
 
     note()
-    run_jobs([run.job for run in missing], pace, "comparison", done)
+    run_jobs([run.job for run in missing], pace, "comparison", done, reporter)
     left = note()
     took = duration(time.monotonic() - begun)
     rest = f"; {left} runs are left: the same command goes on" if left else ""
-    console.print(f"this call took {took}{rest}", markup=False)
+    reporter.note(f"this call took {took}{rest}")
     return plan.records if left < len(runs) else None
 
 
@@ -112,7 +114,7 @@ def _refuse_unknown_focus(comparison: ComparisonSettings) -> None:
         )
 
 
-def _tuned(plan: Plan, pace: Pace) -> list[TuningPoint] | None:
+def _tuned(plan: Plan, pace: Pace, reporter: Reporter) -> list[TuningPoint] | None:
     """Return what each learning rate reached; None if there was no time to find out."""
     points, jobs = {}, plan.tuning_jobs()
     recorded = {(m.name, rate): plan.records / "tuning" / f"{m.name}-{rate:g}.json" for m, rate, _ in jobs}
@@ -127,7 +129,8 @@ def _tuned(plan: Plan, pace: Pace) -> list[TuningPoint] | None:
         _write(recorded[method.name, rate], method.label, job, "")
         points[method.name, rate] = criterion(read_run(recorded[method.name, rate]).evaluations, plan.focus)
 
-    if not run_jobs([job for _, _, job in left.values()], pace, "choosing learning rates", done):
+    jobs_left = [job for _, _, job in left.values()]
+    if not run_jobs(jobs_left, pace, "choosing learning rates", done, reporter):
         return None
     return [TuningPoint(m.label, rate, points[m.name, rate]) for m, rate, _ in jobs]
 

@@ -63,6 +63,25 @@ class Progress:
     """Steps since this process began, for an honest remaining time after a resume; 0 for a step of before."""
     last_consultation: LastConsultation | None = None
 
+    @property
+    def remaining_s(self) -> float:
+        """The seconds that the steps to come will take at the pace of those that this process did."""
+        return self.elapsed_s / max(1, self.steps_done_now) * (self.steps - self.step)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people.
+
+    >>> duration(42), duration(130), duration(7260)
+    ('42 s', '2 min 10 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
 
 def visible(text: str) -> str:
     r"""Return foreign text for a terminal or a file: what moves the cursor or turns the text is escaped.

@@ -1,17 +1,14 @@
-"""`aipo data export`: a task's problems as Parquet for verl.
+"""A task's problems as Parquet for verl.
 
-Owns the rows' columns. Must not know verl. Invariant: a row holds all that the agent loop needs to make the
-problem again, and the prompt in `prompt` is the one that the loop's rollouts begin with, as messages.
+A row holds all that the agent loop needs to make the problem again; the messages in `prompt` are those that
+the loop's rollouts begin with.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aipo.assembly.parts import build_protocol, build_task
-from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
-from aipo.console import console, plain_errors
 from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import neutralise
@@ -24,25 +21,20 @@ LOOPS = {Condition.CONSULTING: "aipo_agents", Condition.SOLO: "aipo_solo"}
 """Agent loops of validation rows."""
 
 
-def export(recipe: Path, overrides: Sequence[str], output: Path, with_agents: bool) -> None:
-    """Write both files."""
-    with plain_errors():
-        settings = load_settings(recipe, overrides)
-        task = build_task(settings.task, settings.sandbox)
-        writer = _Rows(settings)
-        problems = task.problems(Split.TRAIN)
-        train = [writer.row(p, Condition.CONSULTING, "aipo", i) for i, p in enumerate(problems)]
-        held_out = first_of_each_stratum(task.problems(Split.VALIDATION), settings.evaluate.problems)
-        conditions = [Condition.SOLO, *([Condition.CONSULTING] if with_agents else [])]
-        validation = [writer.row(p, c, LOOPS[c], i) for c in conditions for i, p in enumerate(held_out)]
+def export(settings: Settings, output: Path, with_agents: bool) -> str:
+    """Write both files into a folder; return what was written, in a line. Raises `ValueError`s."""
+    task = build_task(settings.task, settings.sandbox)
+    writer = _Rows(settings)
+    problems = task.problems(Split.TRAIN)
+    train = [writer.row(p, Condition.CONSULTING, "aipo", i) for i, p in enumerate(problems)]
+    held_out = first_of_each_stratum(task.problems(Split.VALIDATION), settings.evaluate.problems)
+    conditions = [Condition.SOLO, *([Condition.CONSULTING] if with_agents else [])]
+    validation = [writer.row(p, c, LOOPS[c], i) for c in conditions for i, p in enumerate(held_out)]
     output.mkdir(parents=True, exist_ok=True)
     _write(train, output / TRAIN_FILE)
     _write(validation, output / VALIDATION_FILE)
-    console.print(
-        f"{output}: {len(train)} training rows, {len(validation)} validation rows"
-        + ("" if writer.measured else "; prompts were not measured: set policy.model to measure them"),
-        markup=False,
-    )
+    measured = "" if writer.measured else "; prompts were not measured: set policy.model to measure them"
+    return f"{output}: {len(train)} training rows, {len(validation)} validation rows{measured}"
 
 
 class _Rows:
