@@ -121,11 +121,18 @@ class RunWriter:
         return self.lines("metrics.jsonl", rows)
 
     def evaluated(
-        self, step: int, correct: Sequence[int], mode: str = "unanswered", seed: int = 0
+        self,
+        step: int,
+        correct: Sequence[int],
+        mode: str = "unanswered",
+        seed: int = 0,
+        strata: Sequence[str] = ("hard",),
     ) -> "RunWriter":
-        """Append an evaluation: for each problem of `hard`, how many of 4 samples were correct."""
+        """Append an evaluation: for each problem of each stratum, how many of 4 samples were correct."""
         results = [
-            {"problem": f"p{i}", "stratum": "hard", "samples": 4, "correct": c, "ungraded": 0, "truncated": 0}
+            {"problem": f"{name}-p{i}", "stratum": name, "samples": 4, "correct": c}
+            | {"ungraded": 0, "truncated": 0}
+            for name in strata
             for i, c in enumerate(correct)
         ]
         name = self.folder.name

@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from aipo.comparison.records import RunRecord, read_run
-from aipo.comparison.sections import (
-    differences,
-    format_point,
-    how,
-    internals,
-    token_measure,
-    token_points,
-    token_table,
-)
+from aipo.comparison.sections import how, internals
 from aipo.core.types import SoloMode
 from aipo.evaluation.plots import TokenPoint, boundary_plot, expert_token_plot, training_plot
 from aipo.evaluation.records import EvaluationRecord, at_last_step, methods_of
 from aipo.evaluation.statistics import estimate
 from aipo.evaluation.table import Table, format_estimate, results_table
+from aipo.report.expert_tokens import format_point, spent_tokens, token_grid, token_points
+from aipo.report.results import HOW_PAIRED, paired_differences
 from aipo.training.durable import write_whole
 
 FACTS, RUNS = "facts.json", "runs"
@@ -168,19 +162,21 @@ class Report:
         """Return the paired differences to the baseline, one table per stratum; '' where there are none."""
         baseline = baseline or self.facts["baseline"]
         final = self._final([*methods, baseline] if methods else ())
-        tables = (
-            differences([r for r in final if stratum in r.strata], baseline, stratum, k)
-            for stratum in self.shown
-        )
-        return "\n".join(filter(None, tables))
+        found = []
+        for stratum in self.shown:
+            if grid := paired_differences(final, baseline, stratum, k):
+                about = f"Paired differences to {baseline}, {stratum} problems, pass@{k} ({HOW_PAIRED}):\n"
+                found.append(f"{about}\n{grid.markdown()}")
+        return "\n".join(found)
 
     def internals(self, methods: Sequence[str] = ()) -> str:
         """Return how often was consulted, how likely feedback became, and gradient norms by source."""
         return internals(self._chosen(methods))
 
     def token_table(self, methods: Sequence[str] = ()) -> str:
-        """Return quality against expert tokens, one line for each method and evaluated step."""
-        return token_table(self._token_points(methods))
+        """Return quality against expert tokens, one line for each method and evaluated step; '' if none."""
+        grid = token_grid(self._token_points(methods))
+        return grid.markdown() if grid else ""
 
     def tokens_at(self, method: str, updates: int) -> str:
         """Return one line of `token_table` in words. Raises `ValueError` for what was not measured."""
@@ -191,11 +187,9 @@ class Report:
 
     def _token_points(self, methods: Sequence[str]) -> dict[str, list[TokenPoint]]:
         """Return, by what was measured, the points of each stratum that is shown."""
-        runs, found = self._chosen(methods), {}
-        for stratum in self.shown:
-            mode, k = token_measure(runs, stratum)
-            found[f"{stratum}, {mode}, pass@{k}"] = token_points(runs, stratum)
-        return found
+        runs = self._chosen(methods)
+        records = [record for run in runs for record in run.evaluations]
+        return token_points(records, spent_tokens(runs), self.shown)
 
     def how(self) -> str:
         """Return how the numbers came about: command, commits, machine, learning rates, time."""

@@ -1,7 +1,6 @@
 """Evaluations as curves: solo accuracy over training, and pass@k before and after it, with intervals.
 
-Owns which evaluations belong to one line. Must not compute an interval itself.
-Invariant: a point is one `statistics.estimate`: one method, one step, one mode, one stratum, all its seeds.
+A point is one `statistics.estimate`: one method, one step, one mode, one stratum, all its seeds.
 """
 
 from collections import defaultdict
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aipo.evaluation.records import EvaluationRecord, RecordError, read_records
+from aipo.evaluation.solo import WITH_AGENTS
 from aipo.evaluation.statistics import estimate
 from aipo.report.folders import RunData
 from aipo.training.journal import EVALUATION
@@ -100,20 +100,19 @@ def boundary_panels(records: Records) -> list[dict[str, Any]]:
 
 
 def _lines(records: Records, points_of: Any) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Return the lines of each mode and stratum, hard ones first: one for each method with points."""
+    """Return the lines of each mode and stratum, in the order of the data: one per method with points."""
     groups: dict[tuple[str, str, str], list[EvaluationRecord]] = defaultdict(list)
     for record in records:
         for stratum in record.strata:
             groups[record.mode, stratum, record.method].append(record)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for (mode, stratum, method), own in sorted(groups.items(), key=lambda item: _order(*item[0][:2])):
+    strata = list(dict.fromkeys(stratum for _, stratum, _ in groups))
+    in_order = sorted(groups, key=lambda key: (strata.index(key[1]), key[0] == WITH_AGENTS, key[0]))
+    for mode, stratum, method in in_order:
+        own = groups[mode, stratum, method]
         if points := points_of(own, stratum):
             found.setdefault((mode, stratum), []).append({"method": method, "label": "", "points": points})
     return found
-
-
-def _order(mode: str, stratum: str) -> tuple[bool, str, bool, str]:
-    return (stratum != "hard", stratum, mode == "agents", mode)
 
 
 def _over_steps(own: Records, stratum: str) -> list[list[float]]:
@@ -144,7 +143,7 @@ def _point(x: float, own: Records, stratum: str, k: int) -> list[float]:
 
 def _panel(mode: str, stratum: str, x: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     what = " · ".join(filter(None, ("pass@k" if x == "k" else "Accuracy", stratum, mode)))
-    alone = "With agents" if mode == "agents" else "Alone" if mode else "Alone, by mode"
+    alone = "With agents" if mode == WITH_AGENTS else "Alone" if mode else "Alone, by mode"
     return {
         "title": what,
         "note": f"{alone}; 95 % intervals over problems, and over seeds from two on.",

@@ -1,7 +1,7 @@
 """Run folders as a report reads them: which ones are meant, what they are called, what stands in them.
 
-Owns finding, naming and reading runs, but for their rollouts. Must not write to a run's folder.
-Invariant: two runs of one report never have the same method and seed, so nothing is averaged by accident.
+Nothing is written into a run's folder. Two runs of one report never have the same method and seed, so nothing
+is averaged by accident.
 """
 
 import json

@@ -1,16 +1,15 @@
 """The report: from run folders to one HTML file that opens from disk. Start reading here.
 
-Owns what the file holds and how it is embedded. Must not know how anything looks: that is `assets/`.
-Invariant: nothing that a model, a file or a setting says is ever markup. All data stands as JSON in one inert
-element, with `<`, `>`, `&` and line separators escaped, and the scripts put it on the page as text; the
-content security policy allows these scripts by their hashes and no request at all.
+How it looks is in `assets/`. Nothing that a model, a file or a setting says is ever markup: all data stands
+as JSON in one inert element, with `<`, `>`, `&` and line separators escaped, and the scripts put it on the
+page as text; the content security policy allows these scripts by their hashes and no request at all.
 """
 
 import json
 import re
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from html import escape
@@ -23,6 +22,7 @@ from typing import Any
 from aipo.evaluation.records import methods_of
 from aipo.report.accuracy import accuracy_panels, boundary_panels, evaluations, policy_folders
 from aipo.report.curves import panels
+from aipo.report.expert_tokens import spent_tokens
 from aipo.report.folders import RunData, read_runs
 from aipo.report.results import result_tables
 from aipo.report.rollouts import Latencies, shown_groups
@@ -99,7 +99,7 @@ def report_data(runs: Sequence[RunData], wanted: ReportSettings) -> dict[str, An
         "accuracy": accuracy_panels(records),
         "boundary": boundary_panels(records),
         "panels": panels(runs),
-        "results": result_tables(records, pass_at, baseline),
+        "results": result_tables(records, pass_at, baseline, spent_tokens(runs)),
     }
 
 
@@ -115,8 +115,8 @@ def _run(run: RunData, wanted: ReportSettings, runs: int) -> dict[str, Any]:
         "seed": run.seed,
         "summary": summary(run, found),
         "recorded": _recorded(found),
-        "value": [_plain(worth) for worth in value.worths()],
-        "requests": [_plain(asked) for asked in value.most_asked(MOST_REQUESTS)],
+        "value": [asdict(worth) for worth in value.worths()],
+        "requests": [asdict(asked) for asked in value.most_asked(MOST_REQUESTS)],
         "distinct_requests": value.distinct_requests,
         "rule": rule(run.settings) if run.settings else "",
         "groups": groups,
@@ -138,15 +138,6 @@ def _latencies(run: RunData) -> Latencies:
         for row in run.timings
         for rollout, waited in row.get("consultations_s", {}).items()
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return nested dataclasses with slots as dictionaries; numbers that are none become None."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if isfinite(value) else None
-    return value
 
 
 def html_page(title: str, data: Any) -> bytes:

@@ -1,7 +1,6 @@
 """Sampled rollouts as the viewer needs them: texts by source, tokens' probabilities, credit, consultations.
 
-Owns what of a record is shown, and the bytes that may take. Must not read files.
-Invariant: whatever a model wrote, the result is bounded; what was cut off says how much it was.
+Whatever a model wrote, the result is bounded; what was cut off says how much it was.
 """
 
 import json
@@ -11,7 +10,7 @@ from math import exp, isfinite
 from typing import Any
 
 from aipo.config.settings import Settings
-from aipo.report.scan import RawGroup, Row
+from aipo.report.scan import Row
 from aipo.report.tokens import Pieces
 from aipo.report.weights import UNKNOWN, Credited, credited, weight
 
@@ -27,7 +26,7 @@ Weigher = Callable[[int], float]
 
 
 def shown_groups(
-    groups: Sequence[RawGroup],
+    groups: Sequence[Sequence[Row]],
     settings: Settings | None,
     pieces: Pieces,
     latencies: Latencies,
@@ -37,7 +36,7 @@ def shown_groups(
     found: list[dict[str, Any]] = []
     spent = 0
     for group in groups:
-        shown = _group(group.rows(), settings, pieces, latencies)
+        shown = _group(group, settings, pieces, latencies)
         spent += len(json.dumps(shown, ensure_ascii=False))
         if found and spent > most_bytes:
             break

@@ -1,17 +1,15 @@
 """A run's rollouts, read once and line by line: what is counted of all of them, and which few are shown.
 
-Owns the sample and the grouping of lines. Must not hold more than the sample in memory, whatever the file's
-size. Invariant: the sample depends on the file's content and the seed only, never on the clock; each recorded
-step has the same share of it.
+The sample depends on the file's content and the seed only, never on the clock; each recorded step has the
+same share of it. Of groups that are not in it, only their place in the file is held in memory.
 """
 
-import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from aipo.core.seeds import seed_of
 from aipo.rollout.records import SCHEMA
@@ -35,104 +33,79 @@ class Scan:
     ungraded_reasons: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, slots=True)
-class RawGroup:
-    """The lines of one group, as they stand in the file."""
+class Place(NamedTuple):
+    """Where one group stands in the file."""
 
+    key: int
+    """A hash; groups with the smallest ones are shown: a random choice that repeats."""
     step: int
-    lines: tuple[bytes, ...]
-
-    def rows(self) -> list[Row]:
-        """Return them as records."""
-        return [json.loads(line) for line in self.lines]
-
-
-class GroupSample:
-    """As many groups of each recorded step, those whose hashes are smallest: a random choice that repeats."""
-
-    def __init__(self, groups: int, seed: int) -> None:
-        self._most, self._seed = max(1, groups), seed
-        self._heaps: dict[int, list[tuple[int, int, RawGroup]]] = {}
-        self._seen = 0
-
-    def add(self, problem: str, group: RawGroup) -> None:
-        """Consider one group."""
-        self._seen += 1
-        key = -(seed_of(self._seed, "report", group.step, ascii(problem)))
-        heap = self._heaps.get(group.step)
-        if heap is None:
-            heap = self._heaps[group.step] = []
-            self._make_room()
-        if group.step not in self._heaps:
-            return
-        heapq.heappush(heap, (key, self._seen, group))
-        self._shrink(heap)
-
-    def chosen(self) -> list[RawGroup]:
-        """Return the chosen groups, best first: one of each step, then the second of each, and so on."""
-        ranked = [
-            (rank, step, group)
-            for step, heap in self._heaps.items()
-            for rank, (_, _, group) in enumerate(sorted(heap, reverse=True))
-        ]
-        return [group for _, _, group in sorted(ranked, key=lambda item: item[:2])]
-
-    def _make_room(self) -> None:
-        """Let a new step have its share: others give up their last, or some step in the middle goes."""
-        if len(self._heaps) > self._most:
-            steps = sorted(self._heaps)
-            middle = steps[1:-1] or steps[:1]  # the first and the last stay as long as there is room for both
-            del self._heaps[max(middle, key=lambda step: seed_of(self._seed, "step", step))]
-        for heap in self._heaps.values():
-            self._shrink(heap)
-
-    def _shrink(self, heap: list[tuple[int, int, RawGroup]]) -> None:
-        while len(heap) > max(1, self._most // len(self._heaps)):
-            heapq.heappop(heap)
+    start: int
+    end: int
 
 
 def scan(
     path: Path, sample_rollouts: int, seed: int, see: Callable[[list[Row]], None]
-) -> tuple[Scan, list[RawGroup]]:
-    """Read the file once; call `see` with every group; return the counts and the sampled groups.
+) -> tuple[Scan, list[list[Row]]]:
+    """Read the file once; call `see` with every group; return the counts and the rows of the sampled groups.
 
     Degenerate case: no file, or an empty one, gives zeros and no group.
     """
-    found, sample = Scan(), None
+    found, most = Scan(), 1
+    places: list[Place] = []
     if not path.exists():
         return found, []
-    for rows, lines in _groups(path, found):
-        if sample is None:
-            sample = GroupSample(sample_rollouts // len(rows), seed)
-        _count(found, rows)
-        see(rows)
-        sample.add(rows[0]["problem"], RawGroup(rows[0]["step"], tuple(lines)))
-    return found, sample.chosen() if sample else []
-
-
-def _groups(path: Path, found: Scan) -> Iterator[tuple[list[Row], list[bytes]]]:
-    """Yield the rows of each group with their lines: they stand together in the file."""
-    rows: list[Row] = []
-    lines: list[bytes] = []
-    key: tuple[Any, ...] = ()
-    ids: set[str] = set()
     with path.open("rb") as file:  # bytes: U+2028 ends no line
-        for line in file:
-            row = _row(line)
-            if row is None:
-                found.unreadable += bool(line.strip())
-                continue
-            own = (row["step"], row["problem"])
-            # A problem that is drawn twice in a row begins a group anew with a member that was there.
-            if rows and (own != key or row["rollout"] in ids):
-                yield rows, lines
-                rows, lines, ids = [], [], set()
-            key = own
+        for rows, start, end in _groups(file, found):
+            most = most if places else max(1, sample_rollouts // len(rows))
+            _count(found, rows)
+            see(rows)
+            key = seed_of(seed, "report", rows[0]["step"], ascii(rows[0]["problem"]))
+            places.append(Place(key, rows[0]["step"], start, end))
+        sample = []
+        for place in _sample(places, most, seed):
+            file.seek(place.start)
+            lines = file.read(place.end - place.start).split(b"\n")
+            sample.append([row for row in map(_row, lines) if row])
+    return found, sample
+
+
+def _sample(places: Sequence[Place], most: int, seed: int) -> list[Place]:
+    """Return the chosen groups, best first: one of each step, then the second of each, and so on.
+
+    Where there are more steps than groups to show, the first and the last step stay.
+    """
+    by_step: dict[int, list[Place]] = {}
+    for place in places:
+        by_step.setdefault(place.step, []).append(place)
+    steps = sorted(by_step)
+    middle = sorted(steps[1:-1], key=lambda step: seed_of(seed, "step", step))
+    steps = [*steps[-1:], *steps[:-1][:1], *middle][:most]
+    share = max(1, most // max(1, len(steps)))
+    ranked = [(rank, p) for step in steps for rank, p in enumerate(sorted(by_step[step])[:share])]
+    return [place for _, place in sorted(ranked, key=lambda item: (item[0], item[1].step))]
+
+
+def _groups(file: BinaryIO, found: Scan) -> Iterator[tuple[list[Row], int, int]]:
+    """Yield the rows of each group, and where they begin and end: they stand together in the file."""
+    rows: list[Row] = []
+    start = end = 0
+    for line in file:
+        row = _row(line)
+        found.unreadable += row is None and bool(line.strip())
+        if row and rows and _begins(row, rows):
+            yield rows, start, end
+            rows, start = [], end
+        if row:
             rows.append(row)
-            lines.append(line)
-            ids.add(row["rollout"])
+        end += len(line)
     if rows:
-        yield rows, lines
+        yield rows, start, end
+
+
+def _begins(row: Row, rows: Sequence[Row]) -> bool:
+    """Say whether a row begins a new group; a problem drawn twice in a row, with a member that was there."""
+    same = (row["step"], row["problem"]) == (rows[0]["step"], rows[0]["problem"])
+    return not same or any(row["rollout"] == other["rollout"] for other in rows)
 
 
 def _row(line: bytes) -> Row | None:

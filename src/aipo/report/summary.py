@@ -1,7 +1,6 @@
 """What a reader wants to know of a run before any curve: settings, versions, data, seeds, cost, warnings.
 
-Owns these words and sums. Must not know how they are shown.
-Invariant: a number that was not recorded is said to be missing; a warning names its worst step.
+A number that was not recorded is said to be missing; a warning names its worst step.
 """
 
 import json
@@ -13,7 +12,6 @@ from typing import Any
 
 from aipo.config.loader import diff_settings
 from aipo.config.settings import Settings
-from aipo.core.types import PAPER_AGENTS
 from aipo.report.folders import RunData
 from aipo.report.scan import Scan
 from aipo.report.weights import rule
@@ -162,7 +160,7 @@ def _warnings(run: RunData, scan: Scan) -> list[str]:
     if scan.ungraded_reasons:
         reasons = "; ".join(f"{reason} ({n:,})" for reason, n in scan.ungraded_reasons.most_common(3))
         found.append(f"Reasons of ungraded rollouts in the records: {reasons}.")
-    for agent in PAPER_AGENTS:
+    for agent in _agents_in(run, "failures", "unreadable_replies"):
         counts = {o: _sum(run.metrics, f"failures/{agent}/{o}") for o in NO_ANSWER}
         if any(counts.values()):
             words = ", ".join(f"{count:,.0f} {o.replace('_', ' ')}" for o, count in counts.items() if count)
@@ -177,11 +175,17 @@ def _warnings(run: RunData, scan: Scan) -> list[str]:
         MUCH_MISMATCH,
         "of the tokens differ twofold between sampler and trainer",
     )
-    for agent in PAPER_AGENTS:
+    for agent in _agents_in(run, "leaks"):
         found += _share(run, f"leaks/{agent}", MUCH_LEAKED, f"of {agent}'s replies stated the final answer")
     if scan.unreadable:
         found.append(f"{scan.unreadable} lines of rollouts.jsonl are no records and were left out.")
     return found
+
+
+def _agents_in(run: RunData, *metrics: str) -> list[str]:
+    """Return the agents that the run has one of these metrics of, in their order."""
+    names = (name.split("/") for row in run.metrics for name in row)
+    return list(dict.fromkeys(parts[1] for parts in names if parts[0] in metrics))
 
 
 def _share(run: RunData, metric: str, limit: float, words: str) -> list[str]:

@@ -1,8 +1,7 @@
 """What consulting was worth: the success of rollouts with and without it, within the same groups.
 
-Owns what is counted of each group, and the requests asked most. Must not know how anything is shown.
-Invariant: both sides of a comparison come from the same groups, so that a problem's difficulty cancels; an
-UNGRADED rollout is on neither side.
+Both sides of a comparison come from the same groups, so that a problem's difficulty cancels; an UNGRADED
+rollout is on neither side.
 
 What it is not: the effect of an agent. The policy chooses when it asks, and where it is stuck it asks more.
 """
@@ -13,7 +12,7 @@ from math import nan
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Verdict
+from aipo.core.types import Condition, ConsultOutcome, Verdict
 from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult
 from aipo.evaluation.statistics import estimate, paired_difference
 
@@ -71,7 +70,7 @@ Pair = tuple[tuple[int, int], tuple[int, int]]
 class ValueOfConsultation:
     """Sees every group of a run once."""
 
-    _pairs: dict[str, list[Pair]] = field(default_factory=dict)
+    _pairs: dict[str, list[Pair]] = field(default_factory=lambda: {MAY_CONSULT: [], ANY: []})
     _asked: dict[tuple[str, str], Asked] = field(default_factory=dict)
 
     def see(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -80,22 +79,18 @@ class ValueOfConsultation:
         consulting = [row for row in graded if row["condition"] == Condition.CONSULTING]
         solo = [row for row in graded if row["condition"] != Condition.CONSULTING]
         self._pair(MAY_CONSULT, consulting, solo)
-        told = [(row, _answered_by(row)) for row in consulting]
-        self._pair(ANY, [row for row, by in told if by], [row for row, by in told if not by])
-        for agent in PAPER_AGENTS:
-            self._pair(
-                agent,
-                [row for row, by in told if agent in by],
-                [row for row, by in told if agent not in by],
-            )
+        answered = [(row, _answered_by(row)) for row in consulting]
+        self._pair(ANY, [row for row, by in answered if by], [row for row, by in answered if not by])
+        for agent in sorted({agent for _, by in answered for agent in by}):
+            sides = ([row for row, by in answered if (agent in by) == side] for side in (True, False))
+            self._pair(agent, *sides)
         for row in rows:
             for consultation in row["consultations"]:
                 self._count(row, consultation)
 
     def worths(self) -> list[Worth]:
         """Return every comparison that some group has both sides of."""
-        order = (MAY_CONSULT, ANY, *(agent for agent in PAPER_AGENTS))
-        return [_worth(what, self._pairs[what]) for what in order if what in self._pairs]
+        return [_worth(what, pairs) for what, pairs in self._pairs.items() if pairs]
 
     def most_asked(self, number: int) -> list[Asked]:
         """Return the requests made most often."""

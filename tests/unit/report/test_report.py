@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from aipo.config.loader import load_settings
+from aipo.evaluation.table import Grid
 from aipo.report.folders import read_runs
 from aipo.report.page import ReportSettings, html_page, inert_json, report_data, write_report
-from aipo.report.results import Grid
+from aipo.report.results import shown as shown_table
 from aipo.report.scan import Scan, scan
 from aipo.report.value import MAY_CONSULT, ValueOfConsultation, Worth
 from aipo.report.weights import credited, weight
@@ -39,7 +40,7 @@ def embedded(page: bytes) -> Any:
 
 def seen_steps(path: Path, rollouts: int, seed: int = 0) -> list[tuple[int, str]]:
     _, groups = scan(path, rollouts, seed, lambda rows: None)
-    return [(g.step, g.rows()[0]["problem"]) for g in groups]
+    return [(rows[0]["step"], rows[0]["problem"]) for rows in groups]
 
 
 class TestSample:
@@ -75,7 +76,7 @@ class TestSample:
         rows = [*group(1, "p", VERDICTS), *group(1, "p", VERDICTS)]
         RunWriter(tmp_path / "run").lines("rollouts.jsonl", rows)
         found, groups = scan(tmp_path / "run" / "rollouts.jsonl", 400, 0, lambda rows: None)
-        assert (found.groups, [len(g.lines) for g in groups]) == (2, [4, 4])
+        assert (found.groups, [len(rows) for rows in groups]) == (2, [4, 4])
 
     def test_a_torn_last_line_and_foreign_lines_are_counted_and_left_out(self, tmp_path: Path) -> None:
         folder = RunWriter(tmp_path / "run").metrics().lines("rollouts.jsonl", group(1, "p", VERDICTS)).folder
@@ -325,15 +326,36 @@ class TestResults:
         assert list(results["head"]) == ["method", "hard, unanswered, pass@1", "hard, unanswered, pass@4"]
         assert results["rows"][0][1].startswith(".94 [")
         assert paired["rows"][0][0] == "aipo"
-        assert paired["rows"][0][1].startswith("+.88 [")
+        assert paired["rows"][0][2].startswith("+0.875 [")
         assert "| aipo | .94 [" in results["markdown"]
         assert r"\begin{tabular}{lrr}" in results["latex"]
+
+    @pytest.mark.parametrize("strata", [("all",), ("primes | $2^n$", "a_b/c")])
+    def test_every_stratum_has_its_curves_its_differences_and_its_tokens(
+        self, strata: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        spent = {"expert_tokens_raw": 900.0, "expert_tokens_distinct": 200.0}
+        for name, correct in (("grpo", [0, 1, 0, 0]), ("aipo", [4, 3, 4, 4])):
+            rewards = {f"reward_solo/{stratum}": 0.5 for stratum in strata}
+            run = RunWriter(tmp_path / name / "seed-0", "evaluate.pass_at=[1,4]")
+            run.metrics(**rewards, **(spent if name == "aipo" else {}))
+            run.evaluated(1, [0, 0, 0, 0], strata=strata).evaluated(2, correct, strata=strata)
+        data = report_data(read_runs([tmp_path]), ReportSettings(baseline="grpo"))
+        assert [p["title"] for p in data["boundary"]] == [f"pass@k · {s} · unanswered" for s in strata]
+        assert [p["title"] for p in data["accuracy"]] == [f"Accuracy · {s} · unanswered" for s in strata]
+        results, *paired, tokens = data["results"]["tables"]
+        assert len(results["head"]) == 1 + 2 * len(strata)
+        assert [stratum in table["title"] for stratum, table in zip(strata, paired, strict=True)]
+        assert tokens["head"][4:] == tuple(f"{stratum}, unanswered, pass@4" for stratum in strata)
+        assert tokens["rows"][-1][:4] == ("aipo", "2", "900", "200")
+        by_stratum = [p["title"] for p in data["panels"] if p["title"].startswith("Reward on")]
+        assert by_stratum == ([f"Reward on {s} problems: solo" for s in strata] if len(strata) > 1 else [])
 
     def test_what_cannot_be_compared_is_said(self, tmp_path: Path) -> None:
         RunWriter(tmp_path / "grpo" / "seed-0").evaluated(5, [0, 1])
         RunWriter(tmp_path / "aipo" / "seed-0").evaluated(5, [0, 1, 2])
         data = report_data(read_runs([tmp_path]), ReportSettings())
-        assert any("different problems" in problem for problem in data["results"]["problems"])
+        assert any("different problems" in note for note in data["results"]["tables"][1]["notes"])
 
     def test_seeds_of_a_method_are_one_line_and_the_first_step_is_before(self, tmp_path: Path) -> None:
         for seed in (0, 1):
@@ -352,7 +374,7 @@ class TestResults:
         assert [point[:2] for point in panel["series"][0]["points"]] == [[1, 0.0], [2, 1.0]]
 
     def test_copies_escape_what_their_language_reads(self) -> None:
-        grid = Grid("t", ("method", "a|b"), (("x_1 & 50 %\n{}", "1"),), ("note",))
-        assert r"| x_1 & 50 % {} | 1 |" in grid.markdown()
-        assert r"a\|b" in grid.markdown()
-        assert r"x\_1 \& 50 \% \{\} & 1 \\" in grid.latex()
+        table = shown_table("t", Grid([("method", "a|b"), ("x_1 & 50 %\n{}", "1")], ("note",)))
+        assert r"| x_1 & 50 % {} | 1 |" in table["markdown"]
+        assert r"a\|b" in table["markdown"]
+        assert r"x\_1 \& 50 \% \{\} & 1 \\" in table["latex"]
