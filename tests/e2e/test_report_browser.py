@@ -193,7 +193,7 @@ class TestARealRun:
         page = open_page(report)
         page.locator("select[name=agent]").select_option("knowledge")
         page.locator(".list .item").first.click()
-        card = page.locator("details.consultation.knowledge").first
+        card = page.locator("details.consultation.agent-1").first
         card.locator("summary").click()
         inside = card.locator(".inside").inner_text()
         for words in ("REQUEST", "READ BY THE POLICY", "outcome", "answered", "latency", " s"):

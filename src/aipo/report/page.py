@@ -29,7 +29,7 @@ from aipo.report.rollouts import Latencies, shown_groups
 from aipo.report.scan import Scan, scan
 from aipo.report.summary import summary
 from aipo.report.tokens import Pieces
-from aipo.report.value import ValueOfConsultation
+from aipo.report.value import MALFORMED, ValueOfConsultation
 from aipo.report.weights import rule
 from aipo.training.journal import ROLLOUTS, RunFolderError
 
@@ -95,12 +95,20 @@ def report_data(runs: Sequence[RunData], wanted: ReportSettings) -> dict[str, An
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": version("aipo"),
         "methods": methods,
+        "agents": _agents(runs, shown),
         "runs": shown,
         "accuracy": accuracy_panels(records),
         "boundary": boundary_panels(records),
         "panels": panels(runs),
         "results": result_tables(records, pass_at, baseline, spent_tokens(runs)),
     }
+
+
+def _agents(runs: Sequence[RunData], shown: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names that have a colour: the agents of the settings, then others that were asked."""
+    enabled = [agent for run in runs if run.settings for agent in run.settings.agents.enabled]
+    asked = [asked["agent"] for run in shown for asked in run["requests"] if asked["agent"] != MALFORMED]
+    return list(dict.fromkeys([*enabled, *asked]))
 
 
 def _run(run: RunData, wanted: ReportSettings, runs: int) -> dict[str, Any]:

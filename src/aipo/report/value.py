@@ -23,6 +23,7 @@ REQUEST_CHARS = 160
 """Requests that begin alike count as one."""
 MAY_CONSULT = "any agent allowed"
 ANY = "any agent answered"
+MALFORMED = "malformed"
 _Z = NormalDist().inv_cdf(0.975)
 
 
@@ -108,7 +109,7 @@ class ValueOfConsultation:
             self._pairs.setdefault(what, []).append((sides[0], sides[1]))
 
     def _count(self, row: dict[str, Any], consultation: dict[str, Any]) -> None:
-        agent = consultation["agent"] or "malformed"
+        agent = consultation["agent"] or MALFORMED
         request = consultation["request"][:REQUEST_CHARS]
         asked = self._asked.get((agent, request))
         if asked is None:

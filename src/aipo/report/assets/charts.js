@@ -1,7 +1,7 @@
 // Line charts as inline SVG: intervals as bands, values on hover and by the arrow keys.
 
 const WIDE = 380, HIGH = 214, LEFT = 44, RIGHT = 12, TOP = 10, BOTTOM = 26;
-const SOURCES = { verify: 1, knowledge: 1, reasoning: 1, policy: 1, feedback: 1, solo: 1, consulting: 1 };
+const SOURCES = { policy: 1, feedback: 1, solo: 1, consulting: 1 };
 const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
 
 /** The look of a line: its colour as a class, its dash; the same method looks the same everywhere. */
@@ -12,6 +12,7 @@ function look(index) {
 function lookOf(panel, series, index) {
   if (DATA.methods.length > 1) return look(DATA.methods.indexOf(series.method));
   if (series.label === "before") return { class: "c6", dash: "4 4" };
+  if (agentClass(series.label)) return { class: `s-agent ${agentClass(series.label)}`, dash: "" };
   if (SOURCES[series.label] && panel.series.length > 1) return { class: `s-${series.label}`, dash: "" };
   return look(index);
 }

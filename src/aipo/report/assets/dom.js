@@ -1,6 +1,12 @@
 // Elements, numbers and the data. Whatever the data says becomes text, never markup: there is no innerHTML here.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
+
+/** The class of an agent's colours; agents beyond the palette share it in turn. */
+function agentClass(name) {
+  const position = DATA.agents.indexOf(name);
+  return position < 0 ? "" : `agent-${position % 4}`;
+}
 const SVG = "http://www.w3.org/2000/svg";
 
 /** Return an element; `props` are attributes, `class` too; handlers are functions named onclick and the like. */

@@ -118,7 +118,7 @@ function drawValue() {
 function worthTable(run) {
   if (!run.value.length) return null;
   const rows = run.value.map((w) => [
-    el("span", { class: `agent ${w.what}` }, w.what), number(w.groups),
+    el("span", { class: `agent ${agentClass(w.what)}` }, w.what), number(w.groups),
     `${interval(w.share_with, share)} (${number(w.rollouts_with)})`,
     `${interval(w.share_without, share)} (${number(w.rollouts_without)})`,
     `${w.difference.value > 0 ? "+" : ""}${interval(w.difference, share)}`, forest(w.difference),
@@ -140,7 +140,7 @@ function forest(d) {
 function requestTable(run) {
   if (!run.requests.length) return null;
   const rows = run.requests.map((r) => [
-    longText("span", { class: "said" }, r.request || "(empty)", 0), el("span", { class: `agent ${r.agent}` }, r.agent), number(r.times),
+    longText("span", { class: "said" }, r.request || "(empty)", 0), el("span", { class: `agent ${agentClass(r.agent)}` }, r.agent), number(r.times),
     share(r.times ? r.answered / r.times : null), share(r.graded ? r.correct / r.graded : null),
   ]);
   return el("div", {}, el("h4", {}, `Asked most, of ${count(run.distinct_requests, "different request")}`),

@@ -148,7 +148,7 @@ function consultationCard(consultation, segment, item) {
     c && addText(el("span", { class: "request" }), oneLine(c.request.text, 160)),
     el("span", { class: `outcome ${c ? c.outcome : ""}` }, c ? c.outcome.replace(/_/g, " ") : ""),
     addText(el("span", { class: `said ${segment ? segment.source : ""}`, dir: "ltr" }), said));
-  const card = el("details", { class: `consultation ${c && c.agent ? c.agent : "none"}` }, head);
+  const card = el("details", { class: c && c.agent ? `consultation ${agentClass(c.agent)}` : "consultation none" }, head);
   // Filled when it is opened first: a rollout may hold many, and each may be long.
   card.addEventListener("toggle", () => {
     if (card.open && card.childElementCount === 1) card.append(consultationBody(c, segment, item));
