@@ -229,6 +229,16 @@ def test_finished_runs_are_read_without_a_recipe(comparison: Comparison) -> None
     assert (comparison.output / "grpo" / "boundary.png").exists()
 
 
+def test_a_focus_that_no_problem_has_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    counting_recipe(tmp_path)
+    recipe = tmp_path / "compare.toml"
+    recipe.write_text(RECIPE.format(output=tmp_path / "out"))
+    result = run_cli("compare", recipe, 'compare.focus=["hrad"]')
+    assert result.exit_code == 2
+    assert "no test problem has the stratum hrad; choose from easy, hard" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_without_evaluations_is_refused(tmp_path: Path) -> None:
     result = run_cli("compare", tmp_path)
     assert result.exit_code == 2
