@@ -112,7 +112,7 @@ def own_parts(table: Any, tokenizer: Any, processes: int) -> Any:
     """Build the package's own parts with agents of a test's own."""
     from dataclasses import replace
 
-    from aipo.integrations.verl.recipe_parts import build
+    from aipo.integrations.verl.parts import build
 
     parts = build(table, tokenizer, processes)
     return replace(parts, consult=replace(parts.consult, agents=OWN))

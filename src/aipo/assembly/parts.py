@@ -79,28 +79,45 @@ def assemble(
     prepare_process(settings)
     oracle = oracle_of(settings) if task is None else None
     task = build_task(settings.task, settings.sandbox) if task is None else task
-    protocol = build_protocol(settings.consult, settings.agents.enabled)
-    limits = Limits(
-        settings.consult.max_consultations if settings.agents.enabled else 0,
-        settings.consult.max_feedback_tokens,
-        settings.rollout.max_response_tokens,
-    )
     crew = build_agents(settings, oracle, agents, use_cache)
     model, tokenizer = load_policy(settings.policy, settings.run.device)
-    codec = TagCodec(tokenizer, protocol)
-    _check_room(settings, codec)
-    leaks = LeakPolicy(settings.consult.leak_policy)
-    consult = ConsultContext(protocol, codec, limits, crew.agents, settings.agents.timeout_s, leaks)
+    prompts = build_prompts(settings, tokenizer, crew.agents)
+    _check_room(settings, prompts.consult.codec)
     engine = build_engine(settings, model, tokenizer, log_folder)
-    prompts = Prompts(
-        tokenizer,
-        consult,
-        settings.consult.consulting_prompt,
-        settings.consult.solo_prompt,
-        settings.rollout.max_prompt_tokens,
-    )
     expert = oracle.solution if oracle else None
-    return Parts(model, tokenizer, task, Sampler(engine.engine, consult, task, prompts, expert), crew, engine)
+    sampler = Sampler(engine.engine, prompts.consult, task, prompts, expert)
+    return Parts(model, tokenizer, task, sampler, crew, engine)
+
+
+def build_prompts(
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
+    agents: Mapping[str, Agent],
+    max_prompt_tokens: int | None = None,
+    max_response_tokens: int | None = None,
+) -> Prompts:
+    """Return what rollouts begin with and consult in: prompts; protocol, codec, limits, agents, leaks.
+
+    Training, evaluation and verl's plugin all have them from here. The two limits, where given, take the
+    place of those of the settings. Without agents, no consultation is answered.
+    """
+    consult, rollout = settings.consult, settings.rollout
+    protocol = build_protocol(consult, settings.agents.enabled)
+    limits = Limits(
+        consult.max_consultations if agents else 0,
+        consult.max_feedback_tokens,
+        rollout.max_response_tokens if max_response_tokens is None else max_response_tokens,
+    )
+    context = ConsultContext(
+        protocol,
+        TagCodec(tokenizer, protocol),
+        limits,
+        agents,
+        settings.agents.timeout_s,
+        LeakPolicy(consult.leak_policy),
+    )
+    longest = rollout.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
+    return Prompts(tokenizer, context, consult.consulting_prompt, consult.solo_prompt, longest)
 
 
 def by_name(agents: Mapping[str, Agent] | Iterable[Agent] | None) -> dict[str, Agent] | None:

@@ -20,7 +20,7 @@ from aipo.core.types import SoloMode
 from aipo.engines.base import Sampling
 from aipo.integrations.verl.engine import VerlEngine
 from aipo.integrations.verl.output import AipoOutput, Measured, output_of
-from aipo.integrations.verl.parts import Parts, parts_of
+from aipo.integrations.verl.parts import RolloutParts, parts_of
 from aipo.integrations.verl.plan import Plan
 from aipo.integrations.verl.refusals import refuse
 from aipo.rollout.group import GroupShape, Sampler
@@ -113,10 +113,10 @@ def _sampling(parameters: Mapping[str, Any]) -> Sampling:
     )
 
 
-_CHECKED: dict[int, tuple[object, Plan, Parts]] = {}
+_CHECKED: dict[int, tuple[object, Plan, RolloutParts]] = {}
 
 
-def _of_process(config: Any, tokenizer: Any) -> tuple[Plan, Parts]:
+def _of_process(config: Any, tokenizer: Any) -> tuple[Plan, RolloutParts]:
     """Return this process's plan and parts; the configuration is checked at the first rollout."""
     if id(config) not in _CHECKED:
         refuse(config)

@@ -18,7 +18,6 @@ from aipo.integrations.verl.refusals import TRAINER
 from aipo.training.algorithm import base_algorithm, objective_settings
 from aipo.training.schedule import shape_at
 
-PARTS = "aipo.integrations.verl.recipe_parts:build"
 TRAIN_FILE, VALIDATION_FILE = "train.parquet", "validation.parquet"
 AGGREGATIONS = {
     Aggregation.TOKEN_MEAN: "token-mean",
@@ -57,7 +56,7 @@ def verl_config(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
         },
         "trainer": _trainer(settings, cluster),
         "aipo": {
-            "parts": PARTS,
+            "parts": "recipe",
             "plan": plan.table(),
             "recipe": settings.model_dump(mode="json", exclude_none=True),
         },

@@ -1,29 +1,30 @@
-"""What a rollout needs in a process of verl: the consult, the task, the prompts. Built once a process.
+"""What a rollout needs in a process of verl: the context it consults in, the task, the prompts.
 
-Owns the seam to whatever builds them: `aipo.parts` of verl's configuration names a function, by default the
-package's own, which reads the recipe; yours may bring agents of your own. Must not know which agents, tasks
-or prompts there are. Invariant: one process builds one set, so that its agents share their limits and cache.
+`aipo.parts` of verl's configuration names the function that builds them: `recipe`, which reads the recipe in
+the configuration, or one of yours as `module:attribute`, for agents of your own. Each process builds one set,
+so that its agents share their limits and cache. No model is loaded: the policy stands on verl's servers.
 """
 
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
 from typing import Any
 
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from aipo.assembly.agents import build_agents
+from aipo.assembly.parts import build_prompts, build_task, oracle_of
+from aipo.config.layers import Layers
+from aipo.config.settings import Settings
+from aipo.core.registry import Registry
 from aipo.core.types import SoloMode
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts
 from aipo.tasks.base import Task
 
 
-class PartsError(ValueError):
-    """The parts of a rollout cannot be built; the message names the key and the fix."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutParts:
     """Everything that a rollout needs but the engine."""
 
     consult: ConsultContext
@@ -34,31 +35,68 @@ class Parts:
     solo_mode: SoloMode = SoloMode.UNANSWERED
 
 
-Builder = Callable[[Mapping[str, Any], Any, int], Parts]
+Builder = Callable[[Mapping[str, Any], Any, int], RolloutParts]
 """(the table `aipo` of verl's configuration, the tokenizer, agent-loop processes that share the agents)."""
 
-_BUILT: dict[int, tuple[object, Parts]] = {}
+BUILDERS: Registry[Builder] = Registry("aipo.parts", callable)
+_BUILT: dict[int, tuple[object, RolloutParts]] = {}
 _LOCK = threading.Lock()
 
 
-def parts_of(table: Mapping[str, Any], tokenizer: Any, processes: int) -> Parts:
+def parts_of(table: Mapping[str, Any], tokenizer: Any, processes: int) -> RolloutParts:
     """Return this process's parts, built by `table["parts"]` at the first call with this tokenizer.
 
-    Raises `PartsError` for a name that leads to no function, and what the function raises.
+    Raises `RegistryError` for a name that leads to no function, and what the function raises.
     """
     with _LOCK:
         if id(tokenizer) not in _BUILT:
             # The tokenizer is kept with them: an id may be given again to another object.
-            _BUILT[id(tokenizer)] = (tokenizer, _builder(str(table["parts"]))(table, tokenizer, processes))
+            _BUILT[id(tokenizer)] = (tokenizer, BUILDERS[str(table["parts"])](table, tokenizer, processes))
         return _BUILT[id(tokenizer)][1]
 
 
-def _builder(name: str) -> Builder:
-    module, _, function = name.partition(":")
+def build(table: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processes: int) -> RolloutParts:
+    """Return the parts of one process of several, with the context, task and prompts of `aipo train`.
+
+    Each process asks a share of `agents.concurrency` at a time. Raises `ValueError` subclasses.
+    """
+    settings = _sharing(recipe_of(table), processes)
+    prompts = build_prompts(settings, tokenizer, build_agents(settings, oracle_of(settings)).agents)
+    return RolloutParts(
+        consult=prompts.consult,
+        task=build_task(settings.task, settings.sandbox),
+        prompts=prompts,
+        end_ids=_end_ids(settings.policy.model, tokenizer),
+        solo_mode=SoloMode.BANNED if settings.evaluate.modes == ("banned",) else SoloMode.UNANSWERED,
+    )
+
+
+BUILDERS.register("recipe", build)
+
+
+def recipe_of(table: Mapping[str, Any]) -> Settings:
+    """Return the recipe inside the table `aipo`. Raises `SettingsError`."""
+    layers = Layers("aipo.recipe of verl's configuration")
+    layers.add_table(Settings, table["recipe"], "aipo.recipe")
+    return layers.validate(Settings)
+
+
+def _sharing(settings: Settings, processes: int) -> Settings:
+    """Return the settings of one of so many processes that ask the same endpoints."""
+    agents = settings.agents
+    share = {"concurrency": max(1, agents.concurrency // processes)}
+    for name in agents.enabled:
+        own = getattr(agents, name)
+        if own.concurrency is not None:
+            share[name] = own.model_copy(update={"concurrency": max(1, own.concurrency // processes)})
+    return settings.model_copy(update={"agents": agents.model_copy(update=share)})
+
+
+def _end_ids(model: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids that end a turn: the tokenizer's, and those that vLLM takes of the model's folder."""
     try:
-        found = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PartsError(
-            f"aipo.parts = {name!r}: {error}; name a function as in 'my_package.parts:build'"
-        ) from error
-    return partial(found)
+        configured = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # a folder without generation_config.json
+        configured = None
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
