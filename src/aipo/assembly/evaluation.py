@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
@@ -11,15 +11,17 @@ from types import MappingProxyType
 from aipo.agents.base import Agent
 from aipo.assembly.parts import Parts, assemble, by_name
 from aipo.config.settings import Settings
+from aipo.engines.base import Sampling
 from aipo.evaluation.manifest import fingerprint
-from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult, append_record, read_records
-from aipo.evaluation.solo import EvaluationPlan, first_of_each_stratum
-from aipo.evaluation.solo import evaluate as run_evaluation
+from aipo.evaluation.records import SCHEMA, EvaluationRecord, append_record, read_records
+from aipo.evaluation.samples import results
+from aipo.evaluation.sampling import Evaluator, SamplingPlan, first_of_each_stratum
 from aipo.tasks.base import Split, Task
-from aipo.training.events import Reporter, Silent, StopRunError
+from aipo.training.events import Reporter, Silent
 from aipo.training.journal import EVALUATION, TIMINGS, NotRecordedError
 
 SILENT = Silent()
+PROBLEMS_AT_ONCE = 16
 NOTHING_KNOWN: Mapping[str, str | int | float] = MappingProxyType({})
 
 
@@ -76,11 +78,6 @@ async def evaluate_run(
     path.parent.mkdir(parents=True, exist_ok=True)
     run = settings.run.output.name
     asked = [(problem.id, samples) for problem in problems]
-
-    def report(done: int, total: int) -> None:
-        say = reporter.passing if done < total else reporter.note
-        say(f"evaluated {done}/{total} problems")
-
     done = {
         r.mode: r
         for r in (read_records(path) if path.exists() else ())
@@ -88,16 +85,30 @@ async def evaluate_run(
         and [(result.problem, result.samples) for result in r.results] == asked
         and all(r.meta.get(name, value) == value for name, value in known.items())
     }
+    evaluator = Evaluator(
+        sampler=parts.sampler,
+        batch=PROBLEMS_AT_ONCE * samples,
+        max_ungraded_share=settings.train.max_ungraded_share,
+        ungraded_option="train.max_ungraded_share =",
+        mended="give the same command: nothing of this evaluation was recorded",
+        reporter=reporter,
+    )
     for mode in plan.modes:
         if mode in done:
             continue
         begun = time.monotonic()
-        results = await run_evaluation(
-            parts.sampler, problems, EvaluationPlan(mode, samples, plan.temperature, plan.seed), report
+        how = SamplingPlan(
+            mode=mode,
+            samples=samples,
+            sampling=Sampling(temperature=plan.temperature, exact_log_probs=False),
+            seed_path=(plan.seed, "evaluate", mode),
+            max_response_tokens=settings.rollout.max_response_tokens,
+            benchmark=parts.task.name,
+            condition=mode,
         )
-        _refuse_ungraded(settings, mode, results)
+        counts = results(await evaluator.run(problems, how))
         done[mode] = EvaluationRecord(
-            SCHEMA, run, method or run, settings.run.seed, step, plan.split, mode, results, dict(known)
+            SCHEMA, run, method or run, settings.run.seed, step, plan.split, mode, counts, dict(known)
         )
         _record(path, done[mode], time.monotonic() - begun)
     return [done[mode] for mode in plan.modes]
@@ -121,14 +132,3 @@ def _record(path: Path, record: EvaluationRecord, evaluate_s: float) -> None:
             f"{str(path)!r} could not be written ({error}); make room. The same command makes this "
             "evaluation again"
         ) from error
-
-
-def _refuse_ungraded(settings: Settings, mode: str, results: Sequence[ProblemResult]) -> None:
-    """Record nothing of an evaluation that a broken engine or grader has spoilt; it is repeated instead."""
-    share = sum(r.ungraded for r in results) / max(1, sum(r.samples for r in results))
-    if share > settings.train.max_ungraded_share:
-        raise StopRunError(
-            f"evaluation in mode {mode!r}: {share:.0%} of the samples could not be graded, more than "
-            f"train.max_ungraded_share = {settings.train.max_ungraded_share}; nothing of it was recorded. "
-            "`aipo doctor` says whether engine and grader work"
-        )

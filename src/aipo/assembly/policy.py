@@ -1,70 +1,65 @@
-"""A loaded policy, ready to be evaluated: prompts, consults, the room in its context, and the engine.
+"""A checkpoint that is evaluated on benchmarks: the loaded policy, room in its context, engine, samples.
 
-Owns what both conditions need of a policy. Must not know options of benchmarks, nor count anything.
-Invariant: the consult of the condition `solo` holds no agent; the manifest says everything that the numbers
-depend on.
+The manifest says everything that the numbers depend on.
 """
 
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from aipo.agents.base import Agent
 from aipo.assembly.agents import AgentSet
-from aipo.assembly.engines import build_engine
+from aipo.assembly.engines import PolicyEngine, build_engine
 from aipo.assembly.parts import build_protocol
 from aipo.assembly.suite_options import SuiteOptions
 from aipo.config.settings import Settings
-from aipo.console import console
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.consult.prompts import prompt_hash, system_prompt
-from aipo.consult.protocol import Protocol
 from aipo.core.types import Condition, SoloMode
 from aipo.engines.base import Sampling
-from aipo.evaluation.benchmark_run import AGENTS, SOLO, Entry, Evaluator
-from aipo.evaluation.manifest import EvaluationError, Manifest, fingerprint
+from aipo.evaluation.manifest import EvaluationError, Manifest, Questions, fingerprint
+from aipo.evaluation.samples import SampleFile
+from aipo.evaluation.sampling import NO_LIMIT, WITH_AGENTS, Evaluator, SamplingPlan, least_room
 from aipo.rollout.episode import ConsultContext
-from aipo.rollout.group import Prompts
+from aipo.rollout.group import Prompts, Sampler
 from aipo.rollout.leaks import LeakPolicy
-from aipo.training.events import duration
+from aipo.tasks.base import Problem, Task
+from aipo.training.events import Reporter
 from aipo.training.model import load_policy
 
+SOLO = "solo"
 SLOTS = 64
 """Rollouts that decode at once, unless a recipe or rollout.slots says otherwise."""
 BATCH_OF_SLOTS = 4
-"""A batch is so many times that: its last, longest responses then hold up little."""
-NO_LIMIT = 1 << 30
+"""Samples of a batch, in slots: its last, longest responses then hold up little."""
 GRADERS = ("aipo", "math-verify", "reasoning-gym")
 COMPUTES = ("torch", "transformers", "tokenizers")
-LINES_EVERY_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How responses are sampled."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A benchmark that is ready to be asked."""
 
-    solo_mode: SoloMode
-    sampling: Sampling
-    seed: int
+    questions: Questions
+    task: Task
+    problems: tuple[Problem, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedPolicy:
-    """A policy with its prompts and consults, by condition."""
+    """A policy with its prompts and consult, and how it is sampled."""
 
     settings: Settings
     entries: Sequence[Entry]
     crew: AgentSet | None
-    way: Way
+    sampling: Sampling
+    solo_mode: SoloMode
+    seed: int
     model: PreTrainedModel
-    prompts: Mapping[str, Prompts]
+    prompts: Prompts
 
     @property
     def context(self) -> int:
@@ -74,12 +69,11 @@ class LoadedPolicy:
 
     def manifest(self, checkpoint: str) -> Manifest:
         """Return what the folder is filled under."""
-        consult, how = self.settings.consult, self.way.sampling
-        protocol = self.prompts[SOLO].consult.protocol
+        consult, protocol = self.settings.consult, self.prompts.consult.protocol
         texts = {SOLO: system_prompt(Condition.SOLO, protocol, consult.solo_prompt)}
         agents: dict[str, object] = {}
         if self.crew:
-            texts[AGENTS] = system_prompt(Condition.CONSULTING, protocol, consult.consulting_prompt)
+            texts[WITH_AGENTS] = system_prompt(Condition.CONSULTING, protocol, consult.consulting_prompt)
             agents = {
                 "who": {str(name): dict(record) for name, record in self.crew.record.items()},
                 "max_consultations": consult.max_consultations,
@@ -90,56 +84,79 @@ class LoadedPolicy:
             checkpoint=checkpoint,
             policy=_named(checkpoint, self.model),
             sampling={
-                "temperature": how.temperature,
-                "top_p": how.top_p,
-                "solo_mode": self.way.solo_mode.value,
+                "temperature": self.sampling.temperature,
+                "top_p": self.sampling.top_p,
+                "solo_mode": self.solo_mode.value,
                 "dtype": self.settings.policy.dtype,
                 "context": self.context,
                 "engine": self.settings.engine.name,
             },
             prompts={name: prompt_hash(text) for name, text in texts.items()},
-            seed=self.way.seed,
+            seed=self.seed,
             benchmarks=tuple(entry.questions for entry in self.entries),
             graders={name: version(name) for name in GRADERS},
             agents=agents,
             made_with={name: version(name) for name in COMPUTES} | {"device": self.settings.run.device},
         )
 
-    @contextmanager
-    def evaluator(self, manifest: Manifest, folder: Path, options: SuiteOptions) -> Iterator[Evaluator]:
-        """Yield what samples; a policy server that was started ends with it. Raises `EvaluationError`."""
-        slots = max(1, min(self.settings.rollout.slots, manifest.samples))
+    async def sample(
+        self,
+        manifest: Manifest,
+        file: SampleFile,
+        engine: PolicyEngine,
+        options: SuiteOptions,
+        reporter: Reporter,
+    ) -> None:
+        """Make every sample that is missing. Raises `StopRunError` where too many could not be graded."""
+        recorded = {k: s for k, s in file.read().items() if s.graded or not options.retry_ungraded}
+        for condition in manifest.conditions:
+            for entry in self.entries:
+                own = entry.questions
+                plan = SamplingPlan(
+                    mode=self.solo_mode.value if condition == SOLO else WITH_AGENTS,
+                    samples=own.samples,
+                    sampling=self.sampling,
+                    seed_path=(self.seed, "benchmarks", own.name, condition),
+                    max_response_tokens=own.max_response_tokens,
+                    benchmark=own.name,
+                    condition=condition,
+                    questions=own.digest,
+                    policy=manifest.policy,
+                )
+                evaluator = Evaluator(
+                    sampler=Sampler(engine.engine, self.prompts.consult, entry.task, self.prompts),
+                    batch=self.slots(manifest) * BATCH_OF_SLOTS,
+                    context=self.context,
+                    max_ungraded_share=options.max_ungraded_share,
+                    ungraded_option="--max-ungraded-share",
+                    mended="give the same command with --retry-ungraded",
+                    reporter=reporter,
+                )
+                await evaluator.run(entry.problems, plan, file, recorded)
+
+    def slots(self, manifest: Manifest) -> int:
+        """Return the number of rollouts that decode at the same time."""
+        return max(1, min(self.settings.rollout.slots, manifest.samples))
+
+    def engine(self, manifest: Manifest, folder: Path) -> PolicyEngine:
+        """Return the engine, with room for the longest prompt and response. Raises `EvaluationError`."""
         prompt_tokens, capacity = self._needed()
         room = {
-            "slots": slots,
+            "slots": self.slots(manifest),
             "max_prompt_tokens": prompt_tokens,
             "max_response_tokens": capacity - prompt_tokens,
-            "temperature": self.way.sampling.temperature or 1.0,
+            "temperature": self.sampling.temperature or 1.0,
         }
         settings = self.settings.model_copy(update={"rollout": self.settings.rollout.model_copy(update=room)})
-        tokenizer = self.prompts[SOLO].tokenizer
-        with closing(build_engine(settings, self.model, tokenizer, folder)) as engine:
-            yield Evaluator(
-                engine=engine.engine,
-                consults={name: prompts.consult for name, prompts in self.prompts.items()},
-                prompts=self.prompts,
-                sampling=self.way.sampling,
-                solo_mode=self.way.solo_mode,
-                context=self.context,
-                batch=slots * BATCH_OF_SLOTS,
-                max_ungraded_share=options.max_ungraded_share,
-                retry_ungraded=options.retry_ungraded,
-                report=Lines(),
-            )
+        return build_engine(settings, self.model, self.prompts.tokenizer, folder)
 
     def _needed(self) -> tuple[int, int]:
         """Return the tokens of the longest prompt that fits, and of the longest prompt with its response."""
         prompt_tokens = capacity = 0
-        for name, prompts in self.prompts.items():
-            kind = Condition.SOLO if name == SOLO else Condition.CONSULTING
+        for kind in (Condition.SOLO, *((Condition.CONSULTING,) if self.crew else ())):
             for entry in self.entries:
                 for problem in entry.problems:
-                    length = len(prompts.ids(problem, kind))
+                    length = len(self.prompts.ids(problem, kind))
                     if length < self.context:
                         prompt_tokens = max(prompt_tokens, length)
                         most = min(self.context, length + entry.questions.max_response_tokens)
@@ -152,61 +169,45 @@ class LoadedPolicy:
         return prompt_tokens, capacity
 
 
-class Lines:
-    """Prints how far a benchmark is: at its end, and every now and then."""
-
-    def __init__(self) -> None:
-        self._begun = self._last = time.monotonic()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Print, if there is something to say."""
-        now = time.monotonic()
-        if done == total or now - self._last > LINES_EVERY_S:
-            self._last = now
-            console.print(f"{what}: {done}/{total} samples, {duration(now - self._begun)}", markup=False)
-            sys.stdout.flush()
-
-
 def loaded_policy(
-    settings: Settings, entries: Sequence[Entry], crew: AgentSet | None, way: Way
+    settings: Settings, entries: Sequence[Entry], crew: AgentSet | None, options: SuiteOptions
 ) -> LoadedPolicy:
     """Load the policy of the settings. Raises `ValueError` subclasses, each one sentence with the fix."""
     model, tokenizer = load_policy(settings.policy, settings.run.device)
     consult = settings.consult
     protocol = build_protocol(consult, settings.agents.enabled)
-    codec = TagCodec(tokenizer, protocol)
-    consults = {SOLO: _consult(settings, codec, protocol, {}, 0)}
-    if crew is not None:
-        consults[AGENTS] = _consult(settings, codec, protocol, crew.agents, consult.max_consultations)
-        _refuse_no_room(entries, codec, settings)
-    prompts = {
-        name: Prompts(tokenizer, context, consult.consulting_prompt, consult.solo_prompt, NO_LIMIT)
-        for name, context in consults.items()
-    }
-    return LoadedPolicy(settings, entries, crew, way, model, prompts)
-
-
-def _consult(
-    settings: Settings,
-    codec: TagCodec,
-    protocol: Protocol,
-    agents: Mapping[str, Agent],
-    consultations: int,
-) -> ConsultContext:
     # The limit of a response is each question's own.
-    limits = Limits(consultations, settings.consult.max_feedback_tokens, NO_LIMIT)
-    leaks = LeakPolicy(settings.consult.leak_policy)
-    return ConsultContext(protocol, codec, limits, agents, settings.agents.timeout_s, leaks)
+    limits = Limits(consult.max_consultations if crew else 0, consult.max_feedback_tokens, NO_LIMIT)
+    context = ConsultContext(
+        protocol,
+        TagCodec(tokenizer, protocol),
+        limits,
+        crew.agents if crew else {},
+        settings.agents.timeout_s,
+        LeakPolicy(consult.leak_policy),
+    )
+    if crew is not None:
+        _refuse_no_room(entries, context)
+    return LoadedPolicy(
+        settings=settings,
+        entries=entries,
+        crew=crew,
+        sampling=Sampling(options.temperature, options.top_p, exact_log_probs=False),
+        solo_mode=SoloMode(options.solo_mode),
+        seed=options.seed,
+        model=model,
+        prompts=Prompts(tokenizer, context, consult.consulting_prompt, consult.solo_prompt, NO_LIMIT),
+    )
 
 
-def _refuse_no_room(entries: Sequence[Entry], codec: TagCodec, settings: Settings) -> None:
-    least = codec.request_room(settings.consult.max_feedback_tokens) + 3
-    for entry in entries:
-        if entry.questions.max_response_tokens < least:
+def _refuse_no_room(entries: Sequence[Entry], consult: ConsultContext) -> None:
+    least = least_room(consult)
+    for questions in (entry.questions for entry in entries):
+        if questions.max_response_tokens < least:
             raise EvaluationError(
-                f"--max-response-tokens {entry.questions.name}={entry.questions.max_response_tokens} has no "
-                f"room for one feedback; make it at least {least}, or lower consult.max_feedback_tokens = "
-                f"{settings.consult.max_feedback_tokens}"
+                f"--max-response-tokens {questions.name}={questions.max_response_tokens} has no room for one "
+                f"feedback; make it at least {least}, or lower consult.max_feedback_tokens = "
+                f"{consult.limits.max_feedback_tokens}"
             )
 
 

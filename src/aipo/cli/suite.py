@@ -6,26 +6,25 @@ folder is claimed before the first sample.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from hashlib import sha256
 from pathlib import Path
 
 from aipo.assembly.agents import build_agents
 from aipo.assembly.parts import make_task, oracle_of, prepare_process
-from aipo.assembly.policy import SLOTS, Way, loaded_policy
+from aipo.assembly.policy import SLOTS, SOLO, Entry, loaded_policy
 from aipo.assembly.suite_options import SuiteOptions, chosen_names, counts_of, files_of
+from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.console import console, plain_errors
 from aipo.core.registry import RegistryError
 from aipo.core.types import SoloMode
-from aipo.engines.base import Sampling
-from aipo.evaluation.benchmark_run import SOLO, Entry
 from aipo.evaluation.manifest import EvaluationError, Questions, claim
 from aipo.evaluation.pages import RESULTS_MD, ScorePage
 from aipo.evaluation.samples import SAMPLES, SampleFile
+from aipo.evaluation.sampling import first_of_each_stratum
 from aipo.evaluation.scores import read_evaluation
-from aipo.evaluation.solo import first_of_each_stratum
 from aipo.tasks.base import Problem, Split, Task, TaskError, TaskSpec
 from aipo.tasks.benchmarks.catalogue import PAPER_EIGHT
 from aipo.tasks.benchmarks.load import local_file, packaged
@@ -45,18 +44,18 @@ def evaluate_checkpoint(checkpoint: str, overrides: Sequence[str], options: Suit
         refuse_no_policy(checkpoint)
         settings = suite_settings(checkpoint, overrides, options)
         folder = options.output or default_output(checkpoint)
-        way = Way(_solo_mode(options), _sampling(options), options.seed)
+        _refuse_bad_sampling(options)
         with ExitStack() as opened:
             entries = load_entries(settings, options, opened)
             crew = build_agents(settings, oracle_of(settings)) if options.with_agents else None
             prepare_process(settings)
-            policy = loaded_policy(settings, entries, crew, way)
+            policy = loaded_policy(settings, entries, crew, options)
             manifest = policy.manifest(checkpoint)
             opened.callback(claim(folder, manifest).release)
             samples = SampleFile(folder)
             samples.mend()
-            with policy.evaluator(manifest, folder, options) as evaluator:
-                asyncio.run(evaluator.run(entries, manifest, samples))
+            with closing(policy.engine(manifest, folder)) as engine:
+                asyncio.run(policy.sample(manifest, samples, engine, options, Terminal()))
             page = ScorePage(read_evaluation(folder))
             page.write(folder)
         show(page, folder)
@@ -144,7 +143,7 @@ def load_entries(settings: Settings, options: SuiteOptions, opened: ExitStack) -
             max_response_tokens=limits.get(name, spec.max_response_tokens),
             notes=spec.notes,
         )
-        entries.append(Entry(questions, task, tuple(chosen)))
+        entries.append(Entry(questions=questions, task=task, problems=tuple(chosen)))
     return entries
 
 
@@ -203,16 +202,11 @@ def _task(spec: TaskSpec, file: Path | None, settings: Settings) -> Task:
         raise TaskError(f"{spec.name}: {error}{hint}") from error
 
 
-def _solo_mode(options: SuiteOptions) -> SoloMode:
+def _refuse_bad_sampling(options: SuiteOptions) -> None:
     if options.solo_mode not in list(SoloMode):
         raise ValueError(f"--solo-mode {options.solo_mode}: must be one of {', '.join(SoloMode)}")
-    return SoloMode(options.solo_mode)
-
-
-def _sampling(options: SuiteOptions) -> Sampling:
     if options.top_p <= 0:
         raise ValueError(f"--top-p {options.top_p}: must be above 0; for greedy samples give --temperature 0")
-    return Sampling(options.temperature, options.top_p, exact_log_probs=False)
 
 
 def _looks_like_a_path(checkpoint: str) -> bool:

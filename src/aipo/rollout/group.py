@@ -113,12 +113,13 @@ class Sampler:
             )
             for index, condition in enumerate(conditions)
         ]
-        members = await asyncio.gather(*(self._member(spec, problem) for spec in specs))
+        members = await asyncio.gather(*(self.member(spec, problem) for spec in specs))
         solo_ids = prompt_ids[Condition.SOLO]
         experts = tuple(self._expert(problem, solo_ids) for _ in range(shape.experts))
         return Group(problem, tuple(members), experts, solo_ids)
 
-    async def _member(self, spec: RolloutSpec, problem: Problem) -> MemberRollout:
+    async def member(self, spec: RolloutSpec, problem: Problem) -> MemberRollout:
+        """Return one rollout with its verdict; a failure of the engine, or a bug in the task, is UNGRADED."""
         try:
             produced = await rollout(self.engine, spec, self.consult)
         except EngineError as error:

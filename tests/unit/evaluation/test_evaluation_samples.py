@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aipo.consult.limits import Limits
-from aipo.core.types import Condition, SoloMode, Verdict
-from aipo.engines.base import Sampling
-from aipo.evaluation.benchmark_run import Evaluator
+from aipo.core.types import Verdict
 from aipo.evaluation.manifest import (
     EvaluationError,
     Manifest,
@@ -22,7 +19,6 @@ from aipo.evaluation.manifest import (
 )
 from aipo.evaluation.records import RecordError
 from aipo.evaluation.samples import Sample, SampleFile, refuse_foreign
-from aipo.rollout.episode import ConsultContext
 
 ONE = Sample(
     condition="solo", benchmark="b", problem="p", stratum="all", index=0, seed_path=(0, "b"), questions="q",
@@ -117,13 +113,6 @@ def test_a_fingerprint_is_of_content_not_of_dates_or_places(tmp_path: Path) -> N
     assert one == fingerprint(tmp_path / "b")
     (tmp_path / "b" / "tokenizer.json").write_text("{}")
     assert fingerprint(tmp_path / "b") != one
-
-
-def test_a_solo_evaluation_with_agents_at_its_desk_cannot_be_made() -> None:
-    consult = ConsultContext(None, None, Limits(0, 1, 8), {Condition.SOLO: object()}, 1.0)  # type: ignore[arg-type]
-    for at in (consult, replace(consult, agents={}, limits=Limits(1, 1, 8))):
-        with pytest.raises(ValueError, match="no agents and no consultations"):
-            Evaluator(None, {"solo": at}, {}, Sampling(), SoloMode.BANNED, 9, 1, 0.0)  # type: ignore[arg-type]
 
 
 def test_verdicts_are_those_of_the_core() -> None:

@@ -13,7 +13,7 @@ from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import neutralise
 from aipo.core.types import Condition
-from aipo.evaluation.solo import first_of_each_stratum
+from aipo.evaluation.sampling import first_of_each_stratum
 from aipo.integrations.verl.config import TRAIN_FILE, VALIDATION_FILE
 from aipo.tasks.base import Problem, Split
 
