@@ -3,6 +3,7 @@
 What is assembled here fits together; every mismatch is one clear error that names field, value and fix.
 """
 
+import ctypes
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from transformers.utils.logging import disable_progress_bar
 from aipo.agents.base import Agent
 from aipo.assembly.agents import AgentSet, build_agents
 from aipo.assembly.engines import PolicyEngine, build_engine
-from aipo.assembly.heap import tune_malloc
 from aipo.config.settings import ConsultSettings, SandboxSettings, Settings, TaskSettings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
@@ -28,6 +28,10 @@ from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import refuse_evaluation_file
 from aipo.tasks.registry import task_spec
 from aipo.training.model import load_policy
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_TRIM_FROM_BYTES = 2**31 - 1
+_MMAP_FROM_BYTES = 32 * 2**20  # glibc takes no more
 
 
 class AssemblyError(ValueError):
@@ -62,6 +66,26 @@ def prepare_process(settings: Settings) -> None:
         raise AssemblyError(
             f"run.device = {settings.run.device!r} but torch sees no GPU; set run.device = 'cpu'"
         )
+
+
+def tune_malloc() -> bool:
+    """Have glibc keep what is freed for what comes next; return whether it does.
+
+    What a user has set by glibc's own variables (`MALLOC_TRIM_THRESHOLD_` and its like) stays as it is.
+
+    On a CPU each micro-batch frees its activations and the next one asks for as many. By itself glibc gives
+    them back to the kernel in between, which hands out zeroed pages again: 4 to 7 % of a step's time
+    (`benchmarks/step.py`). Tensors above 32 MiB still come and go by themselves. Degenerate case: another C
+    library, nothing happens.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    set_trim = mallopt(_M_TRIM_THRESHOLD, _TRIM_FROM_BYTES)
+    set_mmap = mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
+    return bool(set_trim and set_mmap)
 
 
 def assemble(

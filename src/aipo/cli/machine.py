@@ -11,6 +11,7 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
 
 from aipo.config.settings import SandboxSettings
@@ -76,9 +77,7 @@ def disk(folder: Path, needed_bytes: int = LEAST_DISK_BYTES, what: str = "free d
 def memory(needed_bytes: int = 0, what: str = "memory", device: str = "cpu") -> Finding:
     """Return the memory that is available: the machine's, or that of a GPU."""
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    available = torch.cuda.mem_get_info(device)[0] if on_gpu else _available_bytes()
-    if available is None:
-        return Finding(what, Health.LOOK, "unknown on this system")
+    available = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
     found = f"{available / GIB:.1f} GiB available" + (
         f", {needed_bytes / GIB:.2f} needed" if needed_bytes else ""
     )
@@ -108,11 +107,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "missing"
-
-
-def _available_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

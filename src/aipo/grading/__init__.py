@@ -1,6 +1,6 @@
 """Grading: from a response to a verdict and its reason. Read `extract`, `text`, `guards`, `pool`.
 
-Multiple choice is `choice`. Programs: `code`, `code_tests`, `code_check`, `code_values`, `code_pool`, then
+Multiple choice is `choice`. Programs: `code`, `code_tests`, `code_check`, `code_values`, then
 `sandbox/`. A grader's own failure is UNGRADED with a reason, never INCORRECT.
 
 Nothing else is imported here: a grader process starts with this package and must start fast.

@@ -7,20 +7,105 @@ Usage:
     tests = assert_tests(row["test_list"], row["test_imports"])   # aipo.grading.code_tests
     grade = await grade_code(response, tests, pool)
     pool.close()
+
+A deadline that passed while the program hardly computed may be this machine's fault: such a run is repeated
+once, alone. The same holds for one that was killed from outside.
 """
 
+import asyncio
 import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from aipo.core.types import Verdict
 from aipo.grading import Grade
-from aipo.grading.code_pool import CodePool
+from aipo.grading.code_check import check
 from aipo.grading.code_tests import CodeTests
 from aipo.grading.extract import after_thinking
-
-__all__ = ["CodePool", "extract_code", "grade_code", "grade_program"]
+from aipo.grading.sandbox.base import Limits, Outcome, Program, Run, Sandbox
 
 MAX_PROGRAM_CHARS = 100_000
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([^\n`]*)$", re.MULTILINE)
+STARVED_SHARE = 0.5
+"""A run that met its wall deadline with less than this share of its CPU time is repeated alone."""
+
+
+class CodePool:
+    """Grades programs in at most `workers` sandboxes at a time. Close it when done.
+
+    Raises:
+        ValueError: `workers` is not positive.
+    """
+
+    def __init__(self, sandbox: Sandbox, workers: int = 1, limits: Limits | None = None) -> None:
+        if workers < 1:
+            raise ValueError(f"workers = {workers}: must be positive")
+        self.sandbox = sandbox
+        self.limits = limits or Limits()
+        self.repeated_runs = 0
+        self._workers = workers
+        self._permits = threading.Semaphore(workers)
+        self._alone = threading.Lock()
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="code-pool")
+        self._closed = False
+
+    @property
+    def description(self) -> str:
+        """Return the line that belongs into every report: which sandbox it is."""
+        return self.sandbox.description
+
+    async def grade(self, program: str, tests: CodeTests) -> Grade:
+        """Grade a program by its tests, which run one after the other up to the first that fails.
+
+        Raises:
+            RuntimeError: the pool is closed. Never for what the program does.
+        """
+        if self._closed:
+            raise RuntimeError("this CodePool is closed")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._grade, program, tests)
+
+    def _grade(self, program: str, tests: CodeTests) -> Grade:
+        if self._closed:
+            return Grade(Verdict.UNGRADED, "sandbox: the pool was closed")
+        return check(program, tests, self.limits, self._run)
+
+    def _run(self, program: Program, limits: Limits) -> Run:
+        with self._permit():
+            run = self.sandbox.run(program, limits)
+        if _may_be_ours(run, limits) and not self._closed:
+            self.repeated_runs += 1
+            with self._every_permit():
+                run = self.sandbox.run(program, limits)
+        return run
+
+    @contextmanager
+    def _permit(self) -> Iterator[None]:
+        with self._permits:
+            yield
+
+    @contextmanager
+    def _every_permit(self) -> Iterator[None]:
+        with self._alone:
+            for _ in range(self._workers):
+                self._permits.acquire()
+            try:
+                yield
+            finally:
+                self._permits.release(self._workers)
+
+    def close(self) -> None:
+        """Let runs under way end, start no other. Closing twice is harmless."""
+        self._closed = True
+        self._threads.shutdown(wait=True)
+
+
+def _may_be_ours(run: Run, limits: Limits) -> bool:
+    starved = run.outcome is Outcome.WALL_LIMIT and run.cpu_s < STARVED_SHARE * limits.cpu_s
+    killed = run.outcome is Outcome.SIGNALLED and run.status == 9
+    return starved or killed or run.outcome is Outcome.SANDBOX_ERROR
 
 
 async def grade_code(response: str, tests: CodeTests, pool: CodePool) -> Grade:

@@ -6,7 +6,8 @@ question alone.
 Not an alarm and not a ProcessPoolExecutor: an alarm does not interrupt big-integer arithmetic
 (https://github.com/huggingface/Math-Verify/issues/65) and an executor keeps its hung workers
 (https://github.com/verl-project/verl/pull/5839). Not multiprocessing's spawn either: its child runs the
-user's main script again, so a training script without an `if __name__` guard could not be graded.
+user's main script again, so a training script without an `if __name__` guard could not be graded; `pebble`,
+which was tried, starts its workers in the same way.
 """
 
 import asyncio

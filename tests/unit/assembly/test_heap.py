@@ -9,7 +9,7 @@ import pytest
 
 MICRO_BATCHES = """
 import resource, sys, torch
-from aipo.assembly.heap import tune_malloc
+from aipo.assembly.parts import tune_malloc
 kept = tune_malloc() if sys.argv[1] == "kept" else None
 def micro_batch():
     return sum(float(tensor[0]) for tensor in [torch.ones(2**20) for _ in range(40)])  # 160 MiB
