@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aipo.evaluation.records import EvaluationRecord, RecordError, read_records
-from aipo.evaluation.solo import WITH_AGENTS
+from aipo.evaluation.sampling import WITH_AGENTS
 from aipo.evaluation.statistics import estimate
 from aipo.report.folders import RunData
 from aipo.training.journal import EVALUATION
