@@ -1,32 +1,22 @@
 """A canary: one harmless question to each agent, before anything depends on the answers.
 
-Owns what is asked and the table of what came back. Must not train.
-Invariant: a canary is never answered from a cache, and every failure has a reason.
+A canary is never answered from a cache, and every failure has a reason.
 """
 
 import asyncio
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import typer
-from rich.table import Table
-from rich.text import Text
-
-from aipo.agents.base import Agent, AgentFailure, AgentQuery
-from aipo.assembly.agents import AgentSet, AgentSetupError, build_agents
-from aipo.assembly.parts import build_task, oracle_of
-from aipo.config.loader import load_settings
+from aipo.agents.base import Agent, AgentQuery
+from aipo.assembly.agents import AgentSet, AgentSetupError
+from aipo.assembly.parts import build_task
 from aipo.config.settings import Settings
-from aipo.console import console, plain_errors
 from aipo.core.seeds import seed_of
 from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, ConsultOutcome
 from aipo.rollout.asking import Answer, ask
 from aipo.tasks.base import Split
 
-EXIT_FAILED = 1
 QUESTIONS: Mapping[str, str] = {
     VERIFY: "Is this step right?",
     KNOWLEDGE: "How many legs does a spider have?",
@@ -57,26 +47,6 @@ class Tried:
     def reasons(self) -> list[str]:
         """Each different reason of a failure, once."""
         return list(dict.fromkeys(f"{a.outcome}: {a.detail}" for a in self.failures))
-
-
-def check(recipe: Path, overrides: Sequence[str], tries: int) -> None:
-    """Ask each configured agent and print a table; see `aipo agents check --help`."""
-    with plain_errors():
-        settings = load_settings(recipe, overrides)
-        if not settings.agents.enabled:
-            raise AgentSetupError(
-                "agents.enabled = []: there is no agent to check; name some, as in "
-                'agents.enabled = ["verify", "knowledge", "reasoning"]'
-            )
-        crew = build_agents(settings, oracle_of(settings), use_cache=False)
-        tried = asyncio.run(try_all(settings, crew.agents, tries))
-        console.print(_table(tried, crew))
-        failed = [t for t in tried if t.failures]
-        for t in failed:
-            for reason in t.reasons:
-                console.print(Text(f"{t.agent}: {reason}", style="bold red"))
-    if failed:
-        raise typer.Exit(EXIT_FAILED)
 
 
 def refuse_silent_agents(settings: Settings, crew: AgentSet) -> None:
@@ -117,31 +87,3 @@ async def _try(settings: Settings, name: str, agent: Agent, tries: int, problem:
 
 def _problem_of(settings: Settings) -> str:
     return build_task(settings.task, settings.sandbox).problems(Split.TRAIN)[0].text
-
-
-def _table(tried: Sequence[Tried], crew: AgentSet) -> Table:
-    table = Table(
-        "agent", "back end", "model", "host", "prompt", "latency", "tokens", "cost", "parsed", "result"
-    )
-    for t in tried:
-        about = crew.record[t.agent]
-        usage = [a.usage for a in t.answers]
-        number = len(t.answers)
-        tokens = f"{sum(u.prompt_tokens for u in usage)} + {sum(u.completion_tokens for u in usage)}"
-        came = [a for a in t.answers if a.outcome in (ConsultOutcome.ANSWERED, ConsultOutcome.EMPTY)]
-        unreadable = [a for a in t.answers if a.failure is AgentFailure.UNREADABLE]
-        replies = len(came) + len(unreadable)
-        cells = [
-            str(t.agent),
-            about["backend"],
-            about.get("model") or "-",
-            about.get("host") or "-",
-            about.get("prompt_sha256") or "-",
-            f"{statistics.median(t.latencies_s):.2f} s",
-            tokens,
-            f"{sum(u.cost for u in usage):.6f}",
-            f"{len(came)}/{replies}" if replies else "-",
-            f"{len(t.failures)} of {number} failed" if t.failures else "ok",
-        ]
-        table.add_row(*map(Text, cells))  # as text: markup in a model's name is no markup
-    return table

@@ -1,14 +1,19 @@
-"""`aipo agents`: the verbs about agents.
+"""`aipo agents`: the verbs about agents. What works behind one is imported when it is called."""
 
-Owns their help. Must not import what works behind them before it is called: `--help` is quick.
-Invariant: every verb takes a recipe and dotted overrides, and ends with an exit code that says what happened.
-"""
-
-from typing import Annotated
+import asyncio
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aipo.cli.options import Overrides, Recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from aipo.assembly.agents import AgentSet
+    from aipo.assembly.canary import Tried
 
 app = typer.Typer(
     name="agents",
@@ -16,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+EXIT_FAILED = 1
 Tries = Annotated[int, typer.Option("--tries", min=1, help="How many canaries each agent is sent.")]
 
 
@@ -32,6 +38,61 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
     parsed, and the reason of every failure. Nothing is trained and no policy is loaded. The exit code is 1
     when an agent failed.
     """
-    from aipo.assembly.canary import check as run
+    from rich.text import Text
 
-    run(recipe, overrides or [], tries)
+    from aipo.assembly.agents import AgentSetupError, build_agents
+    from aipo.assembly.canary import try_all
+    from aipo.assembly.parts import oracle_of
+    from aipo.config.loader import load_settings
+    from aipo.console import console, plain_errors
+
+    with plain_errors():
+        settings = load_settings(recipe, overrides or [])
+        if not settings.agents.enabled:
+            raise AgentSetupError(
+                "agents.enabled = []: there is no agent to check; name some, as in "
+                'agents.enabled = ["verify", "knowledge", "reasoning"]'
+            )
+        crew = build_agents(settings, oracle_of(settings), use_cache=False)
+        tried = asyncio.run(try_all(settings, crew.agents, tries))
+    console.print(_table(tried, crew))
+    failed = [t for t in tried if t.failures]
+    for t in failed:
+        for reason in t.reasons:
+            console.print(Text(f"{t.agent}: {reason}", style="bold red"))
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _table(tried: "Sequence[Tried]", crew: "AgentSet") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    from aipo.agents.base import AgentFailure
+    from aipo.core.types import ConsultOutcome
+
+    table = Table(
+        "agent", "back end", "model", "host", "prompt", "latency", "tokens", "cost", "parsed", "result"
+    )
+    for t in tried:
+        about = crew.record[t.agent]
+        usage = [a.usage for a in t.answers]
+        number = len(t.answers)
+        tokens = f"{sum(u.prompt_tokens for u in usage)} + {sum(u.completion_tokens for u in usage)}"
+        came = [a for a in t.answers if a.outcome in (ConsultOutcome.ANSWERED, ConsultOutcome.EMPTY)]
+        unreadable = [a for a in t.answers if a.failure is AgentFailure.UNREADABLE]
+        replies = len(came) + len(unreadable)
+        cells = [
+            str(t.agent),
+            about["backend"],
+            about.get("model") or "-",
+            about.get("host") or "-",
+            about.get("prompt_sha256") or "-",
+            f"{statistics.median(t.latencies_s):.2f} s",
+            tokens,
+            f"{sum(u.cost for u in usage):.6f}",
+            f"{len(came)}/{replies}" if replies else "-",
+            f"{len(t.failures)} of {number} failed" if t.failures else "ok",
+        ]
+        table.add_row(*map(Text, cells))  # as text: markup in a model's name is no markup
+    return table
