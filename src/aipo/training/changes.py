@@ -1,7 +1,7 @@
 """Settings that change within a run: which may, who allowed it, and from which step they hold.
 
-Owns `changes.json` and the reasons why some fields cannot change. Must not know how a step is made.
-Invariant: a setting that differs from the run's is named by `--allow-change` and written down, or refused.
+A setting that differs from the run's is named by `--allow-change` and written down in `changes.json`, or
+refused.
 """
 
 import json

@@ -1,8 +1,7 @@
 """Checkpoints: everything that the next step depends on, written aside and renamed.
 
-Owns the folder `checkpoints/` of a run. Must not know the loop.
-Invariant: a folder that has its manifest is complete, and each of its files has the bytes that the manifest
-says; one that lacks it is ignored.
+A folder that has its manifest is complete, and each of its files has the bytes that the manifest says; one
+that lacks it is ignored.
 """
 
 import json

@@ -1,8 +1,7 @@
 """Files that are there after a power cut: written aside, flushed to the disk, renamed.
 
-Owns the order of these calls. Must not know what is written.
-Invariant: under its final name a file or folder is whole, and its name is on the disk as well as its bytes.
-A rename is on the disk only when the folder that holds the name is (man 2 fsync).
+Under its final name a file or folder is whole, and its name is on the disk as well as its bytes. A rename is
+on the disk only when the folder that holds the name is (man 2 fsync).
 """
 
 import os

@@ -1,7 +1,7 @@
 """How much of a step its infrastructure has lost: verdicts that grading did not give, agents that failed.
 
-Owns those two limits and the words about them. Must not know what is done beyond them: `training/guards.py`.
-Invariant: what an agent or a grader did is never a reward.
+What an agent or a grader did is never a reward. What is done beyond these two limits stands in
+`training/guards.py`.
 """
 
 from collections import Counter

@@ -1,7 +1,6 @@
 """The random generators of this process: python's, numpy's, torch's on the CPU and on each GPU.
 
-Owns their seeding and their states as JSON. Must not draw. Invariant: after `restore(state())` each generator
-draws what it would have drawn.
+After `restore(state())` each generator draws what it would have drawn.
 
 The package's own draws have seeds of their own (core/seeds.py) and use none of these; agents, tasks and
 models of a user's own may.

@@ -1,8 +1,7 @@
 """Guards: numbers that a run must not learn from, and what is done about each.
 
-Owns the limits, the counts and the paragraphs that a stop says. Must not know the optimiser or the disk.
-Invariant: a guard that trips is counted in the step's record, and no policy lets a run go on for ever
-without learning: skips in a row and roll backs are limited. docs/recovery.md has the table.
+A guard that trips is counted in the step's record, and no policy lets a run go on for ever without learning:
+skips in a row and roll backs are limited. docs/recovery.md has the table.
 """
 
 from collections.abc import Mapping, Sequence

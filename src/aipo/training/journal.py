@@ -1,8 +1,6 @@
 """The files of a run: settings, metrics, rollouts and timings, append-only and in step.
 
-Owns the folder's layout. Must not know what the numbers mean.
-Invariant: after a resume from step k no line of a later step is left, so files read as if nothing had
-happened.
+After a resume from step k no line of a later step is left, so files read as if nothing had happened.
 """
 
 import fcntl

@@ -1,8 +1,6 @@
 """Log-probability and entropy of each token of a batch, never holding all logits where they are many.
 
-Owns the training forward pass: what stands between token ids and the numbers that the objective takes. Must
-not know rollouts or the objective. Invariant: what is returned is what `log_softmax` of the model's own
-logits says, whichever way it was computed.
+What is returned is what `log_softmax` of the model's own logits says, whichever way it was computed.
 
 The vocabulary's matrix is applied to a few hundred positions at a time; their logits are forgotten, and the
 backward pass computes them again (as in "Cut Your Losses", arXiv 2411.09009, and Liger's linear cross

@@ -1,8 +1,7 @@
 """LoRA: small trained matrices beside frozen weights, so that a policy's optimiser state fits.
 
-Owns adapters: adding them, writing and reading them, and the plain model that they amount to. Must not know
-the loop. Invariant: adapters that were just added change no output, and what is merged is what was sampled
-from but for one rounding of each weight.
+Adapters that were just added change no output, and what is merged is what was sampled from but for one
+rounding of each weight.
 
 The adapters are peft's (LoRA, arXiv 2106.09685), put into the model in place: it stays a transformers model,
 so engine, checkpoints and self-test need not know. They are float32 whatever the frozen weights are, because

@@ -1,7 +1,6 @@
 """The numbers of one step that come from its rollouts: rewards, consultations, tokens.
 
-Owns their names. Must not know the optimiser.
-Invariant: a share is always over graded rollouts; UNGRADED ones are counted apart.
+A share is always over graded rollouts; UNGRADED ones are counted separately.
 """
 
 from collections import Counter

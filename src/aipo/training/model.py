@@ -1,8 +1,6 @@
 """The policy's folders: loading it, writing it, taking its weights back from a checkpoint.
 
-Owns what is on disk of a policy. Must not know rollouts, the objective or the loop.
-Invariant: a folder that is exported is a plain Hugging Face one, whole, with the logits of the policy in
-memory.
+A folder that is exported is a plain Hugging Face one, whole, with the logits of the policy in memory.
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """Which problems a step sees.
 
-Owns the order of the data. Must not know rollouts. Invariant: a batch depends on the seed and the batch's
-number only, so that all methods of a comparison see the same problems, and so does a resumed run.
+A batch depends on the seed and the batch's number only, so that all methods of a comparison see the same
+problems, and so does a resumed run.
 """
 
 from collections.abc import Sequence

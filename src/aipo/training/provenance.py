@@ -1,7 +1,7 @@
 """Which code and which libraries wrote a checkpoint.
 
-Owns how that is found out and told apart. Must not refuse anything: other code is said, not forbidden.
-Invariant: the fingerprint changes with any line of the package, with git and without.
+The fingerprint changes with any line of the package, with git and without. Other code is reported, not
+forbidden.
 """
 
 import platform

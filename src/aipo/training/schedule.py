@@ -1,7 +1,7 @@
 """What changes over a run besides the learning rate: the floor, lambda, the solo share.
 
-Owns linear schedules. Must not know models or rollouts. Invariant: a value depends on the step's number only,
-so a resumed run has the values of an uninterrupted one; without an `_end` it never changes.
+A value depends on the step's number only, so a resumed run has the values of an uninterrupted one; without an
+`_end` it never changes.
 """
 
 from aipo.config.settings import AlgorithmSettings, Settings

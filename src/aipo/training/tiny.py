@@ -1,7 +1,6 @@
 """The tiny policy: a real transformers model and a real tokenizer, small enough for one CPU core.
 
-Owns the tiny architecture and its closed vocabulary. Must not know rollouts or the objective.
-Invariant: what is saved is a plain Hugging Face folder; nothing downstream can tell it from a downloaded one.
+What is saved is a plain Hugging Face folder; nothing downstream can distinguish it from a downloaded one.
 """
 
 from collections.abc import Sequence

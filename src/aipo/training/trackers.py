@@ -1,10 +1,9 @@
 """Metrics to wandb, trackio, tensorboard, mlflow and what else accelerate can write to.
 
-Owns the check that a named tracker is there, and what it is told of the settings. Must not know what any
-metric means. Invariant: none is required, and one that was asked for is there or the run does not start.
+None is required, and one that was asked for is there or the run does not start.
 
 What a tracker gets is a copy: the run's records are the journal's. After a crash, steps behind the last
-checkpoint are made again and told again.
+checkpoint are made and sent again.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """The watchdog: says what a run is waiting for when nothing moves, and ends one that waits for ever.
 
-Owns a thread beside the run. Must not touch weights, nor files of the run but `stopped.txt`, nor end a run
-that can stop by itself. Invariant: from `guards.stall_s` without progress on, the process lives at most
-`guards.stall_exit_s` longer than it takes to write a checkpoint.
+From `guards.stall_s` without progress on, the process lives at most `guards.stall_exit_s` longer than it
+takes to write a checkpoint. It touches no weights and no file of the run but `stopped.txt`, and ends no run
+that can stop by itself.
 """
 
 import os

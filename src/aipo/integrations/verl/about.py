@@ -1,7 +1,6 @@
 """What the trainer must know of a rollout besides its tokens.
 
-Owns the table that goes with each record through verl's data plane. Must not know verl or tensors.
-Invariant: `About.from_table(about.table()) == about`; the table holds plain values only.
+`About.from_table(about.table()) == about`; the table holds plain values only.
 """
 
 from collections.abc import Mapping

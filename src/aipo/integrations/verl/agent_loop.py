@@ -1,7 +1,6 @@
 """verl's agent loops `aipo`, `aipo_solo` and `aipo_agents`: the one rollout coroutine on verl's servers.
 
-Owns which rollout a row of verl's dataset asks for. Must not parse, encode or grade itself.
-Invariant: what an agent or a server does never leaves `run`: it is an outcome, or the rollout is UNGRADED.
+What an agent or a server does never leaves `run`: it is an outcome, or the rollout is UNGRADED.
 
 verl imports this module in its agent-loop processes. A dataset's column `agent_name` chooses: `aipo` trains,
 a group's first rollouts consulting and the others solo; `aipo_solo` evaluates without agents; `aipo_agents`

@@ -1,7 +1,6 @@
 """verl's servers as an engine: `engines.base.Engine` over `LLMServerClient.generate`.
 
-Owns what goes into verl's sampling parameters and what its answer means. Must not know agents, tasks or Ray.
-Invariant: ids in, ids out; an answer that does not say how likely each id was is an `EngineError`.
+Ids in, ids out; an answer without each id's log-probability is an `EngineError`.
 
 Simplification: verl's requests carry no seed, so that rollouts are not reproducible on verl.
 """

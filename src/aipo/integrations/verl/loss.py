@@ -1,8 +1,7 @@
 """AIPO's loss on the actor's workers: verl's jagged tensors through `core/objective.py`.
 
-Owns which field of verl's data plane is what in a `TokenBatch`. Must not hold maths of its own.
-Invariant: for equal rollouts the loss and its gradient are those of this package's own trainer, whatever the
-micro-batches, ranks and padding; a missing or misaligned field is an error, never a mask of zeros.
+For equal rollouts the loss and its gradient are those of this package's own trainer, whatever the micro-
+batches, ranks and padding; a missing or misaligned field is an error, never a mask of zeros.
 
 verl calls it as `loss(model_output, data, dp_group)` (`ActorRolloutRefWorker.set_loss_fn`), with log-probs of
 whole sequences and fields of their responses, and averages gradients over ranks, hence the factor `dp_size`.

@@ -1,9 +1,8 @@
 """A rollout on its way into verl's data plane, and what is read of it there.
 
-Owns the fields that cross processes: `token_sources`, one `Source` for each response token, and `aipo`, what
-the trainer must know of a rollout. Must not know the loss. Invariant: every record has both, of a failed
-rollout too, because verl's transfer queue drops a field from a whole batch where one record lacks it; and an
-UNGRADED rollout is carried as SCAFFOLD, which nothing trains on.
+Every record has `token_sources`, one `Source` for each response token, and `aipo`, what the trainer must know
+of a rollout; of a failed rollout too, because verl's transfer queue drops a field from a whole batch where
+one record lacks it. An UNGRADED rollout is carried as SCAFFOLD, which nothing trains on.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """What verl loads (entry point `verl.plugins: aipo`), in each of its processes: importing it registers.
 
-Owns the order of registration. Must not check a configuration: it sees none.
-Invariant: an import that fails says so on standard error before verl swallows it.
+An import that fails is reported on standard error before verl swallows it.
 """
 
 import sys

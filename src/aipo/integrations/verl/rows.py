@@ -1,7 +1,6 @@
 """The rows of a step in verl's transfer queue: read, and written back with what they are credited with.
 
-Owns the tensors and keys of that exchange. Must not know how credit comes about.
-Invariant: what is written has one value for each response token of each row, padding rows included.
+What is written has one value for each response token of each row, padding rows included.
 """
 
 from collections.abc import Mapping, Sequence

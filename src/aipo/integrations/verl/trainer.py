@@ -1,7 +1,6 @@
 """verl's synchronous trainer with AIPO's credit and loss: `trainer.v1.trainer_mode=aipo_sync`.
 
-Owns the order of what is added to a step of verl's. Must not hold maths, nor touch rollouts.
-Invariant: the loss that the actor's workers run is `AipoLoss` of this run's plan, set after verl set its own.
+The loss that the actor's workers run is `AipoLoss` of this run's plan, set after verl set its own.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """What is counted of a step's rollouts, and when a step is not worth learning from.
 
-Owns these numbers and limits. Must not know tensors or verl. Invariant: a mean is over graded rollouts only;
-too many failures of agents or infrastructure stop the run before the step is learnt from.
+A mean is over graded rollouts only; too many failures of agents or infrastructure stop the run before the
+step is learnt from.
 """
 
 from collections import Counter
