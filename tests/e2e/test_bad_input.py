@@ -186,7 +186,7 @@ class TestLimitsAndAgents:
 
     def test_experts_that_nobody_writes_are_refused(self, recipe: Path) -> None:
         message = refused(recipe, "rollout.experts_per_prompt=1")
-        assert_says(message, "rollout.experts_per_prompt", "no oracle")
+        assert_says(message, "rollout.experts_per_prompt", "has no solution", "task.solution_field")
 
     def test_groups_of_nothing_are_refused(self, recipe: Path) -> None:
         message = refused(recipe, "rollout.rollouts_per_prompt=0")

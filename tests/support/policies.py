@@ -41,6 +41,7 @@ Architecture = Literal["qwen2.5", "llama3"]
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 COUNTING_RECIPE = {
+    "run": {"threads": 1},
     "task": {"name": "leg_counting"},
     "agents": {"backend": "oracle"},
     "consult": {"max_feedback_tokens": 12, "consulting_prompt": "agents", "solo_prompt": "alone"},

@@ -1,7 +1,6 @@
 """Which engine stands behind `engine.name`: built, connected, compared with policy.model, given its weights.
 
-Owns the way from the table `engine` to something that samples. Must not sample rollouts.
-Invariant: an engine that cannot serve the settings is one `ValueError` with the fix, and leaves no process.
+An engine that cannot serve the settings is one `ValueError` with the fix, and leaves no process.
 """
 
 import asyncio
@@ -15,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import Settings
+from aipo.core.registry import Registry
 from aipo.engines.base import Engine, EngineError, Sampling
 from aipo.engines.link import HttpLink
 from aipo.engines.transformers import TransformersEngine
@@ -40,25 +40,55 @@ class PolicyEngine:
     """Ends a server that was started; may be called twice."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """What an engine is made for: it samples from the weights of `model`."""
+
+    settings: Settings
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    log_folder: Path | None
+    """For a started server's log; none: a temporary one."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of the longest prompt with its response."""
+        return self.settings.rollout.max_prompt_tokens + self.settings.rollout.max_response_tokens
+
+
+ENGINES: Registry[Callable[[EngineRequest], Engine | PolicyEngine]] = Registry(
+    "engine.name", callable, "aipo.engines"
+)
+"""Makers of engines. What is only an engine computes in the model's dtype and needs no end."""
+
+
 def build_engine(
     settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, log_folder: Path | None
 ) -> PolicyEngine:
     """Return the engine of the settings, ready to sample from `model`'s weights.
 
-    A started server's log goes to `log_folder`, or to a temporary one. Raises `EngineSetupError`.
+    Raises `EngineSetupError`, and `RegistryError` for a name that stands for no engine.
     """
-    capacity = settings.rollout.max_prompt_tokens + settings.rollout.max_response_tokens
-    if settings.engine.name == "transformers":
-        slots = settings.rollout.slots
-        engine = TransformersEngine(model, tokenizer, slots=slots, capacity=capacity)
-        return PolicyEngine(engine, str(model.dtype).removeprefix("torch."), lambda: None)
-    server = None
+    request = EngineRequest(settings=settings, model=model, tokenizer=tokenizer, log_folder=log_folder)
+    made = ENGINES[settings.engine.name](request)
+    if isinstance(made, PolicyEngine):
+        return made
+    return PolicyEngine(made, str(model.dtype).removeprefix("torch."), lambda: None)
+
+
+def _transformers(request: EngineRequest) -> Engine:
+    slots = request.settings.rollout.slots
+    return TransformersEngine(request.model, request.tokenizer, slots=slots, capacity=request.capacity)
+
+
+def _vllm(request: EngineRequest) -> PolicyEngine:
+    settings, server = request.settings, None
     try:
         if settings.engine.start:
-            server = VllmServer(server_plan(settings, log_folder))
+            server = VllmServer(server_plan(settings, request.log_folder))
             server.start()
         url = server.url if server else settings.engine.url
-        vllm = asyncio.run(_connected(settings, url, model, tokenizer))
+        vllm = asyncio.run(_connected(settings, url, request.model, request.tokenizer))
     except EngineError as error:
         if server:
             server.stop()
@@ -68,6 +98,10 @@ def build_engine(
             server.stop()
         raise
     return PolicyEngine(vllm, vllm.dtype, server.stop if server else lambda: None)
+
+
+ENGINES.register("transformers", _transformers)
+ENGINES.register("vllm", _vllm)
 
 
 async def _connected(

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from aipo.agents.base import Agent
 from aipo.assembly.agents import AgentSet, build_agents
-from aipo.assembly.engines import PolicyEngine, build_engine
+from aipo.assembly.engines import ENGINES, PolicyEngine, build_engine
 from aipo.config.settings import ConsultSettings, SandboxSettings, Settings, TaskSettings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
@@ -26,7 +26,8 @@ from aipo.rollout.leaks import LeakPolicy
 from aipo.tasks.base import Oracle, Task, TaskSpec, Wording
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import refuse_evaluation_file
-from aipo.tasks.registry import task_spec
+from aipo.tasks.registry import TASKS, task_spec
+from aipo.training.credit import REWARDS
 from aipo.training.model import load_policy
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -58,7 +59,8 @@ def prepare_process(settings: Settings) -> None:
     """Set threads, determinism and heap of this process, and keep the bars of a library out of ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     disable_progress_bar()
-    torch.set_num_threads(settings.run.threads)
+    if settings.run.threads:  # else torch's own number: OMP_NUM_THREADS, or all cores
+        torch.set_num_threads(settings.run.threads)
     torch.manual_seed(settings.run.seed)
     if settings.run.device == "cpu":
         tune_malloc()
@@ -88,6 +90,14 @@ def tune_malloc() -> bool:
     return bool(set_trim and set_mmap)
 
 
+def refuse_unknown_names(settings: Settings) -> None:
+    """Raise `RegistryError` for a task, an engine or a reward that does not exist; nothing is imported."""
+    if settings.task.name:
+        TASKS.check(settings.task.name)
+    ENGINES.check(settings.engine.name)
+    REWARDS.check(settings.train.reward)
+
+
 def assemble(
     settings: Settings,
     agents: Mapping[str, Agent] | None = None,
@@ -100,6 +110,7 @@ def assemble(
     A policy server that is started (engine.start) logs to `log_folder`; `Parts.close` ends it.
     Raises `ValueError` subclasses, each one sentence with the fix.
     """
+    refuse_unknown_names(settings)
     prepare_process(settings)
     oracle = oracle_of(settings) if task is None else None
     task = build_task(settings.task, settings.sandbox) if task is None else task
@@ -108,8 +119,7 @@ def assemble(
     prompts = build_prompts(settings, tokenizer, crew.agents)
     _check_room(settings, prompts.consult.codec)
     engine = build_engine(settings, model, tokenizer, log_folder)
-    expert = oracle.solution if oracle else None
-    sampler = Sampler(engine.engine, prompts.consult, task, prompts, expert)
+    sampler = Sampler(engine.engine, prompts.consult, task, prompts)
     return Parts(model, tokenizer, task, sampler, crew, engine)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from aipo.assembly.agents import build_agents
 from aipo.assembly.canary import try_all
-from aipo.assembly.parts import Parts, assemble, build_protocol, build_task, oracle_of
+from aipo.assembly.parts import Parts, assemble, build_protocol, build_task, oracle_of, refuse_unknown_names
 from aipo.assembly.rehearsal import rehearsed_consultation
 from aipo.assembly.selftest import self_test
 from aipo.cli.machine import Finding, Health, disk, graphics, isolation, memory, versions
@@ -26,8 +26,9 @@ from aipo.console import console, plain_errors
 from aipo.consult.codec import TagCodec
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError
-from aipo.tasks.base import Oracle, Problem, Split, Task
+from aipo.tasks.base import Problem, Split, Task
 from aipo.tasks.benchmarks.task import BenchmarkTask
+from aipo.tasks.jsonl import JsonlTask
 from aipo.tasks.registry import task_spec
 
 EXIT_FAILED = 1
@@ -40,6 +41,7 @@ def doctor(recipe: Path | None, overrides: Sequence[str]) -> None:
     """Look, print, and exit with 1 when something that the settings need is missing."""
     with plain_errors():
         settings = load_settings(recipe, overrides)
+        refuse_unknown_names(settings)
         findings = [
             *versions(),
             graphics(settings.run.device),
@@ -89,12 +91,12 @@ def _looked(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
 
 def _graded(settings: Settings) -> list[Finding]:
     split = _first_split(settings.task)
-    task, oracle = build_task(settings.task, settings.sandbox), oracle_of(settings)
+    task = build_task(settings.task, settings.sandbox)
     problems = task.problems(split)
     first = problems[0]
-    right = _stating_gold(task, oracle, first)
+    right = _stating_gold(task, first)
     other = next((p for p in problems if p.gold != first.gold), None)
-    wrong = _stating_gold(task, oracle, other) if other else "no idea"
+    wrong = _stating_gold(task, other) if other else "no idea"
     if not right:
         return [Finding("problems", Health.OK, f"{len(problems)} to {split}, without reference answers")]
     verdicts = asyncio.run(_verdicts(task, first, right, wrong))
@@ -117,13 +119,12 @@ def _first_split(task: TaskSettings) -> Split:
     return Split.TRAIN if fetched and described and Split.TRAIN in described.parts else Split.TEST
 
 
-def _stating_gold(task: Task, oracle: Oracle | None, problem: Problem) -> str:
+def _stating_gold(task: Task, problem: Problem) -> str:
     """Return a response that states the gold; '' where only tests are known."""
-    if oracle:
-        return oracle.solution(problem.text)
     if isinstance(task, BenchmarkTask):
         return task.gold_response(problem) or ""
-    return f"\\boxed{{{problem.gold}}}"
+    boxed = f"\\boxed{{{problem.gold}}}"
+    return boxed if isinstance(task, JsonlTask) else problem.solution or boxed
 
 
 async def _verdicts(task: Task, problem: Problem, right: str, wrong: str) -> tuple[Verdict, Verdict]:

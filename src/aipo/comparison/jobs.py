@@ -97,7 +97,7 @@ def run_jobs(
                 following = _next(queue, running)
                 if following is None:
                     break
-                running[following.title] = (following, _start(following))
+                running[following.title] = (following, _start(following, pace.at_once))
             time.sleep(POLL_S)
             for title, (job, process) in list(running.items()):
                 if process.poll() is not None:
@@ -153,12 +153,14 @@ def _recipe(job: Job) -> Path:
     return job.folder.parent / f"{job.folder.name}.toml"
 
 
-def _start(job: Job) -> "subprocess.Popen[bytes]":
+def _start(job: Job, at_once: int) -> "subprocess.Popen[bytes]":
+    """Start a job with the threads that its settings name, else with its share of the cores."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     recipe = _recipe(job)
     recipe.write_text(dump_settings(job.settings))
     command = [sys.executable, "-m", "aipo", job.verb, str(recipe), *job.options]
-    environment = os.environ | {"OMP_NUM_THREADS": str(job.settings.run.threads)}
+    threads = job.settings.run.threads or max(1, (os.cpu_count() or 1) // at_once)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with _log(job).open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 

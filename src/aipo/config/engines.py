@@ -4,7 +4,6 @@ The defaults need no server.
 """
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
@@ -14,8 +13,10 @@ from aipo.config.problems import Section
 class EngineSettings(Section):
     """What samples from the policy: this process, or a vLLM server (docs/engines.md)."""
 
-    name: Literal["transformers", "vllm"] = Field(
-        "transformers", description="`transformers`: in this process. `vllm`: a server, over HTTP."
+    name: str = Field(
+        "transformers",
+        description="`transformers`: in this process. `vllm`: a server, over HTTP. One of your own: "
+        "`module:attribute` (CONTRIBUTING.md).",
     )
     url: str = Field(
         "http://127.0.0.1:8000", description="vllm: the server that you started; not read with engine.start."

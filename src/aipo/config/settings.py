@@ -48,7 +48,10 @@ class RunSettings(Section):
     seed: int = Field(0, ge=0, description="Root of every seed path (run, step, problem, rollout).")
     device: str = Field("cpu", description="`cpu`, `cuda` or `mps`.")
     threads: int = Field(
-        1, ge=1, description="CPU threads of this process; 1 is fastest when two runs share two cores."
+        0,
+        ge=0,
+        description="CPU threads of this process. 0: all cores; `aipo compare` shares them out among its "
+        "runs. Set it where last bits must not depend on the machine.",
     )
     ranks: Literal["ddp", "fsdp"] = Field(
         "ddp",
@@ -105,6 +108,10 @@ class TaskSettings(Section):
     answer_field: str = Field("answer", description="jsonl: the column with the gold answer.")
     answer_after: str = Field(
         "", description="jsonl: the gold is what stands after the last of these marks (GSM8K: '####')."
+    )
+    solution_field: str = Field(
+        "solution",
+        description="jsonl: the column with an expert's solution, where a row has one (for LUFFY, SFT).",
     )
     match: Literal["exact", "math"] = Field("math", description="jsonl: normalised text, or math-verify.")
     grade_timeout_s: float = Field(
@@ -271,8 +278,10 @@ class TrainSettings(Section):
         description="DAPO's dynamic sampling: groups that teach nothing are replaced by groups of other "
         "problems in up to so many further rounds of a step; 0: off.",
     )
-    reward: Literal["verdict", "random"] = Field(
-        "verdict", description="`random`: a control; a coin decides what counts as correct in the update."
+    reward: str = Field(
+        "verdict",
+        description="What counts as correct in the update. `verdict`: what grading says. `random`: a "
+        "control; a coin decides.",
     )
     source_gradients_every_steps: int = Field(
         0, ge=0, description="Measure the gradient norms of POLICY and FEEDBACK apart so often; 0: never."

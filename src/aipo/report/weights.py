@@ -19,7 +19,7 @@ from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
 from aipo.tasks.base import Problem
 from aipo.training.algorithm import base_algorithm, objective_settings
-from aipo.training.credit import credits_of, randomly_rewarded
+from aipo.training.credit import REWARDS, credits_of
 from aipo.training.schedule import algorithm_at, shape_at
 
 _FORMULAS = {
@@ -58,10 +58,9 @@ def credited(rows: Sequence[dict[str, Any]], settings: Settings) -> list[Credite
         group = _group(rows, shape_at(settings, step).experts)
     except (ValueError, KeyError, TypeError):
         return [UNKNOWN] * len(rows)  # a record that is no rollout of this version
-    if settings.train.reward == "random":
-        if settings.train.dynamic_sampling_rounds:
-            return [UNKNOWN] * len(rows)
-        group = randomly_rewarded([group], [settings.run.seed, "rollout", step])[0]
+    if settings.train.reward != "verdict" and settings.train.dynamic_sampling_rounds:
+        return [UNKNOWN] * len(rows)
+    group = REWARDS[settings.train.reward]([group], [settings.run.seed, "rollout", step])[0]
     credits = iter(credits_of(group, algorithm, settings.rollout.max_response_tokens))
     result = []
     for member in group.members:

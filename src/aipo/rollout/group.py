@@ -5,7 +5,7 @@ Invariant: an engine's or a grader's failure is UNGRADED; siblings and other gro
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -88,8 +88,6 @@ class Sampler:
     consult: ConsultContext
     task: Task
     prompts: Prompts
-    expert: Callable[[str], str] | None = None
-    """A problem's text to an expert's whole solution; needed only where groups hold experts."""
 
     async def groups(
         self, problems: Sequence[Problem], shape: GroupShape, seed_path: Sequence[str | int]
@@ -131,10 +129,16 @@ class Sampler:
         return MemberRollout(spec.id, spec.condition, produced, grade)
 
     def _expert(self, problem: Problem, prompt_ids: tuple[int, ...]) -> TokenStream:
-        if self.expert is None:
-            raise ValueError(
-                "rollout.experts_per_prompt: this task has no oracle to write expert trajectories; make it 0"
-            )
         tokenizer = self.prompts.tokenizer
-        ids = tokenizer.encode(self.expert(problem.text), add_special_tokens=False)
+        ids = tokenizer.encode(solution_of(problem), add_special_tokens=False)
         return expert_stream(prompt_ids, [*ids, tokenizer.eos_token_id])
+
+
+def solution_of(problem: Problem) -> str:
+    """Return the expert's turn of a problem. Raises `ValueError` where there is none."""
+    if not problem.solution:
+        raise ValueError(
+            f"rollout.experts_per_prompt: problem {problem.id!r} has no solution for an expert; name the "
+            "column that holds solutions in task.solution_field, or make it 0"
+        )
+    return problem.solution

@@ -45,6 +45,8 @@ class Problem:
     gold: str
     stratum: str = "all"
     """A named part of the data that results are reported for, such as `easy` or `hard`."""
+    solution: str | None = None
+    """An expert's whole turn, for groups that hold experts (LUFFY, SFT); it leaves tasks for these alone."""
 
 
 class Task(Protocol):
@@ -66,14 +68,10 @@ class Task(Protocol):
 
 
 class Oracle(Protocol):
-    """A programmatic expert for a task: the words of the three agents and whole solutions."""
+    """A programmatic expert for a task: what agents say."""
 
     def feedback(self, agent: str, problem: str, rollout: str, request: str) -> str:
         """Return what `agent` says; an empty string when it has nothing to say."""
-        ...
-
-    def solution(self, problem: str) -> str:
-        """Return a whole expert trajectory (the assistant's turn)."""
         ...
 
 

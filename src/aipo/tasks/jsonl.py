@@ -32,6 +32,8 @@ class JsonlSource:
     answer_field: str = "answer"
     answer_after: str = ""
     """The gold is what stands after the last of these marks (GSM8K: `####`); '': the whole answer."""
+    solution_field: str = "solution"
+    """The column with an expert's whole solution; rows need not have one."""
 
 
 class JsonlTask:
@@ -141,7 +143,13 @@ def _problem(place: str, row: Any, source: JsonlSource, default_id: str) -> Prob
         raise TaskError(
             f"{place}: field 'id': {shown(identity)}; must be a string or an integer, or left out"
         )
-    return Problem(str(identity), text, _gold(place, row, source))
+    solution = row.get(source.solution_field) or None
+    if not isinstance(solution, str | None):
+        raise TaskError(
+            f"{place}: field {source.solution_field!r}: {shown(solution)}; must be an expert's solution as a "
+            "string; name the column in task.solution_field, '' for none"
+        )
+    return Problem(str(identity), text, _gold(place, row, source), solution=solution)
 
 
 def _gold(place: str, row: dict[str, Any], source: JsonlSource) -> str:

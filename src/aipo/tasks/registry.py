@@ -83,7 +83,8 @@ def _benchmark_task(benchmark: Benchmark, settings: TaskSettings, sandbox: Sandb
 
 
 def _jsonl_task(settings: TaskSettings, sandbox: SandboxSettings) -> Task:
-    columns = (settings.problem_field, settings.answer_field, settings.answer_after)
+    s = settings
+    columns = (s.problem_field, s.answer_field, s.answer_after, s.solution_field)
     sources = {split: JsonlSource(path, *columns) for split, path in _files(settings).items()}
     return JsonlTask(sources, settings.match, settings.grade_timeout_s, settings.grade_workers)
 

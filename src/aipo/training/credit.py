@@ -4,11 +4,12 @@ Owns experts, consult-stripped copies, the price of help and the random-reward c
 Invariant: an UNGRADED rollout leaves nothing; a copy is made of correct consulting rollouts only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from aipo.config.settings import AlgorithmSettings
 from aipo.core.advantages import Advantage, FeedbackAdvantage, Member, group_advantages, overlong_penalty
+from aipo.core.registry import Registry
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import TokenStream, stripped_copy
 from aipo.core.types import Condition, ConsultOutcome, Verdict
@@ -105,3 +106,11 @@ def randomly_rewarded(groups: Sequence[Group], seed_path: Sequence[str | int]) -
         return replace(member, grade=Grade(verdict, "random"))
 
     return [replace(group, members=tuple(map(tossed, group.members))) for group in groups]
+
+
+Reward = Callable[[Sequence[Group], Sequence[str | int]], Sequence[Group]]
+"""(sampled groups, the seed path of their batch) -> the groups that the update sees, verdicts changed."""
+
+REWARDS: Registry[Reward] = Registry("train.reward", callable, "aipo.rewards")
+REWARDS.register("verdict", lambda groups, seed_path: groups)
+REWARDS.register("random", randomly_rewarded)

@@ -11,9 +11,9 @@ from aipo.config.settings import AlgorithmSettings, Settings
 from aipo.core.seeds import seed_of
 from aipo.core.types import VERIFY
 from aipo.rollout.copies import Approval, approval
-from aipo.rollout.group import Group, Sampler
+from aipo.rollout.group import Group, Sampler, solution_of
 from aipo.tasks.base import Problem
-from aipo.training.credit import Credit, credits_of, randomly_rewarded
+from aipo.training.credit import REWARDS, Credit, credits_of
 from aipo.training.metrics import ExpertTokens
 from aipo.training.problems import ProblemBatches
 from aipo.training.ranks import ALONE, Ranks
@@ -30,8 +30,9 @@ class Experience:
 
         Raises `ValueError` where the settings ask for data, an expert or an agent that is not there.
         """
-        _refuse_what_is_missing(settings, sampler)
+        _refuse_what_is_missing(settings, sampler, problems)
         self._settings, self._sampler, self._ranks = settings, sampler, ranks
+        self._reward = REWARDS[settings.train.reward]
         self._batches = ProblemBatches(problems, settings)
         self._batches_drawn = 0
         self.expert_tokens = ExpertTokens()
@@ -58,7 +59,7 @@ class Experience:
             batch = self._ranks.share(self._batches.batch(self._batches_drawn))
             sampled = self._ranks.gather_interleaved(await self._sampler.groups(batch, shape, path))
             groups += sampled
-            for group in randomly_rewarded(sampled, path) if settings.train.reward == "random" else sampled:
+            for group in self._reward(sampled, path):
                 credit = credits_of(group, algorithm, settings.rollout.max_response_tokens)
                 if not rounds or any(c.teaches for c in credit):
                     credits.append(credit)
@@ -97,13 +98,10 @@ class Experience:
         self.expert_tokens = ExpertTokens(**state["expert_tokens"])
 
 
-def _refuse_what_is_missing(settings: Settings, sampler: Sampler) -> None:
+def _refuse_what_is_missing(settings: Settings, sampler: Sampler, problems: Sequence[Problem]) -> None:
     """Raise `ValueError` where the settings ask for an expert or an agent that is not there."""
-    if shape_at(settings, 1).experts and sampler.expert is None:
-        raise ValueError(
-            f"rollout.experts_per_prompt = {settings.rollout.experts_per_prompt}: task "
-            f"{settings.task.name!r} has no oracle to write expert trajectories; make it 0"
-        )
+    for problem in problems if shape_at(settings, 1).experts else ():
+        solution_of(problem)
     if settings.algorithm.verified_copies and VERIFY not in sampler.consult.agents:
         raise ValueError(
             "algorithm.verified_copies = true but agents.enabled has no 'verify'; enable it or make it false"

@@ -23,6 +23,7 @@ from aipo.tasks.cpu.leg_counting.notation import (
     lines,
     parse_problem,
     problem_text,
+    solution,
     vocabulary,
 )
 from aipo.tasks.cpu.leg_counting.oracle import LegCountingOracle
@@ -100,11 +101,11 @@ def test_text_in_another_notation_is_no_problem(text: str) -> None:
 
 def test_the_oracles_solution_is_correct_and_that_of_another_problem_is_not() -> None:
     for problem, other in pairwise(SOME):
-        solution = ORACLE.solution(problem.text)
-        assert answer(solution) == total(problem.text)
-        assert grade(problem, solution) is Verdict.CORRECT
+        worked = solution(parse_problem(problem.text))
+        assert answer(worked) == total(problem.text)
+        assert grade(problem, worked) is Verdict.CORRECT
         if problem.gold != other.gold:
-            assert grade(other, solution) is Verdict.INCORRECT
+            assert grade(other, worked) is Verdict.INCORRECT
 
 
 NO_TOTAL = ["", "total", "total 2 1", "8 2 0", "total 8 2 0 ;", "a 4 2 1 2 1 0 ;", "total 8 2 x"]
@@ -130,8 +131,8 @@ def test_following_reasoning_from_nothing_gives_the_oracles_solution_up_to_the_t
     while reply := asked(R, rollout, problem=problem):
         rollout += f" <reasoning> </reasoning> <feedback> {reply} </feedback>"
         words += reply.split()
-    solution = ORACLE.solution(problem).split()
-    assert words == solution[: len(words)] and solution[len(words)] == "total"
+    worked = solution(parse_problem(problem)).split()
+    assert words == worked[: len(words)] and worked[len(words)] == "total"
     assert len(words) == LINE_WORDS * len(parse_problem(problem))
 
 
@@ -139,7 +140,7 @@ def test_reasoning_completes_a_line_that_is_begun_and_leaves_the_total_to_the_po
     assert asked(R, "a 4 2") == "1 2 1 0 ;"
     assert asked(R, "a <knowledge> a </knowledge> <feedback> 4 </feedback>") == "2 1 2 1 0 ;"
     assert asked(R, "a <reasoning> </reasoning> <feedback> agent unavailable </feedback>") == "4 2 1 2 1 0 ;"
-    assert asked(R, ORACLE.solution(PROBLEM)) == ""
+    assert asked(R, solution(parse_problem(PROBLEM))) == ""
 
 
 def test_verify_names_the_first_wrong_line_wherever_a_word_of_it_is_wrong() -> None:
@@ -155,7 +156,7 @@ def test_verify_names_the_first_wrong_line_wherever_a_word_of_it_is_wrong() -> N
 
 def test_verify_says_ok_to_right_lines_and_nothing_to_none() -> None:
     assert asked(V, "") == "" == asked(V, "a 4 2 1")
-    assert asked(V, "a 4 2 1 2 1 0 ;") == "ok" == asked(V, ORACLE.solution(PROBLEM))
+    assert asked(V, "a 4 2 1 2 1 0 ;") == "ok" == asked(V, solution(parse_problem(PROBLEM)))
     assert asked(V, "a 4 2 1 2 1 0 ; <verify> </verify> <feedback> ok </feedback> b 8 6 1 8 2 0 ;") == "ok"
 
 
@@ -215,7 +216,7 @@ def test_every_word_of_problems_solutions_and_traces_is_in_the_vocabulary(condit
         text = " ".join([drawn.problem, *(said for said, _ in drawn.pieces)])
         assert set(text.split()) <= words
     for problem in SOME:
-        assert set(f"{problem.text} {ORACLE.solution(problem.text)}".split()) <= words
+        assert set(f"{problem.text} {solution(parse_problem(problem.text))}".split()) <= words
 
 
 def fictional_lines(drawn: Trace) -> list[str]:

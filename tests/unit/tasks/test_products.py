@@ -29,6 +29,7 @@ from aipo.tasks.cpu.products.notation import (
     parse_operation,
     plan,
     problem_text,
+    solution,
     vocabulary,
 )
 from aipo.tasks.cpu.products.oracle import ProductsOracle
@@ -89,7 +90,7 @@ def test_a_plan_ends_with_the_value_and_each_of_its_lines_can_be_asked_of_knowle
 ) -> None:
     steps = plan(operation)
     assert steps[-1].value == operation.value and all(map(is_one_line, steps))
-    assert answer(ORACLE.solution(problem_text(operation))) == operation.value
+    assert answer(solution(operation)) == operation.value
     assert [row[-1] for row in lines(steps)] == [MORE] * (len(steps) - 1) + [DONE]
     for step in steps:
         (row,) = lines([step])
@@ -97,7 +98,7 @@ def test_a_plan_ends_with_the_value_and_each_of_its_lines_can_be_asked_of_knowle
 
 
 def test_a_hard_product_takes_three_lines() -> None:
-    assert ORACLE.solution(HARD_ONE) == SOLUTION
+    assert solution(parse_operation(HARD_ONE)) == SOLUTION
 
 
 NO_OPERATION = ["", "7", "7 4", "7 4 *", "* 6 3", "7 4 * 6", "7 4 6 3", "7 4 x 6 3", "7 4 * 6 3 0"]
@@ -169,10 +170,10 @@ def test_problems_come_in_a_fixed_order() -> None:
 
 def test_the_oracles_solution_is_correct_and_that_of_another_problem_is_not() -> None:
     for problem, other in pairwise(SOME):
-        solution = ORACLE.solution(problem.text)
-        assert grade(problem, solution) is Verdict.CORRECT
+        worked = problem.solution or ""
+        assert grade(problem, worked) is Verdict.CORRECT
         if problem.gold != other.gold:
-            assert grade(other, solution) is Verdict.INCORRECT
+            assert grade(other, worked) is Verdict.INCORRECT
 
 
 NO_ANSWER = ["", "answer", "answer 2 9 6", "2 9 6 1", "answer 2 9 6 1 done", "answer 2 9 6 x", "x 2 9 6 1"]
@@ -192,9 +193,9 @@ def test_hiding_the_answer_keeps_what_stands_before_it_and_leaves_nothing_that_s
     operation: Operation,
 ) -> None:
     problem = Problem("x", problem_text(operation), str(operation.value))
-    solution = ORACLE.solution(problem.text)
-    kept = TASK.without_answer(problem, solution)
-    assert kept is not None and solution.startswith(kept) and kept.endswith("=")
+    worked = solution(operation)
+    kept = TASK.without_answer(problem, worked)
+    assert kept is not None and worked.startswith(kept) and kept.endswith("=")
     assert TASK.without_answer(problem, kept) is None
     assert TASK.without_answer(problem, "ok") is None
     assert TASK.without_answer(problem, " ".join(final_line(operation.value)[1:])) == ""
@@ -216,9 +217,7 @@ def test_asked_line_by_line_the_oracles_words_complete_every_problem_to_a_correc
     while reply := asked(R, rollout, problem=problem.text):
         rollout += f" <reasoning> </reasoning> <feedback> {reply} </feedback>"
         value = reply.split()[-5:-1]
-    assert f"{' '.join(Reader(WORDING).words(rollout))} answer {' '.join(value)}" == ORACLE.solution(
-        problem.text
-    )
+    assert f"{' '.join(Reader(WORDING).words(rollout))} answer {' '.join(value)}" == problem.solution
     assert grade(problem, f"answer {' '.join(value)}") is Verdict.CORRECT
 
 
@@ -300,8 +299,8 @@ def test_every_cpu_task_has_a_task_of_that_name_an_oracle_that_solves_it_and_a_c
     assert spec.oracle and spec.curriculum
     task, curriculum = build_task(TaskSettings(name=name)), spec.curriculum(3, WORDING)
     problem = task.problems(Split.VALIDATION)[0]
-    solution = spec.oracle(WORDING).solution(problem.text)
+    worked = problem.solution or ""
     assert task.name == name
-    assert asyncio.run(task.grade(problem, solution)).verdict is Verdict.CORRECT
-    assert {*problem.text.split(), *solution.split()} <= set(curriculum.vocabulary())
+    assert asyncio.run(task.grade(problem, worked)).verdict is Verdict.CORRECT
+    assert {*problem.text.split(), *worked.split()} <= set(curriculum.vocabulary())
     assert curriculum.trace(Random(0)) == spec.curriculum(3, WORDING).trace(Random(0))

@@ -267,7 +267,7 @@ _ENTRIES = (
         repeats=True,
         notes=(
             "About 46 k rows, not confirmed: the count is not checked.",
-            "Its expert traces (column `target`) are not read: an expert in a group is a task's oracle.",
+            "Its expert traces (column `target`) are not read.",
             "Overlap with AMC, AIME and MATH is likely: `aipo tasks contamination` counts it.",
         ),
     ),

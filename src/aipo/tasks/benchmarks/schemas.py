@@ -14,6 +14,7 @@ from aipo.tasks.benchmarks.benchmark import Convert, Kind, Row
 from aipo.tasks.files import shown
 
 _THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_WHOLE = re.compile(r"(?<=\d)\.0+$")
 _DEGREES = re.compile(r"(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree)$")
 # The instruction that some copies carry inside the problem; ours is added instead of it.
 _DAPO_HEAD = re.compile(r"\ASolve the following math problem step by step\.[^\n]*\n\n")
@@ -88,21 +89,35 @@ def without_degrees(text: str) -> str:
     return _DEGREES.sub("", text.strip())
 
 
-def aime_row(default: str, row: Mapping[str, Any]) -> Row:
-    r"""Read a row of any hub copy of AIME: the gold is an integer from 0 to 999, in any spelling.
+def integer_row(problem: str, answer: str, *ids: str, largest: int | None = None) -> Convert:
+    r"""Return the reader of rows whose gold is an integer in any spelling: `042`, `336^\circ`, `27.0`.
 
-    The published gold of one problem of 2025 is `336^\circ`; a degree sign does not count.
+    With a `largest`, the gold is from 0 to it.
+
+    >>> integer_row("question", "answer")("x/0", {"question": "Find n.", "answer": "27.0"}).gold
+    '27'
+    """
+
+    def convert(default: str, row: Mapping[str, Any]) -> Row:
+        value = gold_of(row, answer)
+        gold = aime_integer(_WHOLE.sub("", value))
+        if gold is None or (largest is not None and not 0 <= int(gold) <= largest):
+            bounds = f" from 0 to {largest}" if largest is not None else ""
+            raise ValueError(f"field {answer!r}: {shown(value)}; must be an integer{bounds}")
+        return Row(id_of(row, default, *ids), text_of(row, problem), gold, Kind.INTEGER, secrets=(gold,))
+
+    return convert
+
+
+def aime_row(default: str, row: Mapping[str, Any]) -> Row:
+    """Read a row of any hub copy of AIME, whose columns have several names.
 
     >>> aime_row("x/0", {"ID": "I-1", "Problem": "Find n.", "Answer": "042"}).gold
     '42'
     """
     problem = next((name for name in ("problem", "Problem", "question") if name in row), "problem")
     answer = next((name for name in ("answer", "Answer") if name in row), "answer")
-    text, value = text_of(row, problem), gold_of(row, answer)
-    gold = aime_integer(value)
-    if gold is None or gold.startswith("-") or len(gold) > 3:
-        raise ValueError(f"field {answer!r}: {shown(value)}; an AIME answer is an integer from 0 to 999")
-    return Row(id_of(row, default, "id", "ID", "problem_idx"), text, gold, Kind.INTEGER, secrets=(gold,))
+    return integer_row(problem, answer, "id", "ID", "problem_idx", largest=999)(default, row)
 
 
 def chat_row(default: str, row: Mapping[str, Any]) -> Row:

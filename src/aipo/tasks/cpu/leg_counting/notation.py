@@ -103,6 +103,15 @@ def final_line(items: Sequence[Item], legs: Mapping[str, int] = LEGS) -> list[st
     return [TOTAL, *digits(sum(item.count * legs[item.animal] for item in items), SUM_DIGITS)]
 
 
+def solution(items: Sequence[Item]) -> str:
+    """Return a whole worked solution.
+
+    >>> solution([Item(3, "dog")])
+    'a 4 2 1 2 1 0 ; total 2 1 0'
+    """
+    return " ".join(word for row in [*lines(items), final_line(items)] for word in row)
+
+
 def answer(response: str) -> int | None:
     """Return the total that a response ends with, or None.
 

@@ -1,4 +1,4 @@
-"""The programmatic expert of the CPU task: the words of the three agents, and whole solutions.
+"""The programmatic expert of the CPU task: the words of the three agents.
 
 Owns what each agent says. Must not know tokens or training.
 Invariant: it sees what an agent sees (problem, rollout, request) and never states the total by itself. The
@@ -13,7 +13,6 @@ from aipo.tasks.cpu.leg_counting.notation import (
     LINE_END,
     OK,
     WRONG,
-    final_line,
     lines,
     parse_problem,
 )
@@ -36,11 +35,6 @@ class LegCountingOracle:
         if agent == REASONING:
             return _next_words(expected, written)
         return _check(expected, written)
-
-    def solution(self, problem: str) -> str:
-        """Return the whole expert trajectory."""
-        items = parse_problem(problem)
-        return " ".join(word for row in [*lines(items), final_line(items)] for word in row)
 
 
 def _fact(problem: str, request: str) -> str:

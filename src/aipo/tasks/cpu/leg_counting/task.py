@@ -26,6 +26,7 @@ from aipo.tasks.cpu.leg_counting.notation import (
     answer,
     final_line,
     problem_text,
+    solution,
     without_total,
 )
 
@@ -125,4 +126,6 @@ def _problem(variant: Variant, split: Split, index: int, items: tuple[Item, ...]
     gold = int("".join(reversed(final_line(items)[1:])))
     stratum = stratum_of(items, variant)
     assert stratum is not None
-    return Problem(f"{variant.name}/{split}/{index}", problem_text(items), str(gold), stratum)
+    return Problem(
+        f"{variant.name}/{split}/{index}", problem_text(items), str(gold), stratum, solution(items)
+    )

@@ -151,6 +151,15 @@ def final_line(value: int) -> list[str]:
     return [ANSWER, *digits(value, SUM_DIGITS)]
 
 
+def solution(operation: Operation) -> str:
+    """Return a whole worked solution.
+
+    >>> solution(Operation(47, "*", 6))
+    '7 4 * 6 0 = 2 8 2 0 done answer 2 8 2 0'
+    """
+    return " ".join(word for row in [*lines(plan(operation)), final_line(operation.value)] for word in row)
+
+
 def answer(response: str) -> int | None:
     """Return the number that a response ends with, or None.
 

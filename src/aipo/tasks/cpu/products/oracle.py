@@ -1,4 +1,4 @@
-"""The programmatic expert of the products task: the words of the three agents, and whole solutions.
+"""The programmatic expert of the products task: the words of the three agents.
 
 Owns what each agent says. Must not know tokens or training.
 Invariant: it sees what an agent sees (problem, rollout, request) and never states the answer by itself. The
@@ -15,7 +15,6 @@ from aipo.tasks.cpu.products.notation import (
     SUM_DIGITS,
     WRONG,
     digits,
-    final_line,
     is_one_line,
     lines,
     parse_operation,
@@ -40,13 +39,6 @@ class ProductsOracle:
         if agent == REASONING:
             return _next_words(expected, whole, rest)
         return _check(expected, whole)
-
-    def solution(self, problem: str) -> str:
-        """Return the whole expert trajectory."""
-        operation = parse_operation(problem)
-        return " ".join(
-            word for row in [*lines(plan(operation)), final_line(operation.value)] for word in row
-        )
 
 
 def _value(request: str) -> str:

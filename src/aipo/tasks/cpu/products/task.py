@@ -25,6 +25,7 @@ from aipo.tasks.cpu.products.notation import (
     Operation,
     answer,
     problem_text,
+    solution,
     without_value,
 )
 
@@ -165,4 +166,4 @@ def _problem(split: Split, index: int, operation: Operation) -> Problem:
     stratum = stratum_of(operation)
     assert stratum is not None
     name = f"{ProductsTask.name}/{split}/{index}"
-    return Problem(name, problem_text(operation), str(operation.value), stratum)
+    return Problem(name, problem_text(operation), str(operation.value), stratum, solution(operation))

@@ -1,0 +1,21 @@
+"""A benchmark from outside the package: AMC 2023, whose golds are written `27.0`."""
+
+from aipo.tasks.base import Split
+from aipo.tasks.benchmarks.benchmark import Benchmark, Kind, Part, Use
+from aipo.tasks.benchmarks.schemas import integer_row
+
+AMC23 = Benchmark(
+    name="amc23",
+    title="AMC 2023",
+    kind=Kind.INTEGER,
+    use=Use.EVALUATION,
+    hub="math-ai/amc23",
+    configuration="default",
+    parts={Split.TEST: Part("test", "amc23")},  # a third value would be the confirmed number of rows
+    licence="not stated",
+    columns=("question", "answer"),
+    convert=integer_row("question", "answer", "id"),
+    prompt=r"Reason step by step, and put the final answer, an integer, inside \boxed{}.",
+    samples=16,
+    notes=("Its golds are written as decimals: 27.0.",),
+)
