@@ -29,8 +29,8 @@ from support.policies import counting_policy, counting_recipe, succeed
 from support.updates import LONGEST, OBJECTIVE, UNEVEN_ROWS, double_model, gradient_of
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
-UPDATES = Path(__file__).parents[1] / "support" / "updates_on_ranks.py"
-LAST_EXCHANGE = Path(__file__).parents[1] / "support" / "last_exchange_of_ranks.py"
+UPDATES = Path(__file__).with_name("updates_on_ranks.py")
+LAST_EXCHANGE = Path(__file__).with_name("last_exchange_of_ranks.py")
 SMALL = [
     "train.steps=3",
     "train.reward=random",  # so that there is something to learn in every step
