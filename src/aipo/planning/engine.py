@@ -18,7 +18,7 @@ from aipo.planning.setting import Setting
 from aipo.planning.workload import Trajectory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRates:
     """Seconds of one replica. A decode step of `batch` rollouts with `context` tokens in the cache takes
 

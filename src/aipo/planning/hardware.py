@@ -46,7 +46,7 @@ H200 = Gpu(
 GPUS = {gpu.name: gpu for gpu in (A100, H100, H200)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
     """Assumptions about software: none was measured on a GPU by this project."""
 

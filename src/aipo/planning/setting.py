@@ -31,7 +31,7 @@ class Training:
         return min(self.shard_gpus or cluster.gpus, cluster.gpus)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentService:
     """Equal servers behind one queue."""
 

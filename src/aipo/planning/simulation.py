@@ -18,7 +18,7 @@ TAIL = 0.9
 _PAUSE, _ANSWER = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """What a step's rollouts took; seconds of the phase unless it says otherwise."""
 

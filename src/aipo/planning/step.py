@@ -24,7 +24,7 @@ STOP = 0.5
 """Below this efficiency more GPUs are mostly wasted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Agents:
     """What the agents' servers do to a step."""
 
@@ -40,7 +40,7 @@ class Agents:
     """Fewest that come within 5 % of decoding of what unlimited servers do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """A planned step."""
 
@@ -129,15 +129,15 @@ def _agents(
     setting: Setting, phase: Phase, instant: Phase, run: Callable[[AgentService], Phase], search: bool
 ) -> Agents:
     if not phase.consultations:
-        return Agents(0.0, 0.0, 0.0, 0, 0)
+        return Agents(
+            exposed_s=0.0, exposed_unlimited_s=0.0, seats_asked=0.0, servers_needed=0, servers_useful=0
+        )
     bearable_s = BUSY * instant.decode_s
     free = run(replace(setting.service, servers=None))
     unlimited_s = max(0.0, free.wall_s - instant.wall_s)
     exposed_s = max(0.0, phase.wall_s - instant.wall_s)
     seats = phase.busy_s / instant.wall_s
     most = max(1, ceil(free.peak_asked / setting.service.concurrency))
-    if not search:
-        return Agents(exposed_s, unlimited_s, seats, None, max(1, ceil(seats / setting.service.concurrency)))
 
     def exposed(servers: int) -> float:
         return run(replace(setting.service, servers=servers)).wall_s - instant.wall_s
@@ -146,12 +146,20 @@ def _agents(
         """Return the smallest number up to `most` that is enough; `most` is, since nobody queues then."""
         return 1 + bisect_left(range(1, most), True, key=lambda servers: exposed(servers) < below_s)
 
-    useful = fewest(unlimited_s + bearable_s)
-    needed = fewest(bearable_s) if unlimited_s < bearable_s else None
-    return Agents(exposed_s, unlimited_s, seats, needed, useful)
+    useful, needed = max(1, ceil(seats / setting.service.concurrency)), None
+    if search:
+        useful = fewest(unlimited_s + bearable_s)
+        needed = fewest(bearable_s) if unlimited_s < bearable_s else None
+    return Agents(
+        exposed_s=exposed_s,
+        exposed_unlimited_s=unlimited_s,
+        seats_asked=seats,
+        servers_needed=needed,
+        servers_useful=useful,
+    )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
     """One row: a planned step, or why there is none."""
 
@@ -172,15 +180,13 @@ def scaling(setting: Setting, sizes: Sequence[int] = SIZES, *, search: bool = Tr
         try:
             step = plan_step(replace(setting, cluster=cluster), search=search)
         except ValueError as error:
-            rows.append(Size(gpus, None, str(error)))
+            rows.append(Size(gpus=gpus, step=None, problem=str(error)))
             continue
-        if first is None:
-            first = step
-            rows.append(Size(gpus, step, efficiency=1.0))
-            continue
+        first = first or step
         share = first.setting.cluster.gpus / gpus
         efficiency = first.total_s * share / step.total_s
-        rows.append(Size(gpus, step, "", efficiency, _limit(first, step, share)))
+        limit = "" if step is first else _limit(first, step, share)
+        rows.append(Size(gpus=gpus, step=step, efficiency=efficiency, limit=limit))
     return rows
 
 

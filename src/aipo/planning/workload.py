@@ -80,7 +80,7 @@ def _agents() -> dict[str, float]:
     return {"verify": 0.5, "knowledge": 0.5, "reasoning": 0.5}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """A step's rollouts: sizes from docs/method.md#defaults-of-a-real-run, assumed rates and lengths."""
 

@@ -112,7 +112,7 @@ def test_every_token_and_consultation_that_was_asked_for_happens_once(
     replicas: int, servers: int | None
 ) -> None:
     rollouts = draw_trajectories(SMALL)
-    phase = simulate(rollouts, REAL, replicas, AgentService(servers, concurrency=3))
+    phase = simulate(rollouts, REAL, replicas, AgentService(servers=servers, concurrency=3))
     assert phase.decoded_tokens == sum(t.policy_tokens for t in rollouts)
     assert phase.consultations == sum(bool(turn.consultation) for t in rollouts for turn in t.turns)
     assert len(phase.ends_s) == len(rollouts)
@@ -161,7 +161,7 @@ def test_little_s_law_holds_in_the_agents_queue() -> None:
 def test_more_agent_servers_are_never_slower(seed: int) -> None:
     rollouts = draw_trajectories(SMALL, seed)
     walls = [
-        simulate(rollouts, REAL, 4, AgentService(servers, concurrency=2, tokens_s=200)).wall_s
+        simulate(rollouts, REAL, 4, AgentService(servers=servers, concurrency=2, tokens_s=200)).wall_s
         for servers in (1, 2, 4, 8, 16, None)
     ]
     for fewer, more in pairwise(walls):
@@ -171,16 +171,16 @@ def test_more_agent_servers_are_never_slower(seed: int) -> None:
 
 def test_unlimited_agents_equal_as_many_seats_as_are_ever_open() -> None:
     rollouts = draw_trajectories(SMALL)
-    free = simulate(rollouts, REAL, 4, AgentService(None, concurrency=1))
-    enough = simulate(rollouts, REAL, 4, AgentService(free.peak_asked, concurrency=1))
-    short = simulate(rollouts, REAL, 4, AgentService(free.peak_asked - 1, concurrency=1))
+    free = simulate(rollouts, REAL, 4, AgentService(servers=None, concurrency=1))
+    enough = simulate(rollouts, REAL, 4, AgentService(servers=free.peak_asked, concurrency=1))
+    short = simulate(rollouts, REAL, 4, AgentService(servers=free.peak_asked - 1, concurrency=1))
     assert enough == free
     assert short.queued_s > 0 == free.queued_s
 
 
 def test_the_same_seed_gives_the_same_phase_and_another_seed_another() -> None:
     def phase(seed: int) -> Phase:
-        return simulate(draw_trajectories(SMALL, seed), REAL, 4, AgentService(1, concurrency=4))
+        return simulate(draw_trajectories(SMALL, seed), REAL, 4, AgentService(servers=1, concurrency=4))
 
     assert phase(1) == phase(1) != phase(2)
 

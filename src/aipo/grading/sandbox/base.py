@@ -34,7 +34,7 @@ class Outcome(StrEnum):
     """The program did not run, or was killed from outside: nothing is known of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one run may use. `cpu_s` is the limit that counts; `wall_s` is for programs that wait."""
 

@@ -71,7 +71,7 @@ class Bubblewrap:
             start = [self._python.executable, *PYTHON_FLAGS, "-c", BOOTSTRAP, str(payload), str(status)]
             return [self._bwrap, *arguments, *start]
 
-        isolation = Isolation(self._filter, uid, library_paths=self._libraries)
+        isolation = Isolation(filter=self._filter, uid=uid, library_paths=self._libraries)
         return supervise(command, program, limits, isolation)
 
     def _arguments(self, limits: Limits) -> list[str]:

@@ -45,7 +45,7 @@ print(json.dumps([sum(map(int, sys.stdin.read().split())), holes]))
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Examined:
     """What was found out about one back end here."""
 
@@ -76,9 +76,9 @@ def examine(
             break
         problem = probe(sandbox)
         if not problem:
-            return Examined(backend, True, sandbox.description, sandbox)
+            return Examined(backend=backend, works=True, note=sandbox.description, sandbox=sandbox)
         failures.append(f"{sandbox.description}: {problem}")
-    return Examined(backend, False, "; ".join(failures))
+    return Examined(backend=backend, works=False, note="; ".join(failures))
 
 
 def probe(sandbox: Sandbox) -> str:

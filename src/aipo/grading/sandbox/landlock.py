@@ -63,9 +63,9 @@ class Landlock:
             return [self._python.executable, *PYTHON_FLAGS, "-c", BOOTSTRAP, str(payload), str(status)]
 
         isolation = Isolation(
-            self._filter,
-            next_uid(),
-            self._readable,
+            filter=self._filter,
+            uid=next_uid(),
+            readable=self._readable,
             die_with_parent=True,
             library_paths=self._libraries,
         )

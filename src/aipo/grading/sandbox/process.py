@@ -42,7 +42,7 @@ _SAMPLE_S = 0.5
 """How often CPU time is looked at: bwrap leaves before its child is reaped, and takes the sum with it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Isolation:
     """What the bootstrap of one run is to do."""
 

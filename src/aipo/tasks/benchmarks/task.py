@@ -209,7 +209,11 @@ def _code_pool(limits: GradingLimits) -> "CodePool":
     asked = limits.sandbox or SandboxSettings()
     try:
         sandbox = open_sandbox(asked.backend, asked.url, asked.interpreter, asked.library_paths)
-        return CodePool(sandbox, limits.workers, Limits(asked.cpu_s, asked.wall_s, asked.memory_mb))
+        return CodePool(
+            sandbox,
+            limits.workers,
+            Limits(cpu_s=asked.cpu_s, wall_s=asked.wall_s, memory_mb=asked.memory_mb),
+        )
     except SandboxError as error:
         raise TaskError(f"programs cannot be graded here: {error}") from error
 
