@@ -140,7 +140,7 @@ def _become(job: dict[str, Any]) -> None:
 
 
 def _run(job: dict[str, Any]) -> int:
-    from aipo import console
+    from aipo.cli import console
     from aipo.cli.main import app
 
     console.console.file, console.errors.file = sys.stdout, sys.stderr

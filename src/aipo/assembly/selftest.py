@@ -1,11 +1,11 @@
 """The start-up self-test: before anything is spent, the parts are shown to fit together.
 
-Owns what is checked at start. Must not train. Invariant: it takes seconds, and a failure is one error with
-the reason.
+It takes seconds and trains nothing; a failure is one error with the reason.
 """
 
 import asyncio
 from collections.abc import Sequence
+from statistics import fmean
 
 from aipo.assembly.parts import AssemblyError, Parts
 from aipo.core.types import Condition, Verdict
@@ -17,7 +17,7 @@ from aipo.training.log_probs import token_log_probs
 MAX_RATIO_ERROR = 1e-4
 CHECKED_PROBLEMS = 3
 LONGEST_CHECKED = 50
-"""Prompts of so many problems, the longest in characters, must fit rollout.max_prompt_tokens."""
+"""The longest problems, in characters, whose prompts must fit rollout.max_prompt_tokens."""
 
 
 def self_test(parts: Parts, problems: Sequence[Problem], temperature: float = 1.0) -> None:
@@ -47,8 +47,8 @@ async def _sampler_agrees(parts: Parts, problems: Sequence[Problem], temperature
         with torch.no_grad():
             log_p, _ = token_log_probs(parts.model, ids, temperature)
         pairs = zip(log_p[0].tolist(), stream.log_probs, stream.sources, strict=True)
-        apart = [abs(a - b) for a, b, source in pairs if source.name == "POLICY"] or [0.0]
-        error, tolerance = (max(apart), MAX_RATIO_ERROR) if exact else (sum(apart) / len(apart), 0.1)
+        differences = [abs(a - b) for a, b, source in pairs if source.name == "POLICY"] or [0.0]
+        error, tolerance = (max(differences), MAX_RATIO_ERROR) if exact else (fmean(differences), 0.1)
         if error > tolerance:
             raise AssemblyError(
                 f"self-test: the sampler's log-probabilities differ from the training forward's by "

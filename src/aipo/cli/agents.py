@@ -43,8 +43,8 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
     from aipo.assembly.agents import AgentSetupError, build_agents
     from aipo.assembly.canary import try_all
     from aipo.assembly.parts import oracle_of
+    from aipo.cli.console import console, plain_errors
     from aipo.config.loader import load_settings
-    from aipo.console import console, plain_errors
 
     with plain_errors():
         settings = load_settings(recipe, overrides or [])

@@ -9,12 +9,12 @@ from dataclasses import replace
 from math import inf
 from pathlib import Path
 
+from aipo.cli.console import console, plain_errors
 from aipo.cli.evaluations import are_evaluations, compare_evaluations
 from aipo.cli.screen import Terminal
 from aipo.comparison.jobs import Pace
 from aipo.comparison.run import compare as run_comparison
 from aipo.config.comparison import comparison_recipes, load_comparison
-from aipo.console import console, plain_errors
 from aipo.evaluation.plots import boundary_plot
 from aipo.evaluation.records import at_last_step, read_records
 from aipo.evaluation.table import results_table

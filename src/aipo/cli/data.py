@@ -33,8 +33,8 @@ def export(
     Training rows go to the agent loop `aipo`, validation rows to `aipo_solo`, which reaches no agent. With a
     model in policy.model, every prompt is measured: one that is too long is an error, as in `aipo train`.
     """
+    from aipo.cli.console import console, plain_errors
     from aipo.config.loader import load_settings
-    from aipo.console import console, plain_errors
     from aipo.integrations.verl.export import export as write
 
     with plain_errors():

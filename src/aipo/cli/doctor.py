@@ -19,10 +19,10 @@ from aipo.assembly.canary import try_all
 from aipo.assembly.parts import Parts, assemble, build_protocol, build_task, oracle_of, refuse_unknown_names
 from aipo.assembly.rehearsal import rehearsed_consultation
 from aipo.assembly.selftest import self_test
+from aipo.cli.console import console, plain_errors
 from aipo.cli.machine import Finding, Health, disk, graphics, isolation, memory, versions
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings, TaskSettings
-from aipo.console import console, plain_errors
 from aipo.consult.codec import TagCodec
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aipo.assembly.evaluation import evaluate as evaluate_policy
+from aipo.cli.console import console, plain_errors
 from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
-from aipo.console import console, plain_errors
 from aipo.evaluation.table import results_table
 
 

@@ -1,13 +1,12 @@
 """`aipo compare A B`: folders of evaluations, compared question by question.
 
-Owns what is printed and where files go. Must not compute. Invariant: folders of other things are refused by
-name, and nothing is sampled.
+Folders of other things are refused by name, and nothing is sampled.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from aipo.console import console
+from aipo.cli.console import console
 from aipo.evaluation.manifest import EvaluationError, is_evaluation
 from aipo.evaluation.pages import VersusPage
 from aipo.evaluation.scores import compared, read_evaluation

@@ -1,8 +1,7 @@
 """`aipo`: the verbs.
 
-Owns the list of verbs, their help and the process's environment. Must not import what works behind a verb
-before it is called: `--help` is quick. Invariant: every verb takes a recipe and dotted overrides, and ends
-with an exit code that says what happened.
+What works behind a verb is imported when it is called, so that `--help` is quick. Every verb takes a recipe
+and dotted overrides, and ends with an exit code that says what happened.
 """
 
 import os
@@ -76,9 +75,9 @@ def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
     """
     _refuse_bad_recipe(recipe, overrides or [])
     from aipo.assembly.warmstart import make_warm_start
+    from aipo.cli.console import plain_errors
     from aipo.cli.screen import Terminal
     from aipo.config.loader import load_settings
-    from aipo.console import plain_errors
 
     with plain_errors():
         make_warm_start(load_settings(recipe, overrides or []), Terminal())
@@ -124,7 +123,7 @@ def evaluate(
     mode, agents, may be added to evaluate.modes to see what the agents are worth. Appends to evaluation.jsonl
     in run.output; modes in which this very policy and these problems are there already are not sampled again.
     """
-    from aipo.console import plain_errors
+    from aipo.cli.console import plain_errors
 
     if recipe.suffix == ".toml" or recipe.is_file():
         with plain_errors():
@@ -234,16 +233,16 @@ def version() -> None:
 
 def _refuse_bad_recipe(recipe: Path, overrides: Sequence[str]) -> None:
     """Report what is wrong with a recipe before the seconds that importing torch takes."""
+    from aipo.cli.console import plain_errors
     from aipo.config.loader import load_settings
-    from aipo.console import plain_errors
 
     with plain_errors():
         load_settings(recipe, overrides)
 
 
 def _refuse_bad_comparison(recipe: Path, overrides: Sequence[str]) -> None:
+    from aipo.cli.console import plain_errors
     from aipo.config.comparison import comparison_recipes, load_comparison
-    from aipo.console import plain_errors
 
     with plain_errors():
         for each in comparison_recipes(recipe):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from aipo.console import console, plain_errors
+from aipo.cli.console import console, plain_errors
 from aipo.report.page import ReportSettings, write_report
 
 NAME = "report.html"

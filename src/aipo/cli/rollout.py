@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.text import Text
 
 from aipo.assembly.parts import Parts, assemble
+from aipo.cli.console import console, plain_errors
 from aipo.config.loader import load_settings
-from aipo.console import console, plain_errors
 from aipo.core.types import Source
 from aipo.rollout.group import Group, GroupShape, MemberRollout
 from aipo.tasks.base import Split

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aipo.console import SHOWN, StepLines, console, errors
+from aipo.cli.console import SHOWN, StepLines, console, errors
 from aipo.training.events import LastConsultation, Progress, Reporter, duration
 
 BARS = " ▁▂▃▄▅▆▇█"

@@ -14,10 +14,10 @@ from aipo.assembly.agents import build_agents
 from aipo.assembly.parts import make_task, oracle_of, prepare_process
 from aipo.assembly.policy import SLOTS, SOLO, Entry, loaded_policy
 from aipo.assembly.suite_options import SuiteOptions, chosen_names, counts_of, files_of
+from aipo.cli.console import console, plain_errors
 from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
-from aipo.console import console, plain_errors
 from aipo.core.registry import RegistryError
 from aipo.core.types import SoloMode
 from aipo.evaluation.manifest import EvaluationError, Questions, claim

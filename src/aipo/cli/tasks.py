@@ -59,7 +59,7 @@ def list_(data: Data = None) -> None:
     """
     from rich.table import Table
 
-    from aipo.console import console, plain_errors
+    from aipo.cli.console import console, plain_errors
     from aipo.tasks.base import TaskError
     from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 
@@ -82,7 +82,7 @@ def validate_(name: Name, file: File = None, data: Data = None, workers: Workers
     """
     from rich.table import Table
 
-    from aipo.console import console, plain_errors
+    from aipo.cli.console import console, plain_errors
     from aipo.tasks.base import Split, TaskError
     from aipo.tasks.benchmarks.catalogue import BENCHMARKS
     from aipo.tasks.benchmarks.load import load, load_whole, local_file, packaged
@@ -135,7 +135,7 @@ def generate(
     No question of the packaged test items, nor of each other, is among them. Slow generators take long: a
     zebra puzzle of 7 houses about 20 s, so that 1,000 of them take hours; --only draws a part.
     """
-    from aipo.console import console, plain_errors
+    from aipo.cli.console import console, plain_errors
     from aipo.tasks.base import Split, TaskError
     from aipo.tasks.benchmarks.catalogue import BENCHMARKS
     from aipo.tasks.benchmarks.gym_freeze import freeze, rows_of
@@ -165,7 +165,7 @@ def contamination_(
 
     Case, space and punctuation do not count. The exit code is 1 when one is found.
     """
-    from aipo.console import console, plain_errors
+    from aipo.cli.console import console, plain_errors
     from aipo.tasks.contamination import Match, contamination, questions
 
     with plain_errors():

@@ -8,9 +8,9 @@ import torch
 import typer
 
 from aipo.assembly.run import train as train_run
+from aipo.cli.console import plain_errors
 from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
-from aipo.console import plain_errors
 from aipo.training.ranks import end_process
 
 

@@ -48,9 +48,9 @@ def config(
 
     A setting that would mean something else on verl, or nothing, is an error with its fix.
     """
+    from aipo.cli.console import console, plain_errors
     from aipo.config.cluster import load_cluster
     from aipo.config.loader import load_settings
-    from aipo.console import console, plain_errors
 
     with plain_errors():
         settings, where = load_settings(recipe, overrides or []), load_cluster(cluster, on or [])
@@ -66,7 +66,7 @@ def check(config: Config = None) -> None:
 
     verl itself says nothing when a plugin fails to load. The exit code is 1 when something is missing.
     """
-    from aipo.console import console, errors, plain_errors
+    from aipo.cli.console import console, errors, plain_errors
     from aipo.integrations.verl.check import problems_of_configuration, problems_of_plugin
 
     with plain_errors():

@@ -9,9 +9,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aipo import console as module
+from aipo.cli import console as module
+from aipo.cli.console import SafeConsole, plain_errors
 from aipo.config.loader import load_settings
-from aipo.console import SafeConsole, plain_errors
 from aipo.training.events import StopRunError
 from aipo.training.journal import STOPPED, Journal
 

@@ -1,8 +1,7 @@
 """From a recipe and a cluster to verl's configuration.
 
-Owns which setting of ours is which of verl's. Must not import verl.
-Invariant: what verl would not do as the recipe says is an error that names the field and the fix, so that the
-same recipe means the same on verl as in `aipo train`.
+What verl would not do as the recipe says is an error that names the field and the fix, so that the same
+recipe means the same on verl as in `aipo train`. verl is not imported.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """What each row of a step is credited with: its group, its advantage on FEEDBACK tokens, its weight.
 
-Owns the way from facts about rows to `core`. Must not know verl, tensors or models.
-Invariant: an UNGRADED or padding row is in no group, weighs nothing, and changes nothing of any other row.
+Plain facts about rows go to `core`, without verl or tensors. An UNGRADED or padding row is in no group,
+weighs nothing, and changes nothing of any other row.
 """
 
 from collections import Counter, defaultdict

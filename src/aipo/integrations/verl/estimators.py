@@ -1,7 +1,7 @@
 """`core`'s advantage estimators under names of verl's registry: `aipo_group_normalised` and its siblings.
 
-Owns the way from verl's tensors to `core/advantages.py` and back. Must not compute.
-Invariant: a row without response tokens in `response_mask` (UNGRADED, padding) has no part in any baseline.
+verl's tensors go to `core/advantages.py` and back; nothing is computed here. A row without response tokens
+in `response_mask` (UNGRADED, padding) has no part in any baseline.
 
 verl's own estimators (grpo, rloo, ...) can be chosen as well: they see the same groups (`trainer`).
 """

@@ -1,7 +1,6 @@
 """Whether the plugin is loaded, here and on every node of the cluster; loudly, because verl says nothing.
 
-Owns that question. Must not mend anything. Invariant: `missing()` is empty exactly where verl can find the
-agent loops, the trainer and the estimators.
+`missing()` is empty exactly where verl can find the agent loops, the trainer and the estimators.
 """
 
 import os

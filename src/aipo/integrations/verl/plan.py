@@ -1,8 +1,8 @@
 """What the plugin's trainer and loss need to know of a recipe, as it stands in verl's configuration.
 
-Owns the table `aipo.plan`: to plain values and back. Must not know recipes, verl or Ray: `aipo verl config`
-writes it, the plugin reads it. Invariant: `Plan.from_table(plan.table()) == plan`; an unknown or missing key
-is an error, so that a table of another version of this package is never read wrongly.
+`aipo verl config` writes the table `aipo.plan`, the plugin reads it: `Plan.from_table(plan.table()) ==
+plan`. An unknown or missing key is an error, so that a table of another version of this package is never
+read wrongly.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """What of verl's configuration would make the objective wrong, each with its reason and its fix.
 
-Owns the list. Must not change a configuration, and imports nothing of verl. Invariant: `refuse` is called
-before anything is sampled: by the trainer, by each agent-loop process, and by `aipo verl check`.
+`refuse` is called before anything is sampled: by the trainer, by each agent-loop process, and by `aipo verl
+check`. It changes nothing, and imports nothing of verl.
 """
 
 from collections.abc import Callable, Iterator

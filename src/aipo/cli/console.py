@@ -1,8 +1,7 @@
 """What a user sees: one console, one way to report errors, one way to show progress.
 
-Owns output to the terminal. Must not compute.
-Invariant: an error that the user can mend is one message without a traceback, and exit code 2; a run that
-stops on purpose exits with 3. What others wrote - a model, a server's error, a data file - is shown and never
+An error that the user can mend is one message without a traceback, and exit code 2; a run that stops on
+purpose exits with 3. What others wrote - a model, a server's error, a data file - is shown and never
 obeyed: the terminal gets no control character but this program's own.
 """
 
