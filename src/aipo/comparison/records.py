@@ -41,7 +41,7 @@ _COUNTS = ("samples", "correct", "ungraded", "truncated")
 EVERY_STEPS, WHOLE_STEPS = 5, 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """What is kept of one run."""
 
