@@ -67,9 +67,9 @@ def probabilities(
 ) -> Iterator[tuple[str, float, float]]:
     """Yield for each token of a copy: its kind, its probability, and that of a request in its place."""
     assert member.rollout is not None
-    stream, dropped = member.rollout.stream, member.rollout.dropped
+    stream, consult_spans = member.rollout.stream, member.rollout.consult_spans
     opens = {ids[0] for ids in parts.sampler.consult.codec.banned_sequences()}
-    gone = {i for start, end in dropped for i in range(start, end)}
+    gone = {i for start, end in consult_spans for i in range(start, end)}
     kinds, cut, cuts = [], False, 0
     for i in range(stream.prompt_length, len(stream)):
         if i in gone:
@@ -78,7 +78,7 @@ def probabilities(
             kinds.append(KINDS[min(cuts, 1)] if cut else KINDS[2])
             cuts += cut
             cut = False
-    copy = stripped_copy(stream, dropped, prompt)
+    copy = stripped_copy(stream, consult_spans, prompt)
     with torch.no_grad():
         table = parts.model(torch.tensor([copy.ids])).logits[0].float().softmax(-1)
     for at, kind in enumerate(kinds, start=len(prompt)):

@@ -23,8 +23,8 @@ slow = Slow()
 
 if __name__ == "__main__":
     ranks = join(load_settings(None, ["run.rank_timeout_s=60"]))
-    ranks.gathered(None)
-    if not ranks.leads:
+    ranks.all_gather(None)
+    if not ranks.is_main:
         time.sleep(2)
     torch.distributed.all_reduce(torch.zeros(1), async_op=True)
     print("all done", flush=True)

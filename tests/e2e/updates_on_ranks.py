@@ -51,13 +51,13 @@ def main(output: Path, kind: str, microbatch_tokens: int, fault: str) -> None:
         error = ""
     except StopRunError as stop:
         metrics, error = {}, f"{type(stop).__name__}: {stop}"
-    policy.pull()
+    policy.sync_to_sampler()
     found = {
         "changes": [a - b.detach() for a, b in zip(before, model.parameters(), strict=True)],
         "metrics": metrics,
         "feedback": [updater.feedback_log_p.get(id(row.stream)) for row in UNEVEN_ROWS],
         "split": split,
-        "errors": ranks.gathered(error),
+        "errors": ranks.all_gather(error),
     }
     ranks.first(lambda: torch.save(found, output))
 

@@ -120,7 +120,7 @@ class TestKill:
         self, start: Start, whole: Path, base: Path
     ) -> None:
         for event in (
-            ["Experience.of_step", 4],
+            ["Experience.sample_step", 4],
             ["Journal.rewind", 1],
             ["truncate metrics.jsonl", 1],
             ["Changes.hold_from", 1],
@@ -303,7 +303,7 @@ class TestStop:
         self, start: Start, whole: Path, base: Path
     ) -> None:
         """Slurm sends SIGTERM, and SIGKILL some seconds later, whether the step is done or not."""
-        how = {"send": [int(signal.SIGTERM), "Experience.of_step", 4], "kill": ["Updater.apply", 4]}
+        how = {"send": [int(signal.SIGTERM), "Experience.sample_step", 4], "kill": ["Updater.apply", 4]}
         assert start("preempted", **how).status == -signal.SIGKILL
         run = base / "preempted" / "run"
         assert (run / "checkpoints" / "step-000003" / "manifest.json").exists()

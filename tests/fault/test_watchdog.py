@@ -66,13 +66,13 @@ def train(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
 def step(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The step that is under way; the self-test is 0."""
     now = [0]
-    of_step = Experience.of_step
+    sample_step = Experience.sample_step
 
     async def counted(own: Experience, number: int, *rest: Any) -> Any:
         now[0] = number
-        return await of_step(own, number, *rest)
+        return await sample_step(own, number, *rest)
 
-    monkeypatch.setattr(Experience, "of_step", counted)
+    monkeypatch.setattr(Experience, "sample_step", counted)
     return now
 
 
@@ -155,7 +155,7 @@ class TestWatchdog:
 
     def test_progress_keeps_it_quiet(self) -> None:
         waits, lines = Waits(), list[str]()
-        with Watchdog(waits, self.LIMITS, lines.append, lines.append), waits.on("sampling", "step 1"):
+        with Watchdog(waits, self.LIMITS, lines.append, lines.append), waits.track("sampling", "step 1"):
             for _ in range(20):
                 time.sleep(0.04)
                 waits.progress()
@@ -165,12 +165,12 @@ class TestWatchdog:
         waits, lines = Waits(), list[str]()
 
         async def run() -> None:
-            with waits.cancelled_by_stop(), waits.on("grading", "problem a"):
+            with waits.cancelled_by_stop(), waits.track("grading", "problem a"):
                 await asyncio.sleep(0.02)
                 with ExitStack() as later:
-                    later.enter_context(waits.on("agent verify", "problem 'x'"))
+                    later.enter_context(waits.track("agent verify", "problem 'x'"))
                     for name in "bcd":
-                        later.enter_context(waits.on("grading", f"problem {name}"))
+                        later.enter_context(waits.track("grading", f"problem {name}"))
                     await asyncio.sleep(30)
 
         named = pytest.raises(StalledError, match="problem a .*problem b .*problem c .* and 1 more")
@@ -183,7 +183,7 @@ class TestWatchdog:
         for stuck_s, codes in ((0.0, []), (2.0, [EXIT_STOPPED])):
             waits, ended, words = Waits(), list[int](), list[str]()
             watching = Watchdog(waits, self.LIMITS, words.append, words.append, ended.append)
-            with watching, waits.on("update", "step 1"):
+            with watching, waits.track("update", "step 1"):
                 deadline_s = time.monotonic() + 5
                 while waits.stopped_by is None and time.monotonic() < deadline_s:
                     time.sleep(0.01)
@@ -202,7 +202,7 @@ class TestWatchdog:
                 raise OSError(5, "the terminal is gone, or the disk is full")
             forever.wait(60)
 
-        with Watchdog(waits, self.LIMITS, mute, mute, ended.append), waits.on("update", "step 1"):
+        with Watchdog(waits, self.LIMITS, mute, mute, ended.append), waits.track("update", "step 1"):
             deadline_s = time.monotonic() + 5
             while not ended and time.monotonic() < deadline_s:
                 time.sleep(0.01)

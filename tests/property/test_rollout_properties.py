@@ -114,12 +114,12 @@ def test_dropped_spans_lie_in_order_and_cover_no_words_of_agents(
     ids = TOKENIZERS[name].encode(text, add_special_tokens=False)
     produced, _ = produce(name, ids, Replying(replies), limits, Condition.CONSULTING)
     stream, codec = produced.stream, CODECS[name]
-    edges = [edge for span in produced.dropped for edge in span]
+    edges = [edge for span in produced.consult_spans for edge in span]
     assert edges == sorted(edges) and all(stream.prompt_length <= edge <= len(stream) for edge in edges)
-    copy = codec.text(stripped_copy(stream, produced.dropped, (5,)).ids)
+    copy = codec.text(stripped_copy(stream, produced.consult_spans, (5,)).ids)
     for consultation in produced.consultations:
         assert consultation.reply.strip() in copy
-    sources = [stream.sources[i] for start, end in produced.dropped for i in range(start, end)]
+    sources = [stream.sources[i] for start, end in produced.consult_spans for i in range(start, end)]
     answered = sum(c.outcome is ConsultOutcome.ANSWERED for c in produced.consultations)
     assert sources.count(Source.FEEDBACK) == answered * len(codec.feedback("", 0).ids)
     assert sources.count(Source.SCAFFOLD) == stream.count(Source.SCAFFOLD)

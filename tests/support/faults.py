@@ -13,13 +13,13 @@ class Fault:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch, self.step, self.calls = monkeypatch, 0, 0
-        of_step = Experience.of_step
+        sample_step = Experience.sample_step
 
         async def counted(own: Experience, step: int, *rest: Any) -> Any:
             self.step, self.calls = step, 0
-            return await of_step(own, step, *rest)
+            return await sample_step(own, step, *rest)
 
-        monkeypatch.setattr(Experience, "of_step", counted)
+        monkeypatch.setattr(Experience, "sample_step", counted)
 
     def into(
         self, owner: Any, name: str, change: Callable[[Any], Any], steps: Sequence[int] = (2,), call: int = 1

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 SIDE_EFFECTS = (
-    "aipo.training.experience:Experience.of_step",
+    "aipo.training.experience:Experience.sample_step",
     "aipo.training.update:Updater.apply",
     "aipo.training.update:Updater._step",
     "aipo.training.journal:Journal.append",
@@ -210,7 +210,7 @@ async def _drawing() -> str:
 
 async def _deaf() -> str:
     """An agent that hangs past its deadline: it does not let itself be cancelled."""
-    while _SEEN["Experience.of_step"]:  # not in the self-test
+    while _SEEN["Experience.sample_step"]:  # not in the self-test
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
@@ -220,7 +220,7 @@ async def _deaf() -> str:
 
 async def _blocking() -> str:
     """An agent that stops the event loop, as code that is not made for asyncio does."""
-    if _SEEN["Experience.of_step"]:
+    if _SEEN["Experience.sample_step"]:
         time.sleep(3600)
     return ""
 

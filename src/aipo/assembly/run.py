@@ -79,7 +79,7 @@ def train(
     check_trackers(settings.run.trackers)
     objective_settings(settings.algorithm)  # looks up its names, those from outside the package too
     ranks = join(settings)
-    reporter = reporter or Reporter() if ranks.leads else Silent()
+    reporter = reporter or Reporter() if ranks.is_main else Silent()
     ranks.first(lambda: refuse_other_run(settings, may_change))
     own = by_name(agents)
     with (
@@ -106,7 +106,7 @@ def _train(
     self_test(parts, problems, settings.rollout.temperature)
     whole = (parts.model, parts.tokenizer, parts.sampler, problems)
     with closing(Trainer(settings, *whole, may_change=may_change, ranks=ranks)) as trainer:
-        if ranks.leads:
+        if ranks.is_main:
             _report_start(settings, parts, trainer, reporter)
         _run(settings, replace(parts, sampler=trainer.sampler), trainer, ranks, reporter)
         return trainer.step
@@ -143,7 +143,7 @@ def _bfloat16_warning(settings: Settings) -> str:
 def _run(settings: Settings, parts: Parts, trainer: Trainer, ranks: Ranks, reporter: Reporter) -> None:
     with ExitStack() as stack:
         stack.enter_context(signals_end_the_step(trainer, reporter))
-        if ranks.leads:  # the others wait for it, and end when it does
+        if ranks.is_main:  # the others wait for it, and end when it does
             stack.enter_context(watchdog_of(trainer, settings.guards, settings.run.output, reporter))
         stack.enter_context(reporter)
 

@@ -99,12 +99,12 @@ class TokenStream:
 
 
 def stripped_copy(
-    stream: TokenStream, dropped: Iterable[tuple[int, int]], solo_prompt_ids: Sequence[int]
+    stream: TokenStream, consult_spans: Iterable[tuple[int, int]], solo_prompt_ids: Sequence[int]
 ) -> TokenStream:
     """Return a consult-stripped copy: what the policy would have written had it known [ours,
     docs/method.md#consult-stripped-copies].
 
-    `dropped` are half-open spans of token positions in `stream` (requests, tags, notices). What stands
+    `consult_spans` are half-open spans of token positions in `stream` (requests, tags, notices). What stands
     outside them and after the prompt is kept, in order, behind the solo prompt; all of it is FEEDBACK, that
     is, off-policy: the policy sampled none of it in this context. Log-probabilities go along as log q:
     whoever wrote a token, policy or agent, wrote it with that probability.
@@ -117,7 +117,7 @@ def stripped_copy(
     >>> stripped_copy(stream, [(2, 3), (3, 4), (5, 6)], solo_prompt_ids=[9]).ids
     (9, 2, 5, 7)
     """
-    gone = set(chain.from_iterable(range(start, end) for start, end in dropped))
+    gone = set(chain.from_iterable(range(start, end) for start, end in consult_spans))
     kept = [i for i in range(stream.prompt_length, len(stream)) if i not in gone]
     ids, log_q = stream.ids, stream.log_probs
     content = Segment(Source.FEEDBACK, tuple(ids[i] for i in kept), tuple(log_q[i] for i in kept))

@@ -65,7 +65,7 @@ class Rollout:
     it."""
     stop: StopReason
     consultations: tuple[Consultation, ...]
-    dropped: tuple[tuple[int, int], ...]
+    consult_spans: tuple[tuple[int, int], ...]
     """Spans of token positions that a consult-stripped copy leaves out: requests, tags, notices."""
     weights_version: int | None = None
     """The updates behind the weights that sampled it, the oldest if there were several; None: in process."""

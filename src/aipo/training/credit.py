@@ -56,7 +56,7 @@ def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: 
             continue
         result.append(Credit(member.rollout.stream, advantage))
         if algorithm.stripped_copies and advantage.feedback > 0 and _deserves_copy(member):
-            copy = stripped_copy(member.rollout.stream, member.rollout.dropped, group.solo_prompt_ids)
+            copy = stripped_copy(member.rollout.stream, member.rollout.consult_spans, group.solo_prompt_ids)
             result.append(Credit(copy, Advantage(0.0, advantage.feedback), member.id, group.problem.text))
     for stream, advantage in zip(group.experts, advantages[len(group.members) :], strict=True):
         assert advantage is not None

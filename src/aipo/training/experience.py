@@ -39,7 +39,7 @@ class Experience:
         self.approval_cost = 0.0
         """What the latest step's questions about copies cost; consultations count their own."""
 
-    async def of_step(
+    async def sample_step(
         self, step: int, algorithm: AlgorithmSettings
     ) -> tuple[list[Group], list[list[Credit]]]:
         """Return all groups that were sampled, and what those of them teach that are learnt from.

@@ -79,10 +79,10 @@ class Guards:
         """Return the credits to learn from. Raises `StopRunError`, `SkipStepError` or `RollBackError`."""
         lost = sum(NOT_FINITE in m.grade.reason for g in groups for m in g.members)
         finite = [[c for c in of_group if _finite(c)] for of_group in credits]
-        spoilt = lost + sum(map(len, credits)) - sum(map(len, finite))
-        if spoilt:
+        nonfinite = lost + sum(map(len, credits)) - sum(map(len, finite))
+        if nonfinite:
             what = "sampled log-probabilities or advantages that are not finite numbers"
-            self._trip(Guard.NON_FINITE, f"{spoilt} rollouts had {what}", number=spoilt)
+            self._trip(Guard.NON_FINITE, f"{nonfinite} rollouts had {what}", number=nonfinite)
         if why := too_many_ungraded(groups, self._train):
             self._trip(Guard.UNGRADED, why, whole_step=True)
         if why := too_many_failed(groups, self._train):
@@ -97,17 +97,17 @@ class Guards:
         tokens = sums.get("policy_tokens", 0.0)
         if not tokens:
             return
-        ratio, apart = sums["ratio"] / tokens, sums["mismatch_sum"] / tokens
+        ratio, abs_diff = sums["ratio"] / tokens, sums["mismatch_sum"] / tokens
         if not ratio <= self._limits.max_ratio:
             raise _DivergedError(
                 f"the mean ratio p/p_old of a mini-batch is {ratio:.3g}, more than guards.max_ratio = "
                 f"{self._limits.max_ratio:g}"
             )
-        if first and not apart <= self._limits.max_mismatch_nats:
+        if first and not abs_diff <= self._limits.max_mismatch_nats:
             raise _DivergedError(
-                f"trainer and sampler are {apart:.3g} nats apart in the mean before the first update, more "
-                f"than guards.max_mismatch_nats = {self._limits.max_mismatch_nats:g}: the engine samples "
-                "from another policy"
+                f"trainer and sampler are {abs_diff:.3g} nats apart in the mean before the first update, "
+                f"more than guards.max_mismatch_nats = {self._limits.max_mismatch_nats:g}: the engine "
+                "samples from another policy"
             )
 
     def refuse_minibatch(self, error: StopRunError, weights_changed: bool) -> None:

@@ -100,14 +100,14 @@ class PolicyForward(nn.Module):
         with torch.no_grad():
             expected = self._whole(ids, 1.0, 1)
             found = self._chunked(ids, 1.0, 1, CHECKED_TOKENS // 4)
-        apart = max(float((a - b).abs().mean()) for a, b in zip(expected, found, strict=True))
+        abs_diff = max(float((a - b).abs().mean()) for a, b in zip(expected, found, strict=True))
         weight = self.policy.get_output_embeddings().weight
-        if apart <= MAX_CHECK_ERROR.get(_product_precision(weight, weight), 1e-4):
+        if abs_diff <= MAX_CHECK_ERROR.get(_product_precision(weight, weight), 1e-4):
             return ""
         self._head = None
         return (
-            f"{name}: log-probabilities computed in chunks are {apart:.2g} from those of its own logits; the "
-            "logits of a micro-batch are held whole. Lower train.microbatch_tokens if memory runs out"
+            f"{name}: log-probabilities computed in chunks are {abs_diff:.2g} from those of its own logits; "
+            "the logits of a micro-batch are held whole. Lower train.microbatch_tokens if memory runs out"
         )
 
     def _usable_head(self, ids: Tensor) -> bool:

@@ -67,7 +67,7 @@ class Trainer:
             self.waits.watch_forward_passes(watched_model)
         self.sampler = watched(sampler, self.waits)
         if ranks.several:
-            ranks.waiting = partial(self.waits.on, "the other ranks", f"rank {ranks.rank}")
+            ranks.waiting = partial(self.waits.track, "the other ranks", f"rank {ranks.rank}")
         self._experience = Experience(settings, self.sampler, problems, ranks)
         trackers, project = list(settings.run.trackers), settings.run.output / FOLDER
         cpu = settings.run.device == "cpu"
@@ -87,7 +87,7 @@ class Trainer:
         )
         self._guards = Guards(settings)
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
-        self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.leads))
+        self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.is_main))
         self._signal = 0
         """The signal that asked for the end; 0: none did."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -144,7 +144,7 @@ class Trainer:
             with self.waits.cancelled_by_stop():
                 await self._steps(after_step)
         except StopRunError as stop:
-            with self.waits.on("checkpoint", "the stop"):
+            with self.waits.track("checkpoint", "the stop"):
                 self._state.save_after(stop, self._updater.steps_taken > 0)
             raise
 
@@ -164,15 +164,15 @@ class Trainer:
         state, total = self._state, self._settings.train.steps
         self._guards.end()
         elapsed_s, done = time.monotonic() - self._begun_s, self.step - self._first
-        with self.waits.on("what follows a step", f"step {self.step}"), self._ranks.together():
-            if self._ranks.leads:
+        with self.waits.track("what follows a step", f"step {self.step}"), self._ranks.together():
+            if self._ranks.is_main:
                 await after_step(Progress(self.step, total, metrics, elapsed_s, done, self._last_said))
         state.after_step_due = False
         due = self.step % self._settings.train.checkpoint_every_steps == 0 or self.step == total
-        with self.waits.on("checkpoint", f"step {self.step}"):
+        with self.waits.track("checkpoint", f"step {self.step}"):
             if due or state.rolled_back:
                 state.save(periodic=True)
-        told = [number for number in self._ranks.gathered(self._signal) if number]
+        told = [number for number in self._ranks.all_gather(self._signal) if number]
         if told and self.step < total:
             raise _signalled(self.step, told[0])
 
@@ -212,8 +212,8 @@ class Trainer:
         algorithm = algorithm_at(self._settings, step)
         self._guards.begin(step)
         self._updater.begin_step()
-        with self.waits.on("sampling", f"step {step}"):
-            groups, credits = await self._experience.of_step(step, algorithm)
+        with self.waits.track("sampling", f"step {step}"):
+            groups, credits = await self._experience.sample_step(step, algorithm)
         clock.append(time.monotonic())
         metrics = rollout_metrics(groups)
         metrics["agent_cost"] = metrics.get("agent_cost", 0.0) + self._experience.approval_cost
@@ -222,9 +222,9 @@ class Trainer:
         rolled_back = False
         try:
             credits = self._guards.check_rollouts(groups, credits)
-            with self.waits.on("update", f"step {step}"):
+            with self.waits.track("update", f"step {step}"):
                 metrics |= self._update(step, credits)
-            self._policy.pull()
+            self._policy.sync_to_sampler()
             self._guards.check_step(metrics)
         except SkipStepError:
             pass  # the guards have counted it

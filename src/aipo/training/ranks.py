@@ -42,7 +42,7 @@ class Ranks:
         return self.size > 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes files, evaluates and speaks to the user."""
         return self.rank == 0
 
@@ -56,10 +56,10 @@ class Ranks:
 
     def gather_interleaved(self, own: Sequence[Item]) -> list[Item]:
         """Return what became of all items, in the order before `share`, given what became of one's own."""
-        shares = self.gathered(list(own))
+        shares = self.all_gather(list(own))
         return [shares[i % self.size][i // self.size] for i in range(sum(map(len, shares)))]
 
-    def gathered(self, own: Item) -> list[Item]:
+    def all_gather(self, own: Item) -> list[Item]:
         """Return the values of all ranks, in the order of ranks. Raises `LostRankError`."""
         if not self.several:
             return [own]
@@ -77,7 +77,7 @@ class Ranks:
     def summed(self, own: Mapping[str, float], largest: frozenset[str] = frozenset()) -> dict[str, float]:
         """Return the sum over ranks of each number, in the order of ranks; of the `largest` the maximum."""
         total: dict[str, float] = {}
-        for of_rank in self.gathered(dict(own)):
+        for of_rank in self.all_gather(dict(own)):
             for name, value in of_rank.items():
                 before = total.get(name, 0.0)
                 total[name] = max(before, value) if name in largest else before + value
@@ -96,7 +96,7 @@ class Ranks:
             raise
         except (StopRunError, ValueError) as error:
             own = error
-        raised = [told for told in self.gathered((type(own), str(own)) if own else None) if told]
+        raised = [told for told in self.all_gather((type(own), str(own)) if own else None) if told]
         if own:
             raise own
         if raised:
@@ -105,7 +105,7 @@ class Ranks:
     def first(self, do: Callable[[], object]) -> None:
         """Let rank 0 do something while the others wait; its errors are those of all."""
         with self.together():
-            if self.leads:
+            if self.is_main:
                 do()
 
     def in_turn(self, do: Callable[[], Item]) -> Item:
@@ -113,7 +113,7 @@ class Ranks:
         result: list[Item] = []
         for turn in (True, False):
             with self.together():
-                if self.leads is turn:
+                if self.is_main is turn:
                     result.append(do())
         return result[0]
 

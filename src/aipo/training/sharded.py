@@ -31,10 +31,10 @@ class Whole:
         """Return the optimiser as a checkpoint reads and writes it; after accelerate has prepared it."""
         return optimiser
 
-    def pull(self) -> None:
+    def sync_to_sampler(self) -> None:
         """Let the policy that samples take over what was trained; all ranks at once."""
 
-    def push(self) -> None:
+    def sync_from_sampler(self) -> None:
         """Train on from the policy that samples."""
 
     @contextmanager
@@ -61,13 +61,13 @@ class Sharded(Whole):
         return self._optimiser
 
     @torch.no_grad()
-    def pull(self) -> None:
+    def sync_to_sampler(self) -> None:
         """See `Whole`."""
         for whole, split in zip(_learning(self._model), self._split, strict=True):
             whole.copy_(split.full_tensor())
 
     @torch.no_grad()
-    def push(self) -> None:
+    def sync_from_sampler(self) -> None:
         """See `Whole`."""
         for whole, split in zip(_learning(self._model), self._split, strict=True):
             split.copy_(_split_as(split, whole))
@@ -93,11 +93,11 @@ class WholeOptimiser:
     def collect(self) -> None:
         """Gather the state; all ranks at once. What a rank other than 0 is told, it forgets at once."""
         found = self._optimiser.state_dict()
-        leads = torch.distributed.get_rank() == 0
+        is_main = torch.distributed.get_rank() == 0
         state: dict[int, dict[str, Any]] = {}
         for index, of_parameter in found["state"].items():
-            whole = {name: _whole(value, leads) for name, value in of_parameter.items()}
-            state[index] = whole if leads else {}
+            whole = {name: _whole(value, is_main) for name, value in of_parameter.items()}
+            state[index] = whole if is_main else {}
         self._whole = {**found, "state": state}
 
     def forget(self) -> None:

@@ -92,7 +92,7 @@ class RunState:
 
     def save_after(self, stop: StopRunError, weights_changed: bool) -> None:
         """`save_for_stop` after an error: if the disk is the reason, it is not tried again."""
-        if self._ranks.leads:
+        if self._ranks.is_main:
             self._journal.say_stopped(str(stop))
         if self._ranks.several and isinstance(stop, (LostRankError, StalledError)):
             return  # of this rank alone: the others would not take part
@@ -182,11 +182,11 @@ class RunState:
     def _restored(self, periodic_only: bool = False) -> dict[str, Any] | None:
         """Load the newest checkpoint that is as it was written; set newer ones aside. All ranks."""
         state = self._ranks.in_turn(lambda: self._restored_here(self._checkpoints.steps(periodic_only)))
-        found = self._ranks.gathered(state["step"] if state else None)
+        found = self._ranks.all_gather(state["step"] if state else None)
         if found.count(found[0]) < len(found):
             raise CheckpointError(f"ranks read checkpoints of steps {found}; is run.output the same for all?")
         if self._policy is not None:
-            self._policy.push()
+            self._policy.sync_from_sampler()
         return state
 
     def _restored_here(self, steps: list[int]) -> dict[str, Any] | None:

@@ -213,7 +213,7 @@ class Updater:
         if not (self._keep_feedback and self._ranks.several):
             return
         own = [self.feedback_log_p.get(id(row.stream)) for row in rows]
-        for of_rank in self._ranks.gathered(own):
+        for of_rank in self._ranks.all_gather(own):
             for row, log_p in zip(rows, of_rank, strict=True):
                 if log_p is not None:
                     self.feedback_log_p[id(row.stream)] = log_p

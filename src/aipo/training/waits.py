@@ -50,7 +50,7 @@ class Waits:
         """Whether the run has noticed that."""
 
     @contextmanager
-    def on(self, what: str, whom: str) -> Iterator[None]:
+    def track(self, what: str, whom: str) -> Iterator[None]:
         """Keep a wait on the list for the length of a block; its beginning and its end are progress."""
         key = next(self._keys)
         self.progress()
@@ -133,7 +133,7 @@ class _WatchedEngine:
         self.engine, self._waits = engine, waits
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        with self._waits.on("the policy's engine", f"rollout {request.session}"):
+        with self._waits.track("the policy's engine", f"rollout {request.session}"):
             return await self.engine.generate(request)
 
     async def release(self, session: str) -> None:
@@ -143,7 +143,7 @@ class _WatchedEngine:
 class _WatchedSink(_WatchedEngine):
     async def load_weights(self, write: Callable[[Path], object], version: int) -> None:
         assert isinstance(self.engine, WeightSink)
-        with self._waits.on("the policy's engine", f"the weights after step {version}"):
+        with self._waits.track("the policy's engine", f"the weights after step {version}"):
             await self.engine.load_weights(write, version)
 
 
@@ -159,7 +159,7 @@ class _WatchedAgent:
     async def answer(self, query: AgentQuery) -> AgentReply:
         problem = " ".join(query.problem.split())
         short = problem if len(problem) <= PROBLEM_CHARACTERS else problem[:PROBLEM_CHARACTERS] + "…"
-        with self.waits.on(f"agent {self.agent.name}", f"problem {short!r}"):
+        with self.waits.track(f"agent {self.agent.name}", f"problem {short!r}"):
             return await self.agent.answer(query)
 
 
@@ -172,7 +172,7 @@ class _WatchedTask:
         return list(self._task.problems(split))
 
     async def grade(self, problem: Problem, response: str) -> Grade:
-        with self._waits.on("grading", f"problem {problem.id}"):
+        with self._waits.track("grading", f"problem {problem.id}"):
             return await self._task.grade(problem, response)
 
     def without_answer(self, problem: Problem, text: str) -> str | None:

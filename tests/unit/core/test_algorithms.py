@@ -46,9 +46,9 @@ def member(letter: str, feedback: bool, length: int) -> MemberRollout:
         segments += [Segment(Source.FEEDBACK, (20, 21, 22)), Segment(Source.POLICY, (30,), (-0.8,))]
     verdict = {"c": Verdict.CORRECT, "i": Verdict.INCORRECT, "u": Verdict.UNGRADED}[letter.lower()]
     condition = Condition.CONSULTING if letter.isupper() else Condition.SOLO
-    dropped = ((length + 2, length + 3), (length + 4, length + 5)) if told else ()
+    consult_spans = ((length + 2, length + 3), (length + 4, length + 5)) if told else ()
     consultations = (ANSWER,) if told else ()
-    rollout = Rollout(TokenStream(tuple(segments)), "", "", StopReason.END, consultations, dropped)
+    rollout = Rollout(TokenStream(tuple(segments)), "", "", StopReason.END, consultations, consult_spans)
     return MemberRollout("p#0", condition, rollout, Grade(verdict, ""))
 
 

@@ -217,7 +217,7 @@ def test_an_agent_is_not_asked_when_its_reply_might_not_fit() -> None:
 def test_a_rollout_that_has_no_room_for_a_notice_is_truncated() -> None:
     produced, _ = produce("8 " * 10 + "<verify> </verify> 8 <end>", limits=Limits(1, 8, 14))
     assert produced.stop is StopReason.LENGTH and outcomes(produced) == [REFUSED]
-    assert produced.stream.count(Source.SCAFFOLD) == 0 and produced.dropped == ((15, 17),)
+    assert produced.stream.count(Source.SCAFFOLD) == 0 and produced.consult_spans == ((15, 17),)
 
 
 @pytest.mark.parametrize("text", ["8 " * 30, "8 " * 12 + "<verify> </verify> 8"])
@@ -246,14 +246,14 @@ def test_a_consult_stripped_copy_reads_like_the_rollout_without_requests_and_tag
         ANSWERED,
         REFUSED,
     ]
-    copy = stripped_copy(produced.stream, produced.dropped, ids_of("user 2"))
+    copy = stripped_copy(produced.stream, produced.consult_spans, ids_of("user 2"))
     codec = TagCodec(WORDS, PROTOCOL)
     assert codec.text(copy.ids) == "user 2 2 dogs 8 legs = 8 ; 4 2 1 0 <end>"
 
 
 def test_a_copy_under_byte_level_bpe_holds_the_answer_and_no_tag() -> None:
     produced, _ = produce("so <verify> 8 </verify>\n and", Answering(lambda query: "a spider"), BPE)
-    copy = stripped_copy(produced.stream, produced.dropped, ids_of("2", BPE))
+    copy = stripped_copy(produced.stream, produced.consult_spans, ids_of("2", BPE))
     text = TagCodec(BPE, PROTOCOL).text(copy.ids)
     assert (
         "a spider" in text
@@ -273,7 +273,7 @@ def test_what_is_graded_holds_no_agents_words() -> None:
 def test_a_solo_rollout_never_consults_and_banned_bans(mode: SoloMode) -> None:
     agent = Answering()
     produced, script = produce(ONE, agent, condition=Condition.SOLO, solo_mode=mode)
-    assert agent.asked == [] and produced.consultations == () == produced.dropped
+    assert agent.asked == [] and produced.consultations == () == produced.consult_spans
     assert {segment.source for segment in produced.stream.segments} == {Source.PROMPT, Source.POLICY}
     banned = TagCodec(WORDS, PROTOCOL).banned_sequences()
     (request,) = script.requests

@@ -82,6 +82,6 @@ def test_what_an_agent_reports_of_its_words_goes_into_the_stream_and_the_tags_ar
     )
     (feedback,) = (s for s in made.stream.segments if s.source is Source.FEEDBACK)
     assert feedback.log_probs == kept
-    copy = stripped_copy(made.stream, made.dropped, (9,))
+    copy = stripped_copy(made.stream, made.consult_spans, (9,))
     content = dict(zip(copy.ids[1:], copy.log_probs[1:], strict=True))
     assert content[ids_of("spider")[0]] == (kept[1] if kept else 0.0)

@@ -118,7 +118,7 @@ def experience(sampler: HandingOut, *overrides: str) -> Experience:
 
 def step(of: Experience, number: int, *overrides: str) -> tuple[list[Group], list[list[Credit]]]:
     algorithm = load_settings(None, list(overrides)).algorithm
-    return asyncio.run(of.of_step(number, algorithm))
+    return asyncio.run(of.sample_step(number, algorithm))
 
 
 def test_without_dynamic_sampling_every_group_stays_and_one_batch_is_drawn() -> None:

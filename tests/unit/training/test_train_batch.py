@@ -52,14 +52,14 @@ def member(
     elif outcomes:
         segments.append(Segment(Source.SCAFFOLD, (8,)))
     asked = tuple(Consultation(VERIFY, "?", each, "", 1, "", "", 0.1) for each in outcomes)
-    dropped = ((2, 3), (3, 4), (5, 6)) if outcomes else ()
+    consult_spans = ((2, 3), (3, 4), (5, 6)) if outcomes else ()
     produced = Rollout(
         stream=TokenStream(tuple(segments)),
         response="text",
         policy_text="text",
         stop=StopReason.END,
         consultations=asked,
-        dropped=dropped,
+        consult_spans=consult_spans,
     )
     return MemberRollout("p#0", condition, produced, Grade(verdict, "because"))
 
