@@ -114,3 +114,32 @@ def test_a_problem_that_does_not_fit_is_named_before_the_run_begins(recipe: Reci
     assert result.exit_code == 2
     assert "raise rollout.max_prompt_tokens = 40" in result.output
     assert not (tmp_path / "run").exists()
+
+
+COMPARISON = """
+[compare]
+name = "Two learning rates on a file"
+base = "own.toml"
+output = "{folder}/compared"
+warmstart = false
+seeds = [0]
+overrides = ["train.steps=1"]
+methods = [
+    {{ name = "small", overrides = ["train.learning_rate=1e-4"] }},
+    {{ name = "large", overrides = ["train.learning_rate=1e-2"] }},
+]
+"""
+
+
+def test_a_file_has_one_stratum_and_all_figures_and_tables_show_it(recipe: Recipe, tmp_path: Path) -> None:
+    recipe("qwen2.5")
+    comparison = tmp_path / "compare.toml"
+    comparison.write_text(COMPARISON.format(folder=tmp_path))
+    succeed("compare", comparison)
+    page = (tmp_path / "compared" / "results.md").read_text()
+    assert "![pass@k of all problems](boundary.svg)" in page
+    assert "Paired differences to small, all problems, pass@1" in page and "| large | 1 |" in page
+    succeed("report", tmp_path / "compared", "--output", tmp_path / "report.html")
+    shown = (tmp_path / "report.html").read_text()
+    for words in ("pass@k · all · unanswered", "Paired differences to large, all problems, test split"):
+        assert words in shown
