@@ -1,7 +1,8 @@
 """Which runs a comparison consists of: tuning runs, the warm start's evaluation, every method and seed.
 
-A run that is recorded is not planned again, whatever machine it ran on, unless another that is missing begins
-with its policy.
+Owns folders, settings and order of the runs, and which of them are recorded already. Must not run anything.
+Invariant: a run that is recorded is not planned again, whatever machine it ran on, unless another that is
+missing begins with its policy.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ _WHERE = ("run.output:", "policy.model:", "run.threads:")
 """Settings that may differ between a recorded run and a planned one: where things are, not what they are."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PlannedRun:
     """One run that is reported on."""
 
@@ -74,10 +75,8 @@ class Plan:
         if c.warmstart:
             folder = self._output / "warmstart-evaluation"
             settings = common_settings(c, [*self._policy(None, 0), f"run.output={folder}"])
-            finished = _evaluated(settings, 0)
-            job = Job(title=WARM_START, verb="evaluate", settings=settings, finished=finished)
-            record = self.records / RUNS / "warm-start.json"
-            result.append(PlannedRun(label=WARM_START, seed=0, job=job, record=record))
+            job = Job(WARM_START, "evaluate", settings, _evaluated(settings, 0))
+            result.append(PlannedRun(WARM_START, 0, job, self.records / RUNS / "warm-start.json"))
         for seed in sorted({seed for method in c.methods for seed in method.seeds_of(c)}):
             for method in c.methods:
                 if seed not in method.seeds_of(c):
@@ -86,8 +85,7 @@ class Plan:
                 folder = self._output / method.name / f"seed-{seed}"
                 job = self._train(method, seed, folder, own)
                 record = self.records / RUNS / f"{method.name}-{seed}.json"
-                run = PlannedRun(label=method.label, seed=seed, job=job, record=record, method=method)
-                result.append(run)
+                result.append(PlannedRun(method.label, seed, job, record, method))
         for run in result:
             refuse_another_record(run.record, run.job.settings)
         return result
@@ -119,11 +117,11 @@ class Plan:
             )
         begins_with = Path(settings.policy.model) / "config.json" if method.starts_from else None
         return Job(
-            title=f"{method.name} {folder.name}",
-            verb="train",
-            settings=settings,
-            finished=_evaluated(settings, steps),
-            steps=steps,
+            f"{method.name} {folder.name}",
+            "train",
+            settings,
+            _evaluated(settings, steps),
+            steps,
             needs=begins_with,
         )
 

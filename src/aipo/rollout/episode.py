@@ -1,8 +1,8 @@
 """The one rollout coroutine: the policy writes, pauses to consult, reads the feedback, and writes on.
 
-Owns the order of events inside a rollout. Must not know which engine samples, which agent answers or what is
-done with the result. Invariant: ids are appended once and never encoded again; what the engine saw is what is
-trained on. An agent's failure is an outcome, never an exception and never a reward.
+The same coroutine serves training, evaluation and `aipo rollout`, with any engine and any agents. Token ids
+are appended once and never encoded again, so what the engine saw is what is trained on. An agent's failure is
+an outcome of its consultation, never an exception and never a reward.
 """
 
 import time
@@ -22,7 +22,7 @@ from aipo.rollout.asking import Answer, ask
 from aipo.rollout.leaks import Hide, LeakPolicy, guarded
 
 NOT_FINITE = "the policy gave log-probabilities that are not finite numbers"
-"""What a rollout is lost to when weights or logits have become NaN or infinite."""
+"""Why a rollout fails when weights or logits have become NaN or infinite."""
 
 
 class AgentName(str):
@@ -40,17 +40,17 @@ class Consultation:
     reply: str
     """The agent's words as the policy read them (neutralised, cut); empty unless ANSWERED."""
     reply_tokens: int
-    """Tokens that the agent wrote, cut to the limit; more than `reply` has where the leak guard hid some."""
+    """Tokens of the agent's words, cut to the limit, before the leak guard hid any of them."""
     detail: str
     """Why it was malformed or failed; empty when it was answered."""
     context: str
-    """Fingerprint of all that the agent saw: equal ones would cost one call behind a cache."""
+    """Fingerprint of everything that the agent saw; a cache would answer equal ones with one call."""
     latency_s: float
     leaked: bool = False
-    """Whether the agent stated the final answer, let through or not."""
+    """Whether the agent stated the final answer, even if the leak guard hid it."""
     usage: Usage = NOTHING_USED
     failure: AgentFailure | None = None
-    """Of AGENT_ERROR: which kind."""
+    """The kind of AGENT_ERROR."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,14 @@ class Rollout:
     response: str
     """The assistant's turn as text, end token excluded."""
     policy_text: str
-    """What of it the policy wrote itself: the only text that is graded, so that no agent can answer for
-    it."""
+    """The part of it that the policy wrote. Only this is graded, so that no agent can answer for the
+    policy."""
     stop: StopReason
     consultations: tuple[Consultation, ...]
     consult_spans: tuple[tuple[int, int], ...]
     """Spans of token positions that a consult-stripped copy leaves out: requests, tags, notices."""
     weights_version: int | None = None
-    """The updates behind the weights that sampled it, the oldest if there were several; None: in process."""
+    """Version of the weights that sampled it, the oldest where they changed midway; None: in process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,12 @@ class RolloutSpec:
     solo_mode: SoloMode = SoloMode.UNANSWERED
     sampling: Sampling = field(default_factory=Sampling)
     hide_answer: Hide | None = None
-    """How the leak guard recognises and hides this problem's answer; None: there is no guard."""
+    """How the leak guard finds and hides this problem's answer; None: there is no guard."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsultContext:
-    """Everything that a rollout consults through; the same for all rollouts of a run."""
+    """Protocol, limits and agents: what a consultation needs, the same for all rollouts of a run."""
 
     protocol: Protocol
     codec: TagCodec
@@ -108,15 +108,15 @@ async def rollout(engine: Engine, spec: RolloutSpec, consult: ConsultContext) ->
 
 
 class _Episode:
-    """The state of a rollout under way."""
+    """A rollout in progress."""
 
     def __init__(self, engine: Engine, spec: RolloutSpec, consult: ConsultContext) -> None:
         self._engine, self._spec, self._context = engine, spec, consult
         self._segments = [Segment(Source.PROMPT, spec.prompt_ids)]
         self._ids = list(spec.prompt_ids)
-        self._since_insertion = len(self._ids)
+        self._last_insertion_end = len(self._ids)
         self._consultations: list[Consultation] = []
-        self._dropped: list[tuple[int, int]] = []
+        self._consult_spans: list[tuple[int, int]] = []
         self._versions: set[int] = set()
 
     async def run(self) -> Rollout:
@@ -124,9 +124,11 @@ class _Episode:
             stop = await self._generate()
             if stop is not StopReason.STOP_STRING:
                 break
-            found = self._context.protocol.parse(self._context.codec.text(self._ids[self._since_insertion :]))
+            found = self._context.protocol.parse(
+                self._context.codec.text(self._ids[self._last_insertion_end :])
+            )
             if found is None:
-                continue  # the stop string stood in other text
+                continue  # the stop string was part of other text
             if not await self._consult(found) or self._room() < 1:
                 stop = StopReason.LENGTH
                 break
@@ -140,12 +142,12 @@ class _Episode:
             self._context.codec.text([self._ids[i] for i in own]),
             stop,
             tuple(self._consultations),
-            tuple(self._dropped),
+            tuple(self._consult_spans),
             min(self._versions, default=None),
         )
 
     def _room(self) -> int:
-        """Tokens that the response may still grow by."""
+        """Return how many tokens the response may still grow by."""
         used = len(self._ids) - len(self._spec.prompt_ids)
         return self._context.limits.max_response_tokens - used
 
@@ -169,7 +171,7 @@ class _Episode:
         self._append(Segment(Source.POLICY, completion.ids, completion.log_probs))
         if completion.weights_version is not None:
             self._versions.add(completion.weights_version)
-        # The limit may be reached just as a request is completed: no reply could be read any more.
+        # The limit may be reached exactly where a request ends; there is no room left to read a reply.
         cut = completion.stop is StopReason.STOP_STRING and self._room() < 1
         return StopReason.LENGTH if cut else completion.stop
 
@@ -178,34 +180,34 @@ class _Episode:
         self._ids += segment.ids
 
     async def _consult(self, found: Request | Malformed) -> bool:
-        """Settle one request; False when not even a notice fits."""
-        request_at = self._since_insertion + self._context.codec.token_at(
-            self._ids[self._since_insertion :], found.start
+        """Answer one request and insert what the policy reads; return False where not even a notice fits."""
+        request_at = self._last_insertion_end + self._context.codec.token_at(
+            self._ids[self._last_insertion_end :], found.start
         )
-        self._dropped.append((request_at, len(self._ids)))
-        consultation, told = await self._settle(found)
+        self._consult_spans.append((request_at, len(self._ids)))
+        consultation, insertion = await self._settle(found)
         begin = end = 0
-        if told is not None:
-            segment, (begin, end) = told
+        if insertion is not None:
+            segment, (begin, end) = insertion
         else:
             segment = Segment(Source.SCAFFOLD, self._context.codec.notice(consultation.outcome))
-        here, inserted = len(self._ids), len(segment.ids)
-        spans = [(here, here + begin), (here + end, here + inserted)]
+        start, inserted = len(self._ids), len(segment.ids)
+        around_words = [(start, start + begin), (start + end, start + inserted)]
         self._consultations.append(consultation)
         if inserted > self._room():
             return False
         self._append(segment)
-        self._dropped += spans
-        self._since_insertion = len(self._ids)
+        self._consult_spans += around_words
+        self._last_insertion_end = len(self._ids)
         return True
 
     async def _settle(self, found: Request | Malformed) -> tuple[Consultation, "_Insertion | None"]:
-        """Return what came of a request, and what the policy is told if there is anything."""
+        """Return the consultation, and the agent's words as a segment if there are any."""
         if isinstance(found, Malformed):
             return self._without_reply(None, "", ConsultOutcome.MALFORMED, found.reason), None
         limits = self._context.limits
-        spent = sum(c.outcome is not ConsultOutcome.REFUSED_LIMIT for c in self._consultations)
-        if spent >= limits.max_consultations:
+        used = sum(c.outcome is not ConsultOutcome.REFUSED_LIMIT for c in self._consultations)
+        if used >= limits.max_consultations:
             refused = "limit of consultations"
         elif self._room() <= self._context.codec.request_room(limits.max_feedback_tokens):
             refused = "limit of tokens"
@@ -216,28 +218,28 @@ class _Episode:
     async def _ask(self, request: Request) -> tuple[Consultation, "_Insertion | None"]:
         spec = self._spec
         whole = self._context.codec.text(self._ids[len(spec.prompt_ids) :])
-        latest = self._context.codec.text(self._ids[self._since_insertion :])
+        latest = self._context.codec.text(self._ids[self._last_insertion_end :])
         before = whole[: len(whole) - len(latest) + request.start]
         seed = seed_of(spec.seed, "consultation", len(self._consultations))
         query = AgentQuery(spec.problem, before, request.text, seed)
         begun = time.monotonic()
         answer = await ask(self._context.agents[request.agent], query, self._context.agent_timeout_s)
         latency_s = time.monotonic() - begun
-        heard = _process_reply(answer, self._context, spec.hide_answer)
+        processed = _process_reply(answer, self._context, spec.hide_answer)
         consultation = Consultation(
             request.agent,
             request.text,
-            heard.outcome,
-            heard.reply,
-            heard.written_tokens,
-            heard.detail,
+            processed.outcome,
+            processed.reply,
+            processed.written_tokens,
+            processed.detail,
             f"{seed_of(AgentName(request.agent), query.problem, query.rollout, query.request):016x}",
             latency_s,
-            heard.leaked,
+            processed.leaked,
             answer.usage,
             answer.failure,
         )
-        return consultation, heard.told
+        return consultation, processed.insertion
 
     def _without_reply(
         self, agent: str | None, request: str, outcome: ConsultOutcome, detail: str
@@ -246,31 +248,31 @@ class _Episode:
 
 
 _Insertion = tuple[Segment, tuple[int, int]]
-"""What is inserted, and the span of the agent's own words in it."""
+"""The inserted segment, and the span of the agent's own words in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ProcessedReply:
-    """What came of an answer on its way to the policy."""
+    """An answer after the leak guard, neutralising and cutting."""
 
     outcome: ConsultOutcome
     detail: str
     written_tokens: int = 0
     leaked: bool = False
     reply: str = ""
-    told: _Insertion | None = None
+    insertion: _Insertion | None = None
 
 
 def _process_reply(answer: Answer, consult: ConsultContext, hide: Hide | None) -> _ProcessedReply:
     """Pass an answer through the leak guard, neutralise it and cut it."""
     if answer.reply is None:
         return _ProcessedReply(answer.outcome, answer.detail)
-    said = answer.reply.text
-    guard = guarded(said, hide, consult.leak_policy)
-    written = consult.codec.feedback(said, consult.limits.max_feedback_tokens)
+    text = answer.reply.text
+    guard = guarded(text, hide, consult.leak_policy)
+    written = consult.codec.feedback(text, consult.limits.max_feedback_tokens)
     block = (
         written
-        if guard.text == said
+        if guard.text == text
         else consult.codec.feedback(guard.text, consult.limits.max_feedback_tokens)
     )
     tokens = written.content[1] - written.content[0]
@@ -281,16 +283,16 @@ def _process_reply(answer: Answer, consult: ConsultContext, hide: Hide | None) -
         )
         return _ProcessedReply(ConsultOutcome.EMPTY, why, tokens, guard.leaked)
     log_q = _log_q(block, answer.reply.log_probs) if block is written else ()
-    told = Segment(Source.FEEDBACK, block.ids, log_q), block.content
+    insertion = Segment(Source.FEEDBACK, block.ids, log_q), block.content
     return _ProcessedReply(
-        answer.outcome, "", tokens, guard.leaked, consult.codec.text(block.ids[begin:end]), told
+        answer.outcome, "", tokens, guard.leaked, consult.codec.text(block.ids[begin:end]), insertion
     )
 
 
 def _log_q(block: FeedbackBlock, reported: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the agent's log-probability of each token of a block, 0 at the tags, which the system wrote.
+    """Return the agent's log-probability of each token of a block; 0 at the tags, which the system wrote.
 
-    Degenerate case: an agent that reports none, or for fewer tokens than the policy reads, gives none.
+    Degenerate case: () where the agent reports none, or fewer than the policy reads.
     """
     begin, end = block.content
     if not reported or len(reported) < end - begin:

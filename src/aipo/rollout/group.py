@@ -1,7 +1,6 @@
-"""Groups: the rollouts of one problem, some consulting, some solo, some an expert's, with their verdicts.
+"""Groups: the rollouts of one problem, some consulting, some solo, with their verdicts and expert solutions.
 
-Owns who is in a group and what an infrastructure failure becomes. Must not know advantages or models.
-Invariant: an engine's or a grader's failure is UNGRADED; siblings and other groups go on.
+A rollout that an engine's or a grader's failure has hit is UNGRADED, and no other rollout is affected by it.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The ids of a problem's two prompts."""
+    """Makes the ids of a problem's two prompts."""
 
     tokenizer: "PreTrainedTokenizerBase"
     consult: ConsultContext
@@ -47,7 +46,7 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class GroupShape:
-    """How many of each kind, and how they sample."""
+    """How many rollouts of each kind a group has, and how they are sampled."""
 
     consulting: int
     solo: int
@@ -55,9 +54,9 @@ class GroupShape:
     solo_mode: SoloMode = SoloMode.UNANSWERED
     sampling: Sampling = field(default_factory=Sampling)
     banned: int = 0
-    """How many of the solo ones are in the mode BANNED, whatever `solo_mode` says. Simplification: a ban
-    renormalises what is sampled from, and the update does not know of it; it matters while requests are
-    likely."""
+    """How many of the solo rollouts use the mode BANNED, whatever `solo_mode` says. Simplification: a ban
+    renormalises the distribution that is sampled from, and the update ignores that. It matters as long as
+    requests are likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Produces groups: the one way in which training, evaluation and `aipo rollout` make rollouts."""
+    """Produces groups; training, evaluation and `aipo rollout` all make their rollouts through it."""
 
     engine: Engine
     consult: ConsultContext
@@ -92,7 +91,7 @@ class Sampler:
     async def groups(
         self, problems: Sequence[Problem], shape: GroupShape, seed_path: Sequence[str | int]
     ) -> list[Group]:
-        """Return one group for each problem, all produced concurrently. The seed path names this batch."""
+        """Return a group for each problem, all sampled concurrently. `seed_path` identifies the batch."""
         return list(await asyncio.gather(*(self._group(problem, shape, seed_path) for problem in problems)))
 
     async def _group(self, problem: Problem, shape: GroupShape, seed_path: Sequence[str | int]) -> Group:
@@ -124,7 +123,7 @@ class Sampler:
             return MemberRollout(spec.id, spec.condition, None, Grade(Verdict.UNGRADED, f"engine: {error}"))
         try:
             grade = await self.task.grade(problem, produced.policy_text)
-        except Exception as error:  # a bug in a task of the user's own is no verdict
+        except Exception as error:  # a bug in a user's task is not a verdict
             grade = Grade(Verdict.UNGRADED, f"task: {error!r}")
         return MemberRollout(spec.id, spec.condition, produced, grade)
 

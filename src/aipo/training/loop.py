@@ -1,7 +1,8 @@
-"""The training loop: sample, roll out, grade, advantage, update, record, checkpoint. Start reading here.
+"""The training loop. Start reading here: `_one_step` is a step from problems to new weights.
 
-Owns the order of a step. Must not know which model, task or agents it is given.
-Invariant: what a step does depends on the settings, the weights and the step's number, never on the clock.
+A step samples groups of rollouts and their credit (`Experience`), updates the policy (`Updater`), writes its
+records (`Journal`) and sometimes a checkpoint (`RunState`). What it computes depends on the settings, the
+weights and its number, never on the clock. Nothing here knows which model, task or agents it is given.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ AfterStep = Callable[[Progress], Awaitable[None]]
 
 
 class Trainer:
-    """One run."""
+    """Trains one policy, in this process or in one of several ranks."""
 
     def __init__(
         self,
@@ -57,8 +58,11 @@ class Trainer:
         may_change: Collection[str] = (),
         ranks: Ranks = ALONE,
     ) -> None:
-        """Claim the output folder and restore its newest checkpoint. Raises `ValueError`s before any
-        compute. Settings that `may_change` names may differ from those that the run began with."""
+        """Claim the output folder and restore its newest checkpoint.
+
+        Settings in `may_change` may differ from those that the run began with. Raises `ValueError` for
+        whatever else does not fit, before anything is computed.
+        """
         self._settings, self._model, self._tokenizer, self._ranks = settings, model, tokenizer, ranks
         self.waits = Waits()
         sharded = ranks.several and settings.run.ranks == "fsdp"
@@ -73,7 +77,7 @@ class Trainer:
         cpu = settings.run.device == "cpu"
         self._accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=project)
         if self._accelerator.num_processes != ranks.size:
-            raise ValueError("several processes were started, but this one was not told of the others")
+            raise ValueError("several processes were started, but this one does not know the others")
         if sharded:
             use_fsdp(self._accelerator, model)
         prepared, self._optimiser = self._prepared()
@@ -89,9 +93,9 @@ class Trainer:
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
         self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.is_main))
         self._signal = 0
-        """The signal that asked for the end; 0: none did."""
+        """The signal that asked the run to stop; 0: none has."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._last_said: LastConsultation | None = None
+        self._last_consultation: LastConsultation | None = None
         with ExitStack() as on_error:
             on_error.callback(self.close)
             learner = (model, self._policy.wrapped(self._optimiser), self._scheduler)
@@ -103,13 +107,13 @@ class Trainer:
             on_error.pop_all()
 
     def _prepared(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        """Make optimiser and scheduler; return what accelerate makes of the policy and of the optimiser."""
+        """Make optimiser and scheduler; return the policy and the optimiser, wrapped by accelerate."""
         t, model = self._settings.train, self._policy.trained
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay, fused=True)
         forward = PolicyForward(model, t.logit_chunk_tokens, t.gradient_checkpointing)
         if self._ranks.several:
-            forward.check()  # now, on all ranks: later only those would that have a long micro-batch
+            forward.check()  # on all ranks now; later, only those with a long micro-batch would check
         prepared, prepared_optimiser = self._accelerator.prepare(forward, optimiser)
         disable_buffer_broadcast(prepared)
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -119,25 +123,25 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """The last step that is done and recorded."""
+        """The last finished and recorded step."""
         return self._state.step
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a user should be told about the resume."""
+        """What the user should know about the resume."""
         return self._state.notes
 
     def close(self) -> None:
-        """Let go of the run's folder and of the trackers."""
+        """Release the run's folder and close the trackers."""
         if self._accelerator.trackers:
             self._accelerator.end_training()
         self._journal.close()
 
     async def run(self, after_step: AfterStep) -> None:
-        """Train up to the last step and export the policy. Raises `StopRunError`; a checkpoint is there then.
+        """Train up to the last step and export the policy. Raises `StopRunError` once a checkpoint is saved.
 
-        `after_step` is awaited before the step's checkpoint, so what it writes is repeated, not lost, after a
-        crash.
+        `after_step` is awaited before the step's checkpoint: after a crash, what it wrote is written again
+        and never missing.
         """
         self._loop, self._begun_s, self._first = asyncio.get_running_loop(), time.monotonic(), self.step
         try:
@@ -149,51 +153,53 @@ class Trainer:
             raise
 
     async def _steps(self, after_step: AfterStep) -> None:
-        await self._hand_over_weights()
+        await self._load_weights_into_engine()
         if self._state.after_step_due:
             await self._finish_step(read_lines(self._settings.run.output / METRICS)[-1], after_step)
         while self.step < self._settings.train.steps:
             self._state.begin_step()
             metrics = await self._one_step(self.step + 1)
-            await self._hand_over_weights()
+            await self._load_weights_into_engine()
             await self._finish_step(metrics, after_step)
         self.export()
 
     async def _finish_step(self, metrics: dict[str, float], after_step: AfterStep) -> None:
-        """Do what follows a step that is recorded: stop if a guard says so, evaluate, save."""
+        """Complete a recorded step: stop if a guard says so, evaluate, save a checkpoint if one is due."""
         state, total = self._state, self._settings.train.steps
         self._guards.end()
         elapsed_s, done = time.monotonic() - self._begun_s, self.step - self._first
         with self.waits.track("what follows a step", f"step {self.step}"), self._ranks.together():
             if self._ranks.is_main:
-                await after_step(Progress(self.step, total, metrics, elapsed_s, done, self._last_said))
+                await after_step(
+                    Progress(self.step, total, metrics, elapsed_s, done, self._last_consultation)
+                )
         state.after_step_due = False
         due = self.step % self._settings.train.checkpoint_every_steps == 0 or self.step == total
         with self.waits.track("checkpoint", f"step {self.step}"):
             if due or state.rolled_back:
                 state.save(periodic=True)
-        told = [number for number in self._ranks.all_gather(self._signal) if number]
-        if told and self.step < total:
-            raise _signalled(self.step, told[0])
+        signals = [number for number in self._ranks.all_gather(self._signal) if number]
+        if signals and self.step < total:
+            raise _signalled(self.step, signals[0])
 
     def stop_soon(self, signal_number: int, finish_step: bool) -> None:
-        """Ask for the end: after the step under way, or as soon as it waits. For a signal's handler.
+        """Ask the run to stop after the current step, or else at its next wait. Called by signal handlers.
 
-        What is whole is saved as soon as the event loop turns, because whoever sent the signal may not wait
-        for the end of the step. Several ranks finish it in any case, because they have to stop together.
+        The last complete step is saved as soon as the event loop gets control, since whoever sent the signal
+        may not wait until the step ends. Several ranks always finish the step, so that all stop together.
         """
         self._signal = signal_number
         if self._loop is not None and not self._ranks.several:
-            self._loop.call_soon_threadsafe(self._save_what_is_whole, finish_step)
+            self._loop.call_soon_threadsafe(self._save_now, finish_step)
 
-    def _save_what_is_whole(self, finish_step: bool) -> None:
-        with suppress(StopRunError):  # it is tried again, and said, when the step is done
+    def _save_now(self, finish_step: bool) -> None:
+        with suppress(StopRunError):  # tried again, and reported, at the end of the step
             self._state.save_for_stop(self._updater.steps_taken > 0)
         if not finish_step and self._signal:
             self.waits.stop(_signalled(self.step, self._signal))
 
-    async def _hand_over_weights(self) -> None:
-        """Give the weights to an engine that has its own; between steps nothing is in flight."""
+    async def _load_weights_into_engine(self) -> None:
+        """Load the weights into an engine that holds its own copy; between steps nothing is being sampled."""
         engine = self.sampler.engine
         if not isinstance(engine, WeightSink):
             return
@@ -201,13 +207,13 @@ class Trainer:
             await engine.load_weights(partial(save_plain, self._model), self.step)
         except EngineError as error:
             raise StopRunError(
-                f"after step {self.step} the policy's engine did not take the new weights: {error}\n"
+                f"after step {self.step} the policy's engine did not load the new weights: {error}\n"
                 "The same command goes on from the last checkpoint"
             ) from error
 
     async def _one_step(self, step: int) -> dict[str, float]:
         clock = [time.monotonic()]
-        if self._ranks.several:  # a checkpoint has the generators of rank 0 only, and so needs none
+        if self._ranks.several:  # checkpoints hold rank 0's generators only: seed the others anew
             generators.seed(seed_of(self._settings.run.seed, "rank", self._ranks.rank, step))
         algorithm = algorithm_at(self._settings, step)
         self._guards.begin(step)
@@ -235,15 +241,15 @@ class Trainer:
         metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         clock.append(time.monotonic())
-        self._last_said = last_consultation(groups)
+        self._last_consultation = last_consultation(groups)
         self._ranks.first(lambda: self._record(step, groups, metrics, clock))
         self._state.end_step(rolled_back)
         return metrics
 
     def _update(self, step: int, credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
-        t, longest = self._settings.train, self._settings.rollout.max_response_tokens
+        t, max_tokens = self._settings.train, self._settings.rollout.max_response_tokens
         algorithm = algorithm_at(self._settings, step)
-        batches = minibatches(credits, algorithm, t.minibatches_per_step, longest)
+        batches = minibatches(credits, algorithm, t.minibatches_per_step, max_tokens)
         every = t.source_gradients_every_steps
         by_source = every > 0 and step % every == 0
         return self._updater.apply(
@@ -251,7 +257,7 @@ class Trainer:
         )
 
     def _recorded(self, step: int) -> bool:
-        """Say whether the rollouts of a step are written down."""
+        """Whether the whole rollouts of a step are recorded."""
         return step % self._settings.train.record_rollouts_every_steps == 0 or step == 1
 
     def _record(
@@ -260,13 +266,10 @@ class Trainer:
         metrics["expert_tokens_raw"] = self._experience.expert_tokens.raw
         metrics["expert_tokens_distinct"] = self._experience.expert_tokens.distinct
         if self._recorded(step):
-            consult, learnt = self.sampler.consult, self._updater.feedback_log_p
-            self._journal.append(
-                ROLLOUTS, [r for g in groups for r in rollout_records(g, step, consult, learnt)]
-            )
-        numbers = {
-            name: value for name, value in metrics.items() if isfinite(value)
-        }  # JSON has no word for NaN
+            consult, log_p = self.sampler.consult, self._updater.feedback_log_p
+            records = [r for g in groups for r in rollout_records(g, step, consult, log_p)]
+            self._journal.append(ROLLOUTS, records)
+        numbers = {name: value for name, value in metrics.items() if isfinite(value)}  # JSON has no NaN
         self._journal.append(METRICS, [{"step": step, **numbers}])
         self._accelerator.log(numbers, step=step)
         waits = [c.latency_s for g in groups for m in g.members if m.rollout for c in m.rollout.consultations]

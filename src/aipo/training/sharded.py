@@ -1,10 +1,10 @@
-"""A policy whose trained copy is split over ranks (FSDP), beside the whole one that samples and is saved.
+"""A policy whose trained copy is split over ranks (FSDP), beside a whole copy that samples and is saved.
 
-Owns the way of weights and of the optimiser's state between the two. Must not know the loop.
-Invariant: after `pull` and after `push` both copies are the same policy; a checkpoint is that of one process.
+Weights and the optimiser's state move between the two here. After `sync_to_sampler` and after
+`sync_from_sampler` both copies are the same policy, and a checkpoint looks like that of one process.
 
-Simplification: every rank keeps the whole policy in memory to sample from. What FSDP splits is the other copy
-of the weights, the gradients and the optimiser's state.
+Simplification: every rank keeps the whole policy in memory to sample from. FSDP splits the trained weights,
+the gradients and the optimiser's state.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 
 class Whole:
-    """The policy of one process or under DDP: what is trained is what samples, nothing has to be moved."""
+    """The policy of one process or under DDP: the trained copy is the one that samples; nothing moves."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.trained = model
@@ -32,14 +32,14 @@ class Whole:
         return optimiser
 
     def sync_to_sampler(self) -> None:
-        """Let the policy that samples take over what was trained; all ranks at once."""
+        """Copy the trained weights into the policy that samples; on all ranks at once."""
 
     def sync_from_sampler(self) -> None:
-        """Train on from the policy that samples."""
+        """Copy the weights of the policy that samples into the one that is trained."""
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Have the optimiser's whole state at hand on rank 0 within a block; all ranks at once."""
+        """Within the block rank 0 holds the optimiser's whole state; on all ranks at once."""
         yield
 
 
@@ -91,7 +91,7 @@ class WholeOptimiser:
         self._whole: dict[str, Any] | None = None
 
     def collect(self) -> None:
-        """Gather the state; all ranks at once. What a rank other than 0 is told, it forgets at once."""
+        """Gather the state; all ranks at once. Ranks other than 0 discard it immediately."""
         found = self._optimiser.state_dict()
         is_main = torch.distributed.get_rank() == 0
         state: dict[int, dict[str, Any]] = {}
@@ -101,7 +101,7 @@ class WholeOptimiser:
         self._whole = {**found, "state": state}
 
     def forget(self) -> None:
-        """Let go of what was gathered."""
+        """Discard the gathered state."""
         self._whole = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class WholeOptimiser:
         return self._whole or self._optimiser.state_dict()
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take this rank's part of a whole state; no talk."""
+        """Take this rank's part of a whole state, without communication."""
         parameters = [p for group in self._optimiser.param_groups for p in group["params"]]
         state = {
             index: {
@@ -125,7 +125,7 @@ def use_fsdp(accelerator: Accelerator, model: PreTrainedModel) -> None:
     """Let `accelerator.prepare` split models layer by layer, by FSDP 2.
 
     The head stays in the outermost unit, because `PolicyForward` reads its weights. By itself accelerate
-    splits on GPUs only; torch does it on CPUs too, so it is told here, and a CPU runs the same code.
+    splits on GPUs only. torch can do it on CPUs too, so it is set here, and a CPU runs the same code.
     """
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -138,8 +138,8 @@ def use_fsdp(accelerator: Accelerator, model: PreTrainedModel) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of whole parameters after a forward pass that no backward pass follows: they would grow stale,
-    because the optimiser changes the split ones."""
+    """Free whole parameters after a forward pass without a backward pass: they would go stale, because the
+    optimiser changes the split ones."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
