@@ -1,7 +1,6 @@
-"""What an evaluation folder holds: the policy, the questions and the way of sampling, fixed at its start.
+"""What an evaluation folder holds, fixed at its start: the policy, the questions and the way of sampling.
 
-Owns the manifest, its file, and what it means for two of them to differ. Must not know models or statistics.
-Invariant: a folder is filled under one manifest only; a difference is told field by field, never passed over.
+A folder is filled under one manifest only; a difference is reported field by field, never ignored.
 """
 
 import fcntl

@@ -1,11 +1,8 @@
-"""The model card of an exported policy, from what its run recorded.
+"""The model card of an exported policy, made from what its run recorded; every figure in it is a record's.
 
-Owns README.md of the exported folder. Must not measure or judge: every figure is a record's. Invariant: the
-same records give the same bytes, and nothing that a record says can end the YAML header, a table's row or the
-code block of the settings.
-
-A user's choice is left to the user: no licence is stated. Addresses, paths, commands and environments in the
-settings are left out, because a card is made to be published.
+The same records give the same bytes, and nothing in a record can end the YAML header, a table's row or the
+code block of the settings. The licence is left to the user. Addresses, paths, commands and environments in
+the settings are left out, because a card is made to be published.
 """
 
 import json

@@ -1,8 +1,6 @@
 """The evaluation record: what one run scored in one mode, one JSON object a line.
 
-Owns the record's fields, its schema version and the file's format. Must not know models, graders or
-statistics. Invariant: a record that is read back equals the record that was written, or reading fails with
-file and line.
+A record that is read back equals the one that was written, or reading fails with file and line.
 """
 
 import json

@@ -1,8 +1,7 @@
 """One question to one agent, within its deadline: the error boundary around agents.
 
-Owns what becomes of whatever an agent does. Must not know tokens, limits or rollouts.
-Invariant: nothing that an agent does is raised, and nothing outlasts the deadline; only the end of the run
-itself passes through.
+Whatever an agent does becomes an outcome: nothing that it raises passes through, and nothing outlasts the
+deadline. Only the end of the run itself does.
 """
 
 import asyncio

@@ -1,10 +1,8 @@
-"""Verified copies: the Verify Agent, asked once more, about a rollout from which all consultations are gone.
+"""Verified copies: the Verify Agent is asked about a rollout from which its consultations were cut out.
 
-Owns the question and what counts as an objection. Must not know advantages. Invariant: a copy that Verify
-could not be asked about, or about which it does not say, is not approved; nothing an agent does is raised.
-
-A correct final answer says little about the lines before it when the last reply contained that answer
-(docs/method.md#consult-stripped-copies).
+A copy is approved only where Verify says so: not if it cannot be asked or says nothing clear. It matters
+because a correct final answer proves little about the lines before it when the last reply contained that
+answer (docs/method.md#consult-stripped-copies).
 """
 
 from dataclasses import dataclass

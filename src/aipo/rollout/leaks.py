@@ -1,9 +1,8 @@
-"""The leak guard: feedback that states the final answer, counted and, by choice, kept from the policy.
+"""The leak guard: counts feedback that states the final answer and, if asked to, keeps it from the policy.
 
-Owns the three policies. Must not know how a task writes its answers: it is given a function for that.
-Invariant: whatever the policy, a leak is counted; the gold answer itself never reaches an agent.
-
-It matters because feedback that hands over the answer earns reward 1 for a wrong chain of reasoning.
+A leak is counted under every policy, and the gold answer itself never reaches an agent: the task supplies a
+function that finds its answer in a text. It matters because feedback that hands over the answer earns reward
+1 for a wrong chain of reasoning.
 """
 
 from collections.abc import Callable

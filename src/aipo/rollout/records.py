@@ -1,7 +1,7 @@
-"""What is written down of every rollout: one JSON object a line, enough to replay it token by token.
+"""The record of a rollout: one JSON object a line, enough to replay it token by token.
 
-Owns the record's shape. Must not know training. Invariant: the same seed gives the same lines, so nothing
-that is measured with a clock stands in them; the times of consultations are recorded with the step's timings.
+The same seed gives the same lines, so a record holds no measured time; the durations of consultations are
+recorded with the step's timings.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """What a step learns from: sampled groups, and the credit of each stream in them.
 
-Owns dynamic sampling, verified copies and the count of expert tokens. Must not know the optimiser.
-Invariant: every group that was sampled is returned, counted and paid for, also those that teach nothing.
+Dynamic sampling, verified copies and the count of expert tokens belong to it. Every sampled group is
+returned, counted and paid for, including those that teach nothing.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,9 @@
-"""Several processes that train one policy: who does what, all their talk, and their end.
+"""Several processes that train one policy: their shares of the work, what they exchange, how they end.
 
-Owns the split of work over ranks and every exchange of objects between them. Must not know what is exchanged.
-Invariant: every rank makes the same exchanges in the same order; a rank that is gone or silent is an error of
-all the others within `run.rank_timeout_s`, never a wait without end. With one process each method is the
-identity and nothing is started.
-
-torchrun or `accelerate launch` starts the processes; gradients are accelerate's business (DDP, FSDP).
+Every rank makes the same exchanges in the same order. A rank that is gone or silent is an error on all the
+others within `run.rank_timeout_s`, never an endless wait. With one process each method is the identity and
+nothing is started. torchrun or `accelerate launch` starts the processes; accelerate handles gradients (DDP,
+FSDP).
 """
 
 import atexit

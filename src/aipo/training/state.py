@@ -1,8 +1,7 @@
-"""The state of a run between two steps: what it consists of, how it is saved, and how a run gets back to it.
+"""The state of a run between two steps: what it consists of, how it is saved, and how a run returns to it.
 
-Owns the choice of what a checkpoint holds besides weights and optimiser, and of which checkpoint to go on
-from. Must not know how a step is made. Invariant: a run that is restored goes on to the last bit as the one
-that was saved. docs/recovery.md says of each part why it is there.
+A restored run continues to the last bit as the saved one would have. docs/recovery.md says of each part why
+it is there.
 """
 
 from collections.abc import Mapping

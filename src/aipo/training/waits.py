@@ -1,8 +1,7 @@
 """What a run is waiting for: for whom, and since when.
 
-Owns the list of waits, the clock of the last progress, and the wrappers that keep the list. Must not decide
-how long is too long: `training/watchdog.py`. Invariant: a wait is on the list exactly as long as it lasts,
-and a wrapper changes nothing of what it wraps.
+A wait is on the list exactly while it lasts, and the wrappers that keep the list change nothing about what
+they wrap. `training/watchdog.py` decides how long is too long.
 """
 
 import asyncio

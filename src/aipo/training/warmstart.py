@@ -1,10 +1,7 @@
-"""The warm start: supervised training of the tiny policy on traces of a CPU task.
+"""The warm start: supervised training of the tiny policy on a CPU task's traces.
 
-Owns the supervised loop. Must not know agents, rollouts, rewards or which task it is.
-Invariant: only targets are learnt; what agents say of fictional things, and mistakes, are context.
-
-Not needed, and not offered, for a real model: that one already writes solutions and follows the prompt that
-offers the agents.
+Only targets are learnt; what agents say about fictional things, and deliberate mistakes, are context. A real
+model needs no warm start: it already writes solutions and follows the prompt that offers the agents.
 """
 
 import math
