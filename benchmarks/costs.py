@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.core.advantages import Advantage
-from aipo.core.batch import Aggregation, weighted_rows
+from aipo.core.batch import weighted_rows
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.types import Condition
 from aipo.engines.transformers import TransformersEngine
@@ -157,7 +157,7 @@ class Bench:
         """Learn from rollouts."""
         advantages = [Advantage(1.0 if i % 2 else -1.0, 1.0) for i in range(len(made))]
         streams = [r.stream for r in made]
-        rows = weighted_rows(streams, advantages, Aggregation.TOKEN_MEAN, feedback_trained=True)
+        rows = weighted_rows(streams, advantages, "token_mean", feedback_trained=True)
         return clocked(lambda: self._updater.apply([rows], ObjectiveSettings()))
 
 

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 
 from aipo.config.settings import Settings
 from aipo.core.advantages import Advantage
-from aipo.core.batch import Aggregation, Row, weighted_rows
+from aipo.core.batch import Row, weighted_rows
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
@@ -60,7 +60,7 @@ def rows_of(model: PreTrainedModel, number: int, longest: int) -> list[Row]:
         prompt = Segment(Source.PROMPT, ids[:PROMPT_TOKENS])
         streams.append(TokenStream((prompt, Segment(Source.POLICY, ids[PROMPT_TOKENS:], sampled))))
     advantages = [Advantage(1.0 if i % 2 else -1.0, 0.0) for i in range(number)]
-    return weighted_rows(streams, advantages, Aggregation.SEQUENCE_MEAN, feedback_trained=False)
+    return weighted_rows(streams, advantages, "sequence_mean", feedback_trained=False)
 
 
 def updater_of(model: PreTrainedModel, guarded: bool = True) -> Updater:

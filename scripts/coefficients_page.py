@@ -1,10 +1,9 @@
 """Write docs/coefficients.md and its figure from `core`: `python scripts/coefficients_page.py`.
 
 Every curve is computed from `feedback_term`: C by its value, W = dC / dlog p by autograd. No formula is typed
-here; the words of the page are the docstrings of `Coefficient`.
+here; the words of the page are those of the entries of `COEFFICIENTS`.
 """
 
-import re
 from pathlib import Path
 
 import matplotlib
@@ -12,8 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from aipo.core import coefficients as module
-from aipo.core.coefficients import Coefficient, CoefficientSettings, feedback_term
+from aipo.core.coefficients import COEFFICIENTS, curve
+from aipo.core.feedback import CoefficientSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FIGURE = "figures/coefficients.svg"
@@ -41,30 +40,25 @@ its gradient means something. The table below holds W for A > 0.
 """
 
 
-def curve(kind: Coefficient, p: Tensor, sign: float = 1.0) -> tuple[Tensor, Tensor]:
+def drawn(name: str, p: Tensor, sign: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return C and W at each p, for A = `sign`; shapes as p."""
-    log_p = p.log().requires_grad_()
-    old = torch.full_like(p, P_OLD).log()
-    value = feedback_term(log_p, old, torch.full_like(p, sign), CoefficientSettings(kind)) / sign
-    if value.requires_grad:
-        value.sum().backward()
-    return value.detach(), torch.zeros_like(p) if log_p.grad is None else log_p.grad
+    return curve(p, CoefficientSettings(kind=name), sign, P_OLD)
 
 
-def descriptions() -> dict[Coefficient, str]:
-    """Return the docstring of each member, which stands behind it in the source."""
-    source = Path(module.__file__).read_text(encoding="utf-8")
-    found = re.findall(r'^    ([A-Z]+) = "[a-z]+"\n    """(.*?)"""', source, re.DOTALL | re.MULTILINE)
-    return {Coefficient[name]: " ".join(text.split()) for name, text in found}
+def description(name: str) -> str:
+    """Return what an entry says of itself, in a line."""
+    entry = COEFFICIENTS[name]
+    source = f", arXiv {entry.arxiv}" if entry.arxiv else ""
+    return f"C = {entry.value}; W = {entry.weight}: {entry.about}{source}."
 
 
 def weights_table() -> str:
     """Return W for A > 0 at a few probabilities, as Markdown."""
     p = torch.tensor(SAMPLED_AT, dtype=torch.float64)
     lines = ["| W at p = | " + " | ".join(f"{each:g}" for each in SAMPLED_AT) + " |", "|---" * 7 + "|"]
-    for kind in Coefficient:
-        weights = " | ".join(f"{w:.3g}" for w in curve(kind, p)[1].tolist())
-        lines.append(f"| `{kind.value}` | {weights} |")
+    for name in COEFFICIENTS:
+        weights = " | ".join(f"{w:.3g}" for w in drawn(name, p)[1].tolist())
+        lines.append(f"| `{name}` | {weights} |")
     return "\n".join(lines) + "\n"
 
 
@@ -72,17 +66,17 @@ def draw(path: Path) -> None:
     """Draw C and W of every coefficient, one row each; the file's bytes depend on `core` alone."""
     matplotlib.rcParams.update({"svg.hashsalt": "aipo", "svg.fonttype": "none", "font.size": 8})
     p = torch.logspace(-4, 0, 241, dtype=torch.float64)
-    kinds = list(Coefficient)
-    figure = Figure(figsize=(7.0, 1.35 * len(kinds)), layout="constrained")
-    panels = figure.subplots(len(kinds), 2, sharex=True, squeeze=False)
-    for row, kind in zip(panels, kinds, strict=True):
+    names = list(COEFFICIENTS)
+    figure = Figure(figsize=(7.0, 1.35 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 2, sharex=True, squeeze=False)
+    for row, name in zip(panels, names, strict=True):
         for sign, style, width in ((1.0, "-", 1.6), (-1.0, "--", 1.0)):
-            for panel, values in zip(row, curve(kind, p, sign), strict=True):
-                if sign > 0 or not torch.equal(values, curve(kind, p)[panel is row[1]]):
+            for panel, values in zip(row, drawn(name, p, sign), strict=True):
+                if sign > 0 or not torch.equal(values, drawn(name, p)[panel is row[1]]):
                     panel.plot(p.tolist(), values.tolist(), style, color="#1f4e79", linewidth=width)
         for panel, letter in zip(row, "CW", strict=True):
             panel.set_xscale("log")
-            panel.set_ylabel(f"{letter}, {kind.value}")
+            panel.set_ylabel(f"{letter}, {name}")
             panel.minorticks_off()
             panel.grid(alpha=0.3)
         row[1].set_ylim(-0.08, 1.35)
@@ -103,9 +97,7 @@ def page() -> str:
         low=1 - settings.clip.low,
         high=1 + settings.clip.high,
     )
-    words = descriptions()
-    assert list(words) == list(Coefficient), "a coefficient without a docstring"
-    rows = "".join(f"| `{kind.value}` | {words[kind]} |\n" for kind in Coefficient)
+    rows = "".join(f"| `{name}` | {description(name)} |\n" for name in COEFFICIENTS)
     return f"{head}{rows}\n{weights_table()}"
 
 

@@ -1,6 +1,6 @@
 """Write docs/results.md and docs/ablation.md from the committed records, figures too: no number is typed.
 
-Owns the join of the words, docs/*.in.md, with what `Report` generates. In the words,
+The words are docs/*.in.md, the rest is what `Report` generates. In the words,
 `{{ cell(METHOD, MODE, K) }}` stands for an estimate, `{{ table }}` and the like for whole parts; an unknown
 name is an error.
 """

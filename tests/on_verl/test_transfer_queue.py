@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from aipo.core.advantages import Advantage
-from aipo.core.batch import Aggregation, collate, weighted_rows
+from aipo.core.batch import collate, weighted_rows
 from aipo.core.objective import ObjectiveSettings, objective_loss
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Condition, Source, StopReason, Verdict
@@ -164,7 +164,7 @@ def test_sources_reach_the_loss_in_another_process_and_padding_trains_nothing(cl
     own = collate(
         [
             _with_old(row, -1.0)
-            for row in weighted_rows(streams, advantages, Aggregation.TOKEN_MEAN, feedback_trained=True)
+            for row in weighted_rows(streams, advantages, "token_mean", feedback_trained=True)
         ],
         0,
     )

@@ -7,18 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aipo.core.batch import Aggregation, collate, trained_tokens, weighted_rows
+from aipo.core.batch import collate, trained_tokens, weighted_rows
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
 from aipo.training.batch import microbatches
-from support.objectives import AGGREGATIONS, HORIZON, PAD, SETTINGS_AND_CASES, Case, quiet
+from support.objectives import AGGREGATION_NAMES, HORIZON, PAD, SETTINGS_AND_CASES, Case, quiet
 
 
 @quiet
-@given(SETTINGS_AND_CASES, AGGREGATIONS, st.booleans())
+@given(SETTINGS_AND_CASES, AGGREGATION_NAMES, st.booleans())
 def test_the_weights_are_those_of_the_mean_that_the_aggregation_is_named_after(
-    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation, trained: bool
+    drawn: tuple[ObjectiveSettings, Case], aggregation: str, trained: bool
 ) -> None:
     _, case = drawn
     rows = weighted_rows(
@@ -26,14 +26,14 @@ def test_the_weights_are_those_of_the_mean_that_the_aggregation_is_named_after(
     )
     counts = [trained_tokens(stream, trained) for stream in case.streams]
     shares = [row.weight * count for row, count in zip(rows, counts, strict=True)]
-    if aggregation in (Aggregation.TOKEN_MEAN, Aggregation.SEQUENCE_MEAN):  # means over tokens
+    if aggregation in ("token_mean", "sequence_mean"):  # means over tokens
         assert sum(shares) == pytest.approx(1.0 if any(counts) else 0.0, abs=1e-12)
-    if aggregation is Aggregation.SEQUENCE_MEAN:
+    if aggregation == "sequence_mean":
         assert max(shares) == pytest.approx(min([share for share in shares if share], default=0.0))
     else:  # every trained token weighs the same
         assert len({row.weight for row, count in zip(rows, counts, strict=True) if count}) <= 1
-    if aggregation in (Aggregation.SEQUENCE_SUM, Aggregation.HORIZON):
-        factor = HORIZON if aggregation is Aggregation.HORIZON else 1
+    if aggregation in ("sequence_sum", "horizon"):
+        factor = HORIZON if aggregation == "horizon" else 1
         assert sum(row.weight * factor for row in rows) == pytest.approx(1.0 if any(counts) else 0.0)
 
 
@@ -49,9 +49,9 @@ def test_policy_tokens_are_trained_and_feedback_tokens_where_it_is_asked_for(
 
 
 @quiet
-@given(SETTINGS_AND_CASES, AGGREGATIONS, st.integers(1, 120), st.integers(0, 40))
+@given(SETTINGS_AND_CASES, AGGREGATION_NAMES, st.integers(1, 120), st.integers(0, 40))
 def test_micro_batches_hold_every_row_once_with_its_weight_and_fit(
-    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation, most: int, pass_tokens: int
+    drawn: tuple[ObjectiveSettings, Case], aggregation: str, most: int, pass_tokens: int
 ) -> None:
     s, case = drawn
     rows = case.rows(s, aggregation)
@@ -74,9 +74,9 @@ def cheapest(lengths: list[int], most: int, pass_tokens: int) -> int:
 
 
 @quiet
-@given(SETTINGS_AND_CASES, AGGREGATIONS)
+@given(SETTINGS_AND_CASES, AGGREGATION_NAMES)
 def test_a_batch_holds_each_stream_and_pads_what_is_neither_attended_nor_trained(
-    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation
+    drawn: tuple[ObjectiveSettings, Case], aggregation: str
 ) -> None:
     s, case = drawn
     rows = case.rows(s, aggregation)

@@ -13,14 +13,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aipo.core.advantages import Advantage
-from aipo.core.batch import Aggregation, collate
-from aipo.core.coefficients import Coefficient
+from aipo.core.batch import collate
+from aipo.core.coefficients import COEFFICIENTS
 from aipo.core.objective import ObjectiveSettings, objective_sums
-from aipo.core.surrogates import Surrogate
 from aipo.core.types import Source
 from aipo.training.batch import microbatches
 from support.objectives import (
-    AGGREGATIONS,
+    AGGREGATION_NAMES,
     PAD,
     SETTINGS_AND_CASES,
     Case,
@@ -35,9 +34,9 @@ from support.surrogates import is_outside, sequence_value
 
 
 @quiet
-@given(SETTINGS_AND_CASES, AGGREGATIONS)
+@given(SETTINGS_AND_CASES, AGGREGATION_NAMES)
 def test_loss_and_gradient_are_those_of_the_reference(
-    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation
+    drawn: tuple[ObjectiveSettings, Case], aggregation: str
 ) -> None:
     s, case = drawn
     loss, gradient = computed(case.rows(s, aggregation), case.log_p, s)
@@ -48,9 +47,9 @@ def test_loss_and_gradient_are_those_of_the_reference(
 
 
 @quiet
-@given(SETTINGS_AND_CASES, AGGREGATIONS, st.data())
+@given(SETTINGS_AND_CASES, AGGREGATION_NAMES, st.data())
 def test_order_micro_batches_and_padding_change_nothing(
-    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation, data: st.DataObject
+    drawn: tuple[ObjectiveSettings, Case], aggregation: str, data: st.DataObject
 ) -> None:
     s, case = drawn
     rows = case.rows(s, aggregation)
@@ -69,9 +68,9 @@ def test_order_micro_batches_and_padding_change_nothing(
 
 
 @quiet
-@given(SETTINGS_AND_CASES, AGGREGATIONS, st.data())
+@given(SETTINGS_AND_CASES, AGGREGATION_NAMES, st.data())
 def test_ranks_that_share_a_batch_add_up_to_one_that_has_it_whole(
-    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation, data: st.DataObject
+    drawn: tuple[ObjectiveSettings, Case], aggregation: str, data: st.DataObject
 ) -> None:
     """Any split of the rows over ranks, each with micro-batches of its own."""
     s, case = drawn
@@ -94,9 +93,9 @@ def test_ranks_that_share_a_batch_add_up_to_one_that_has_it_whole(
 
 
 @quiet
-@given(SETTINGS_AND_CASES, AGGREGATIONS)
+@given(SETTINGS_AND_CASES, AGGREGATION_NAMES)
 def test_tokens_that_are_not_trained_and_padding_have_exactly_zero_gradient(
-    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation
+    drawn: tuple[ObjectiveSettings, Case], aggregation: str
 ) -> None:
     s, case = drawn
     _, gradient = computed(case.rows(s, aggregation), case.log_p, s, more=2)
@@ -109,9 +108,9 @@ def test_tokens_that_are_not_trained_and_padding_have_exactly_zero_gradient(
 
 
 @quiet
-@given(SETTINGS_AND_CASES, AGGREGATIONS)
+@given(SETTINGS_AND_CASES, AGGREGATION_NAMES)
 def test_a_row_without_advantage_has_exactly_zero_gradient(
-    drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation
+    drawn: tuple[ObjectiveSettings, Case], aggregation: str
 ) -> None:
     s, case = drawn
     case.advantages[0] = Advantage(0.0, 0.0)
@@ -123,16 +122,16 @@ def test_a_row_without_advantage_has_exactly_zero_gradient(
 @quiet
 @given(
     objectives().flatmap(lambda s: st.tuples(st.just(s), cases(s, feedback=False))),
-    AGGREGATIONS,
+    AGGREGATION_NAMES,
     st.sampled_from([0.5, 1.0, 2.0]),
 )
 def test_without_feedback_tokens_every_coefficient_is_the_base_algorithm_bit_for_bit(
-    dtype: torch.dtype, drawn: tuple[ObjectiveSettings, Case], aggregation: Aggregation, weight: float
+    dtype: torch.dtype, drawn: tuple[ObjectiveSettings, Case], aggregation: str, weight: float
 ) -> None:
     s, case = drawn
-    base = replace(s, coefficient=replace(s.coefficient, kind=Coefficient.MASKED))
+    base = replace(s, coefficient=replace(s.coefficient, kind="masked"))
     loss, gradient = computed(case.rows(base, aggregation), case.log_p, base, dtype=dtype)
-    for kind in Coefficient:
+    for kind in COEFFICIENTS:
         full = replace(s, coefficient=replace(s.coefficient, kind=kind), feedback_weight=weight)
         other_loss, other_gradient = computed(case.rows(full, aggregation), case.log_p, full, dtype=dtype)
         assert torch.equal(loss, other_loss)
@@ -144,8 +143,8 @@ def test_without_feedback_tokens_every_coefficient_is_the_base_algorithm_bit_for
 def test_a_feedback_weight_of_zero_is_the_coefficient_masked(drawn: tuple[ObjectiveSettings, Case]) -> None:
     s, case = drawn
     off = replace(s, feedback_weight=0.0)
-    masked = replace(s, coefficient=replace(s.coefficient, kind=Coefficient.MASKED))
-    results = [computed(case.rows(each, Aggregation.TOKEN_MEAN), case.log_p, each) for each in (off, masked)]
+    masked = replace(s, coefficient=replace(s.coefficient, kind="masked"))
+    results = [computed(case.rows(each, "token_mean"), case.log_p, each) for each in (off, masked)]
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
 
@@ -157,7 +156,7 @@ def test_the_sums_for_the_records_count_what_they_are_named_after(
 ) -> None:
     s, case = drawn
     assume(any(stream.count(Source.POLICY) for stream in case.streams))
-    batch = collate(case.rows(s, Aggregation.TOKEN_MEAN), PAD, torch.float64)
+    batch = collate(case.rows(s, "token_mean"), PAD, torch.float64)
     width = batch.ids.shape[1]
     log_p = torch.tensor([own + [-1.0] * (width - len(own)) for own in case.log_p], dtype=torch.float64)
     expected = dict.fromkeys(objective_sums(log_p, batch, s), 0.0)
@@ -167,7 +166,7 @@ def test_the_sums_for_the_records_count_what_they_are_named_after(
             if source is Source.POLICY:
                 expected["policy_tokens"] += 1
                 ratio = exp(new - old)
-                if s.surrogate.kind is Surrogate.SEQUENCE:
+                if s.surrogate.kind == "sequence":
                     ratio = sequence_value(*case.policy_log_p(number))
                 expected["clipped"] += is_outside(ratio, own.policy, s.surrogate.clip)
                 expected["ratio"] += exp(new - old)

@@ -7,8 +7,8 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aipo.core.advantages import Estimator, FeedbackAdvantage, Member, group_advantages
-from aipo.core.batch import Aggregation
+from aipo.core.advantages import ESTIMATORS, FEEDBACK_ADVANTAGES, Member, group_advantages
+from aipo.core.batch import AGGREGATIONS
 from aipo.core.types import Condition, Verdict
 from aipo.integrations.verl.credit import RowFacts, credits_of, minibatches_of
 from aipo.integrations.verl.estimators import advantages
@@ -26,9 +26,9 @@ row = st.builds(
 rows = st.lists(row, min_size=1, max_size=16)
 plans = st.builds(
     Plan,
-    estimator=st.sampled_from(Estimator),
-    aggregation=st.sampled_from(Aggregation),
-    feedback_advantage=st.sampled_from(FeedbackAdvantage),
+    estimator=st.sampled_from(list(ESTIMATORS)),
+    aggregation=st.sampled_from(list(AGGREGATIONS)),
+    feedback_advantage=st.sampled_from(list(FEEDBACK_ADVANTAGES)),
     split_baselines=st.booleans(),
     max_response_tokens=st.just(20),
     overlong_buffer_tokens=st.sampled_from([0, 8]),
@@ -58,7 +58,7 @@ def test_policy_advantages_through_verls_registry_are_those_of_core(
     found: list[RowFacts], plan: Plan
 ) -> None:
     """The estimators see names and masks; `core` sees verdicts and conditions."""
-    if plan.estimator.over_batch:
+    if ESTIMATORS[plan.estimator].over_batch:
         return
     credits = credits_of(found, one_step(found), plan)
     rewards = [
@@ -68,7 +68,10 @@ def test_policy_advantages_through_verls_registry_are_those_of_core(
     given_ = advantages(rewards, tokens, [c.baseline for c in credits], plan.estimator)
     for name in "abc":
         at = [i for i, each in enumerate(found) if each.group == name]
-        members = [Member(found[i].verdict, found[i].condition, credits[i].penalty) for i in at]
+        members = [
+            Member(verdict=found[i].verdict, condition=found[i].condition, penalty=credits[i].penalty)
+            for i in at
+        ]
         wanted = group_advantages(
             members,
             estimator=plan.estimator,

@@ -11,10 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from aipo.core.advantages import Advantage
-from aipo.core.batch import Aggregation, Row, TokenBatch, collate, weighted_rows
-from aipo.core.coefficients import Coefficient, CoefficientSettings
+from aipo.core.batch import AGGREGATIONS, Row, TokenBatch, collate, weighted_rows
+from aipo.core.coefficients import COEFFICIENTS
+from aipo.core.feedback import CoefficientSettings
 from aipo.core.objective import ObjectiveSettings, objective_loss
-from aipo.core.surrogates import Clip, Surrogate, SurrogateSettings
+from aipo.core.surrogates import SURROGATES, Clip, SurrogateSettings
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
 from support.surrogates import clipped, policy_terms
@@ -32,7 +33,7 @@ class Case:
     log_p: list[list[float]]
     recomputed: list[list[float]]
 
-    def rows(self, objective: ObjectiveSettings, aggregation: Aggregation) -> list[Row]:
+    def rows(self, objective: ObjectiveSettings, aggregation: str) -> list[Row]:
         trained = objective.feedback_trained
         rows = weighted_rows(
             self.streams, self.advantages, aggregation, feedback_trained=trained, horizon_tokens=HORIZON
@@ -85,43 +86,49 @@ def cases(draw: st.DrawFn, objective: ObjectiveSettings, feedback: bool = True) 
 def objectives(draw: st.DrawFn) -> ObjectiveSettings:
     clips = [Clip(draw(st.floats(0.05, 0.6)), draw(st.floats(0.05, 0.6))) for _ in range(2)]
     kind, floor, shape = (
-        draw(st.sampled_from(Coefficient)),
+        draw(st.sampled_from(list(COEFFICIENTS))),
         draw(st.floats(0.01, 1.0)),
         draw(st.floats(0.01, 1.0)),
     )
     below_zero = draw(st.booleans())
-    coefficient = CoefficientSettings(kind, floor, shape, clips[1], unit_below_zero=below_zero)
-    surrogate = SurrogateSettings(draw(st.sampled_from(Surrogate)), clips[0])
-    return ObjectiveSettings(surrogate, coefficient, draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])))
+    coefficient = CoefficientSettings(
+        kind=kind, floor=floor, shape=shape, clip=clips[1], unit_below_zero=below_zero
+    )
+    surrogate = SurrogateSettings(draw(st.sampled_from(list(SURROGATES))), clips[0])
+    return ObjectiveSettings(
+        surrogate=surrogate,
+        coefficient=coefficient,
+        feedback_weight=draw(st.sampled_from([0.0, 0.5, 1.0, 2.0])),
+    )
 
 
-AGGREGATIONS = st.sampled_from(Aggregation)
+AGGREGATION_NAMES = st.sampled_from(list(AGGREGATIONS))
 SETTINGS_AND_CASES = objectives().flatmap(lambda objective: st.tuples(st.just(objective), cases(objective)))
 
 
 def feedback(p: float, old: float, a: float, s: CoefficientSettings) -> tuple[float, float]:
     """C A and its derivative W A, from the table of docs/method.md#coefficients."""
     lifted = max(p, s.floor) if a > 0 else p
-    if a < 0 and s.unit_below_zero and s.kind is not Coefficient.MASKED:
+    if a < 0 and s.unit_below_zero and s.kind != "masked":
         return p * a, p * a
-    table: dict[Coefficient, Callable[[], tuple[float, float]]] = {
-        Coefficient.MASKED: lambda: (0.0, 0.0),
-        Coefficient.RATIO: lambda: clipped(p / old, a, s.clip),
-        Coefficient.AGENT: lambda: (min(p / old, s.truncation) * a,) * 2,  # `old` is the agent's q
-        Coefficient.UNIT: lambda: (p * a, p * a),
-        Coefficient.SHAPED: lambda: (p / (p + s.shape) * a, s.shape * p / (p + s.shape) ** 2 * a),
-        Coefficient.ATTENUATED: lambda: (p / max(p, s.floor) * a, min(1.0, p / s.floor) * a),
-        Coefficient.STOPGRAD: lambda: (lifted * log(p) * a, lifted * a),
-        Coefficient.FLOORED: lambda: (lifted * a, lifted * a),
-        Coefficient.LIKELIHOOD: lambda: (log(p) * a, a),
+    table: dict[str, Callable[[], tuple[float, float]]] = {
+        "masked": lambda: (0.0, 0.0),
+        "ratio": lambda: clipped(p / old, a, s.clip),
+        "agent": lambda: (min(p / old, s.truncation) * a,) * 2,  # `old` is the agent's q
+        "unit": lambda: (p * a, p * a),
+        "shaped": lambda: (p / (p + s.shape) * a, s.shape * p / (p + s.shape) ** 2 * a),
+        "attenuated": lambda: (p / max(p, s.floor) * a, min(1.0, p / s.floor) * a),
+        "stopgrad": lambda: (lifted * log(p) * a, lifted * a),
+        "floored": lambda: (lifted * a, lifted * a),
+        "likelihood": lambda: (log(p) * a, a),
     }
     return table[s.kind]()
 
 
-def reference(case: Case, s: ObjectiveSettings, aggregation: Aggregation) -> tuple[float, list[list[float]]]:
+def reference(case: Case, s: ObjectiveSettings, aggregation: str) -> tuple[float, list[list[float]]]:
     """-J and its gradient, token by token; knows no tensor, no padding and no row."""
     trained = {Source.POLICY}
-    if s.feedback_weight != 0 and s.coefficient.kind is not Coefficient.MASKED:
+    if s.feedback_weight != 0 and s.coefficient.kind != "masked":
         trained.add(Source.FEEDBACK)
     counts = [sum(source in trained for source in stream.sources) for stream in case.streams]
     loss, gradients = 0.0, []
@@ -134,10 +141,10 @@ def reference(case: Case, s: ObjectiveSettings, aggregation: Aggregation) -> tup
                 continue
             sequences = len([count for count in counts if count])
             n = {
-                Aggregation.TOKEN_MEAN: sum(counts),
-                Aggregation.SEQUENCE_MEAN: sequences * counts[number],
-                Aggregation.SEQUENCE_SUM: sequences,
-                Aggregation.HORIZON: sequences * HORIZON,
+                "token_mean": sum(counts),
+                "sequence_mean": sequences * counts[number],
+                "sequence_sum": sequences,
+                "horizon": sequences * HORIZON,
             }[aggregation]
             p, old = exp(case.log_p[number][t]), exp(case.recomputed[number][t])
             if source is Source.POLICY:
@@ -158,11 +165,13 @@ def widened(batch: TokenBatch, more: int) -> TokenBatch:
         return torch.nn.functional.pad(values, (0, more), value=fill)
 
     return TokenBatch(
-        pad(batch.ids, PAD),
-        pad(batch.sources, Source.SCAFFOLD),
-        pad(batch.attended, 0),
-        *(pad(values, 5.0) for values in (batch.log_p_old, batch.policy_advantage)),
-        *(pad(values, 5.0) for values in (batch.feedback_advantage, batch.weight)),
+        ids=pad(batch.ids, PAD),
+        sources=pad(batch.sources, Source.SCAFFOLD),
+        attended=pad(batch.attended, 0),
+        log_p_old=pad(batch.log_p_old, 5.0),
+        policy_advantage=pad(batch.policy_advantage, 5.0),
+        feedback_advantage=pad(batch.feedback_advantage, 5.0),
+        weight=pad(batch.weight, 5.0),
     )
 
 

@@ -75,7 +75,7 @@ def ours(of: Sample, name: str) -> tuple[Tensor, Tensor]:
     )
     log_p = of.news.clone().requires_grad_()
     padded = torch.cat([torch.zeros_like(log_p[:, :1]), log_p], dim=1)
-    settings = ObjectiveSettings(SurrogateSettings(algorithm.surrogate, algorithm.clip))
+    settings = ObjectiveSettings(surrogate=SurrogateSettings(algorithm.surrogate, algorithm.clip))
     loss = objective_loss(padded, collate(rows, 0, torch.float64), settings)
     loss.backward()
     assert log_p.grad is not None

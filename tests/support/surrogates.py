@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from math import exp, fsum
 
-from aipo.core.surrogates import Clip, Surrogate
+from aipo.core.surrogates import Clip
 
 Terms = list[tuple[float, float]]
 
@@ -34,18 +34,16 @@ def sequence_value(news: Sequence[float], olds: Sequence[float]) -> float:
     return exp(fsum(new - old for new, old in zip(news, olds, strict=True)) / len(news))
 
 
-def policy_terms(
-    kind: Surrogate, news: Sequence[float], olds: Sequence[float], a: float, clip: Clip
-) -> Terms:
+def policy_terms(kind: str, news: Sequence[float], olds: Sequence[float], a: float, clip: Clip) -> Terms:
     """Value and derivative (with respect to its own log p) of each POLICY token of one rollout."""
     if not news:
         return []
     ratios = [exp(new - old) for new, old in zip(news, olds, strict=True)]
-    rule: dict[Surrogate, Callable[[], Terms]] = {
-        Surrogate.CLIPPED: lambda: [clipped(r, a, clip) for r in ratios],
-        Surrogate.PRESERVING: lambda: [preserving(r, a, clip) for r in ratios],
-        Surrogate.SEQUENCE: lambda: [clipped(sequence_value(news, olds), a, clip) for _ in ratios],
-        Surrogate.CISPO: lambda: [
+    rule: dict[str, Callable[[], Terms]] = {
+        "clipped": lambda: [clipped(r, a, clip) for r in ratios],
+        "preserving": lambda: [preserving(r, a, clip) for r in ratios],
+        "sequence": lambda: [clipped(sequence_value(news, olds), a, clip) for _ in ratios],
+        "cispo": lambda: [
             (held(r, clip) * a * new, held(r, clip) * a) for r, new in zip(ratios, news, strict=True)
         ],
     }

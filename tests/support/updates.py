@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig, PreTrainedModel
 
 from aipo.core.advantages import Advantage
-from aipo.core.batch import Aggregation, Row, collate, weighted_rows
-from aipo.core.coefficients import Coefficient, CoefficientSettings
+from aipo.core.batch import Row, collate, weighted_rows
+from aipo.core.feedback import CoefficientSettings
 from aipo.core.objective import ObjectiveSettings, objective_loss
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
@@ -26,7 +26,7 @@ ADVANTAGES = [
     (-0.3, 0.0),
     (0.3, 0.3),
 ]
-OBJECTIVE = ObjectiveSettings(coefficient=CoefficientSettings(Coefficient.RATIO))
+OBJECTIVE = ObjectiveSettings(coefficient=CoefficientSettings(kind="ratio"))
 """Reads p_old at FEEDBACK tokens, so that log p is computed once more before the step."""
 LONGEST = 14
 """Tokens of the longest uneven row; the shortest has 7."""
@@ -49,7 +49,7 @@ def _rows(lengths: Sequence[int]) -> list[Row]:
     rng = Random(0)
     streams = [_stream(rng, length) for length in lengths]
     advantages = [Advantage(*of_row) for of_row in ADVANTAGES]
-    return weighted_rows(streams, advantages, Aggregation.TOKEN_MEAN, feedback_trained=True)
+    return weighted_rows(streams, advantages, "token_mean", feedback_trained=True)
 
 
 EVEN_ROWS = _rows([6] * 8)

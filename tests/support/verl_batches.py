@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import FeedbackAdvantage
 from aipo.core.batch import Row, collate, corrected
 from aipo.core.objective import objective_loss
 from aipo.core.tokens import Segment, TokenStream
@@ -98,7 +97,7 @@ def plan_of(algorithm: AlgorithmSettings) -> Plan:
         objective=objective_settings(algorithm),
         estimator=base.estimator,
         aggregation=base.aggregation,
-        feedback_advantage=FeedbackAdvantage(algorithm.feedback_advantage),
+        feedback_advantage=algorithm.feedback_advantage,
         split_baselines=algorithm.split_baselines,
         mismatch_truncation=algorithm.mismatch_truncation,
         max_response_tokens=HORIZON,

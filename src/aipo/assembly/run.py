@@ -19,6 +19,7 @@ from aipo.assembly.stopping import end_now_is_an_error, signals_end_the_step, wa
 from aipo.config.settings import Settings
 from aipo.evaluation.model_card import write_model_card
 from aipo.tasks.base import Split, Task
+from aipo.training.algorithm import objective_settings
 from aipo.training.events import Progress, Reporter, Silent
 from aipo.training.journal import AGENTS, record_agents, refuse_other_run
 from aipo.training.log_probs import PolicyForward
@@ -76,6 +77,7 @@ def train(
             "policy.model is empty; name a model folder or hub id, or first run `aipo warmstart`"
         )
     check_trackers(settings.run.trackers)
+    objective_settings(settings.algorithm)  # looks up its names, those from outside the package too
     ranks = join(settings)
     reporter = reporter or Reporter() if ranks.is_main else Silent()
     ranks.first(lambda: refuse_other_run(settings, may_change))

@@ -1,7 +1,6 @@
 """Runs in processes of their own, several at a time, each resumable.
 
-Owns processes, logs and progress. Must not know what a run computes beyond its folder.
-Invariant: a job that is finished is not run again; a job that fails stops all, and its log is shown.
+A job that is finished is not run again; a job that fails stops all, and the end of its log is shown.
 """
 
 import os
@@ -28,7 +27,7 @@ class JobFailedError(ValueError):
     """A run failed; the message holds the end of its log."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One `aipo VERB` on settings of its own."""
 
@@ -70,7 +69,7 @@ class Pace:
 def run_jobs(
     jobs: Sequence[Job], pace: Pace, what: str, when_done: Callable[[Job], None], reporter: Reporter
 ) -> bool:
-    """Run jobs, so many at a time, until all are finished; return whether they are.
+    """Run jobs, `pace.at_once` at a time, until all are finished; return whether they are.
 
     `when_done` is called with each job as it is finished, also with those that were when this began. Stops
     its children on Ctrl-C. Raises `JobFailedError`, also for a job that was begun with other settings,

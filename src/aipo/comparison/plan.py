@@ -1,8 +1,7 @@
 """Which runs a comparison consists of: tuning runs, the warm start's evaluation, every method and seed.
 
-Owns folders, settings and order of the runs, and which of them are recorded already. Must not run anything.
-Invariant: a run that is recorded is not planned again, whatever machine it ran on, unless another that is
-missing begins with its policy.
+A run that is recorded is not planned again, whatever machine it ran on, unless another that is missing begins
+with its policy.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,7 @@ _WHERE = ("run.output:", "policy.model:", "run.threads:")
 """Settings that may differ between a recorded run and a planned one: where things are, not what they are."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
     """One run that is reported on."""
 
@@ -75,8 +74,10 @@ class Plan:
         if c.warmstart:
             folder = self._output / "warmstart-evaluation"
             settings = common_settings(c, [*self._policy(None, 0), f"run.output={folder}"])
-            job = Job(WARM_START, "evaluate", settings, _evaluated(settings, 0))
-            result.append(PlannedRun(WARM_START, 0, job, self.records / RUNS / "warm-start.json"))
+            finished = _evaluated(settings, 0)
+            job = Job(title=WARM_START, verb="evaluate", settings=settings, finished=finished)
+            record = self.records / RUNS / "warm-start.json"
+            result.append(PlannedRun(label=WARM_START, seed=0, job=job, record=record))
         for seed in sorted({seed for method in c.methods for seed in method.seeds_of(c)}):
             for method in c.methods:
                 if seed not in method.seeds_of(c):
@@ -85,7 +86,8 @@ class Plan:
                 folder = self._output / method.name / f"seed-{seed}"
                 job = self._train(method, seed, folder, own)
                 record = self.records / RUNS / f"{method.name}-{seed}.json"
-                result.append(PlannedRun(method.label, seed, job, record, method))
+                run = PlannedRun(label=method.label, seed=seed, job=job, record=record, method=method)
+                result.append(run)
         for run in result:
             refuse_another_record(run.record, run.job.settings)
         return result
@@ -117,11 +119,11 @@ class Plan:
             )
         begins_with = Path(settings.policy.model) / "config.json" if method.starts_from else None
         return Job(
-            f"{method.name} {folder.name}",
-            "train",
-            settings,
-            _evaluated(settings, steps),
-            steps,
+            title=f"{method.name} {folder.name}",
+            verb="train",
+            settings=settings,
+            finished=_evaluated(settings, steps),
+            steps=steps,
             needs=begins_with,
         )
 

@@ -7,13 +7,13 @@ with five digits.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult, RecordError
+from aipo.training.durable import write_whole
 
 RUN_SCHEMA = 1
 KEPT_METRICS = (
@@ -41,7 +41,7 @@ _COUNTS = ("samples", "correct", "ungraded", "truncated")
 EVERY_STEPS, WHOLE_STEPS = 5, 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """What is kept of one run."""
 
@@ -87,7 +87,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def write_run(path: Path, run: RunRecord) -> None:
-    """Write one record, aside first, then renamed."""
+    """Write one record, whole or not at all."""
     row = {
         "schema": RUN_SCHEMA,
         **asdict(replace(run, evaluations=(), metrics=())),
@@ -96,12 +96,7 @@ def write_run(path: Path, run: RunRecord) -> None:
         "metrics": _columns(run.metrics),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    with aside.open("w") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    write_whole(path, json.dumps(row, allow_nan=False) + "\n")
 
 
 def read_run(path: Path) -> RunRecord:

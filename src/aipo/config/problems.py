@@ -6,14 +6,17 @@ One load raises at most one `SettingsError`, and it holds every problem that the
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined, to_jsonable_python
 
 from aipo.config.toml import toml_value
+from aipo.core.registry import Registry
 
 Key = tuple[str | int, ...]
 """A path into settings: names, and positions inside tuples."""
@@ -32,10 +35,39 @@ _CONSTRAINTS = {
 """Pydantic's words for wrong types where they speak of Python or JSON instead of TOML."""
 
 
+@dataclass(frozen=True, slots=True)
+class NameIn:
+    """Metadata of a field that holds a name of one of `core`'s registries, as in `Annotated[str, NameIn(…)]`.
+
+    The registry is named as `module:attribute` and imported when it is asked for, because torch, which the
+    method needs, takes seconds that `aipo --help` does not have.
+    """
+
+    path: str
+
+    @property
+    def registry(self) -> Registry[Any]:
+        """The registry itself."""
+        module, _, attribute = self.path.partition(":")
+        found: Registry[Any] = getattr(import_module(module), attribute)
+        return found
+
+
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are immutable."""
+    """Base of every section: unknown keys and names are refused, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _known_name(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse a name that its registry does not have; the default is known without looking."""
+        field = cls.model_fields[info.field_name or ""]
+        if value is not None and value != field.default:
+            for each in field.metadata:
+                if isinstance(each, NameIn):
+                    each.registry.check(value)
+        return value
 
 
 class SettingsError(ValueError):
@@ -138,7 +170,9 @@ def _describe_error(model: type[BaseModel], error: ErrorDetails) -> str:
         return unknown_key(model, key)
     constraint = _CONSTRAINTS.get(error["type"]) or _NOISE.sub("", error["msg"])
     if error["type"] == "value_error":
-        return f"`{dotted(key)}`: {constraint}"
+        about = f"{dotted(key)} = "  # a registry names the field itself
+        said = f"`{dotted(key)}` = {constraint[len(about) :]}" if constraint.startswith(about) else None
+        return said or f"`{dotted(key)}`: {constraint}"
     field = field_at(model, key)
     if error["type"] == "missing":
         about = f" ({field.description})" if field is not None and field.description else ""

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from aipo.config.comparison import ComparisonRecipe
-from aipo.config.problems import section_of
+from aipo.config.problems import NameIn, section_of
 from aipo.config.settings import Settings
 from aipo.config.toml import toml_value
 
@@ -73,6 +73,9 @@ def _type(info: FieldInfo) -> str:
     >>> _type(FieldInfo.from_annotation(Literal["a", "b"])), _type(Settings.model_fields["train"])
     ('"a" or "b"', 'table')
     """
+    for each in info.metadata:
+        if isinstance(each, NameIn):
+            return " or ".join([*map(toml_value, each.registry), "module:attribute"])
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     bounds = [
         f"{signs[n]} {v:g}" for m in info.metadata for n in signs if (v := getattr(m, n, None)) is not None

@@ -5,40 +5,18 @@ Invariant: an unknown key is an error; a resolved `Settings` is complete and imm
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from aipo.config.agents import AgentName, AgentSettings
 from aipo.config.engines import EngineSettings
 from aipo.config.guards import GuardSettings
+from aipo.config.problems import NameIn
 from aipo.config.problems import Section as Section
 from aipo.core.types import PAPER_AGENTS
 
-AlgorithmName = Literal[
-    "grpo",
-    "dapo",
-    "dr_grpo",
-    "rloo",
-    "reinforce_plus_plus",
-    "reinforce_plus_plus_baseline",
-    "gspo",
-    "cispo",
-    "gppo",
-]
-EstimatorName = Literal[
-    "group_normalised",
-    "group_centred",
-    "leave_one_out",
-    "batch_normalised",
-    "group_centred_batch_normalised",
-]
-
-
 LeakPolicyName = Literal["allow", "mask", "drop"]
-CoefficientName = Literal[
-    "masked", "ratio", "agent", "unit", "shaped", "attenuated", "stopgrad", "floored", "likelihood"
-]
 
 
 class RunSettings(Section):
@@ -196,13 +174,15 @@ class RolloutSettings(Section):
 class AlgorithmSettings(Section):
     """The objective (docs/method.md#objective)."""
 
-    name: AlgorithmName = Field("dapo", description="The base RLVR algorithm; see `core/algorithms.py`.")
+    name: Annotated[str, NameIn("aipo.core.algorithms:ALGORITHMS")] = Field(
+        "dapo", description="The base RLVR algorithm; see `core/algorithms.py`."
+    )
     clip_low: float | None = Field(None, ge=0, le=1, description="None: the algorithm's own.")
     clip_high: float | None = Field(None, ge=0, description="None: the algorithm's own.")
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "horizon"] | None = Field(
+    aggregation: Annotated[str | None, NameIn("aipo.core.batch:AGGREGATIONS")] = Field(
         None, description="How token terms become one number. None: the algorithm's own."
     )
-    estimator: EstimatorName | None = Field(
+    estimator: Annotated[str | None, NameIn("aipo.core.advantages:ESTIMATORS")] = Field(
         None, description="What a reward is compared with. None: the algorithm's own."
     )
     overlong_buffer_tokens: int = Field(
@@ -211,8 +191,11 @@ class AlgorithmSettings(Section):
     split_baselines: bool = Field(
         True, description="POLICY tokens take the advantage within their own condition."
     )
-    coefficient: CoefficientName = Field(
+    coefficient: Annotated[str, NameIn("aipo.core.coefficients:COEFFICIENTS")] = Field(
         "floored", description="C on FEEDBACK tokens; see `core/coefficients.py`."
+    )
+    coefficient_options: dict[str, float] = Field(
+        {}, description="Parameters of a coefficient's own, by name; those left out keep their defaults."
     )
     floor: float = Field(0.1, gt=0, le=1, description="d of `floored` and `attenuated`, c_min of `stopgrad`.")
     floor_end: float | None = Field(
@@ -230,7 +213,7 @@ class AlgorithmSettings(Section):
     feedback_weight_end: float | None = Field(
         None, ge=0, description="lambda at the last update, reached linearly; none: it stays."
     )
-    feedback_advantage: Literal["signed", "signed_unit", "positive", "over_solo"] = Field(
+    feedback_advantage: Annotated[str, NameIn("aipo.core.advantages:FEEDBACK_ADVANTAGES")] = Field(
         "over_solo", description="What FEEDBACK tokens are credited with; see `core/advantages.py`."
     )
     stripped_copies: bool = Field(

@@ -1,15 +1,15 @@
 """From the verdicts of one group to one POLICY and one FEEDBACK advantage per rollout.
 
-Owns baselines. Must not know tokens, models or tasks.
-Invariant: an UNGRADED rollout changes nothing, as if it had never been sampled; a (sub)group without
-variance gives exactly 0, but for the estimators that normalise over the batch, which move it by its mean.
+An UNGRADED rollout changes nothing, as if it had never been sampled. A (sub)group without variance gives
+exactly 0, but for the estimators that normalise over the batch, which move it by its mean. An estimator is
+one entry of `ESTIMATORS`, a rule for FEEDBACK tokens one of `FEEDBACK_ADVANTAGES`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from statistics import fmean
 
+from aipo.core.registry import Registry
 from aipo.core.types import Condition, Verdict
 
 REWARD = {Verdict.CORRECT: 1.0, Verdict.INCORRECT: 0.0}
@@ -17,49 +17,18 @@ REWARD = {Verdict.CORRECT: 1.0, Verdict.INCORRECT: 0.0}
 
 STD_EPSILON = 1e-6
 WHITEN_EPSILON = 1e-8
+ByIndex = Mapping[int, float]
+"""A number of each graded member of a group."""
 
 
-class Estimator(StrEnum):
-    """What a reward is compared with, and in which unit the difference is measured."""
-
-    GROUP_NORMALISED = "group_normalised"
-    """(R - mean) / std of the group: GRPO, arXiv 2402.03300 eq. 3."""
-    GROUP_CENTRED = "group_centred"
-    """R - mean of the group: Dr. GRPO, arXiv 2503.20783."""
-    LEAVE_ONE_OUT = "leave_one_out"
-    """R - mean of the *other* rollouts of the group: RLOO, arXiv 2402.14740."""
-    BATCH_NORMALISED = "batch_normalised"
-    """(R - mean) / std over all POLICY tokens of the batch: REINFORCE++, arXiv 2501.03262."""
-    GROUP_CENTRED_BATCH_NORMALISED = "group_centred_batch_normalised"
-    """R - mean of the group, then normalised over the batch: REINFORCE++ with baseline, same paper."""
-
-    @property
-    def over_batch(self) -> bool:
-        """Whether `whitened` has to follow, over the whole batch."""
-        return self in (Estimator.BATCH_NORMALISED, Estimator.GROUP_CENTRED_BATCH_NORMALISED)
-
-
-class FeedbackAdvantage(StrEnum):
-    """What a FEEDBACK token is credited with [ours, docs/method.md#feedback-advantage]."""
-
-    SIGNED = "signed"
-    """The rollout's own advantage A within its group, of either sign, before any batch normalisation."""
-    SIGNED_UNIT = "signed_unit"
-    """The same A; tokens with A < 0 take the weight p of `unit` (see `CoefficientSettings`)."""
-    POSITIVE = "positive"
-    """max(0, A)."""
-    OVER_SOLO = "over_solo"
-    """max(0, R - mean R of the solo siblings): what help added over what the policy can do alone."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """What a group's baseline needs to know of one rollout."""
 
     verdict: Verdict
     condition: Condition
     penalty: float = 0.0
-    """Added to the reward, at most 0: see `overlong_penalty`. OVER_SOLO does not see it."""
+    """Added to the reward, at most 0: see `overlong_penalty`. `over_solo` does not see it."""
     expert: bool = False
     """An expert trajectory: a sibling like any other (LUFFY), but nothing that the policy can do alone."""
 
@@ -70,6 +39,29 @@ class Advantage:
 
     policy: float
     feedback: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimator:
+    """What a reward is compared with, and in which unit the difference is measured."""
+
+    relative: Callable[[Sequence[float]], list[float]]
+    """From the rewards of a group to the advantages; equal rewards give exactly 0."""
+    about: str
+    arxiv: str = ""
+    over_batch: bool = False
+    """Whether `whitened` has to follow, over the whole batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackAdvantage:
+    """What a FEEDBACK token is credited with [ours, docs/method.md#feedback-advantage]."""
+
+    credit: Callable[[Sequence[Member], ByIndex, ByIndex], ByIndex]
+    """From the group, and its graded members' rewards and own advantages by index, to their credits."""
+    about: str
+    unit_below_zero: bool = False
+    """Whether tokens with A < 0 take the weight p of `unit`: see `CoefficientSettings`."""
 
 
 def overlong_penalty(response_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
@@ -84,31 +76,61 @@ def overlong_penalty(response_tokens: int, max_tokens: int, buffer_tokens: int) 
     return -min(1.0, excess / buffer_tokens) if buffer_tokens > 0 and excess > 0 else 0.0
 
 
-def group_relative(rewards: Sequence[float], estimator: Estimator) -> list[float]:
+def group_relative(rewards: Sequence[float], estimator: str) -> list[float]:
     """Return each reward's advantage within its group; the batch's part, if any, is left to `whitened`.
 
-    Degenerate cases: equal rewards, hence also a group of one, give exactly 0, but for BATCH_NORMALISED,
+    Degenerate cases: equal rewards, hence also a group of one, give exactly 0, but for `batch_normalised`,
     which has no baseline in the group and returns the rewards; no rewards give an empty list.
 
-    >>> group_relative([1.0, 0.0], Estimator.GROUP_CENTRED)
-    [0.5, -0.5]
-    >>> group_relative([1.0, 0.0], Estimator.LEAVE_ONE_OUT)
-    [1.0, -1.0]
-    >>> group_relative([1.0, 1.0, 1.0], Estimator.GROUP_NORMALISED)
+    >>> group_relative([1.0, 0.0], "group_centred"), group_relative([1.0, 0.0], "leave_one_out")
+    ([0.5, -0.5], [1.0, -1.0])
+    >>> group_relative([1.0, 1.0, 1.0], "group_normalised")
     [0.0, 0.0, 0.0]
     """
-    if estimator is Estimator.BATCH_NORMALISED:
-        return list(rewards)
+    return ESTIMATORS[estimator].relative(rewards)
+
+
+def _centred(rewards: Sequence[float]) -> list[float]:
     if not rewards or min(rewards) == max(rewards):
         return [0.0] * len(rewards)
     mean = fmean(rewards)
-    centred = [reward - mean for reward in rewards]
-    if estimator is Estimator.LEAVE_ONE_OUT:
-        return [c * len(centred) / (len(centred) - 1) for c in centred]
-    if estimator is not Estimator.GROUP_NORMALISED:
+    return [reward - mean for reward in rewards]
+
+
+def _normalised(rewards: Sequence[float]) -> list[float]:
+    centred = _centred(rewards)
+    if not any(centred):
         return centred
     std = (sum(c * c for c in centred) / (len(centred) - 1)) ** 0.5
     return [c / (std + STD_EPSILON) for c in centred]
+
+
+def _left_out(rewards: Sequence[float]) -> list[float]:
+    centred = _centred(rewards)
+    return [c * len(centred) / (len(centred) - 1) for c in centred] if any(centred) else centred
+
+
+ESTIMATORS = Registry[Estimator]("algorithm.estimator", Estimator)
+ESTIMATORS.register(
+    "group_normalised",
+    Estimator(relative=_normalised, about="(R - mean) / std of the group: GRPO", arxiv="2402.03300"),
+)
+ESTIMATORS.register(
+    "group_centred", Estimator(relative=_centred, about="R - mean of the group: Dr. GRPO", arxiv="2503.20783")
+)
+ESTIMATORS.register(
+    "leave_one_out",
+    Estimator(relative=_left_out, about="R - mean of the group's others: RLOO", arxiv="2402.14740"),
+)
+_BATCH = "(R - mean) / std over all POLICY tokens of the batch: REINFORCE++"
+ESTIMATORS.register(
+    "batch_normalised", Estimator(relative=list, about=_BATCH, arxiv="2501.03262", over_batch=True)
+)
+_BOTH = "R - mean of the group, then normalised over the batch: REINFORCE++ with baseline"
+ESTIMATORS.register(
+    "group_centred_batch_normalised",
+    Estimator(relative=_centred, about=_BOTH, arxiv="2501.03262", over_batch=True),
+)
 
 
 def whitened(advantages: Sequence[float], tokens: Sequence[int]) -> list[float]:
@@ -131,20 +153,21 @@ def whitened(advantages: Sequence[float], tokens: Sequence[int]) -> list[float]:
 def group_advantages(
     group: Sequence[Member],
     *,
-    estimator: Estimator = Estimator.GROUP_NORMALISED,
+    estimator: str = "group_normalised",
     split_baselines: bool = True,
-    feedback: FeedbackAdvantage = FeedbackAdvantage.OVER_SOLO,
+    feedback: str = "over_solo",
 ) -> list[Advantage | None]:
     """Return each rollout's advantages, None for UNGRADED ones, which must leave the batch.
 
     With `split_baselines` a rollout is compared with graded siblings of its own condition only, so that solo
-    failures do not push down what consulting siblings show [ours]. OVER_SOLO falls back on the mean of all
+    failures do not push down what consulting siblings show [ours]. `over_solo` falls back on the mean of all
     graded rollouts in a group without graded solo members.
 
     >>> won, lost = Verdict.CORRECT, Verdict.INCORRECT
-    >>> group = [Member(won, Condition.CONSULTING), Member(lost, Condition.CONSULTING),
-    ...          Member(lost, Condition.SOLO), Member(Verdict.UNGRADED, Condition.SOLO)]
-    >>> for advantage in group_advantages(group, estimator=Estimator.GROUP_CENTRED):
+    >>> with_help, solo = Condition.CONSULTING, Condition.SOLO
+    >>> group = [Member(verdict=won, condition=with_help), Member(verdict=lost, condition=with_help),
+    ...          Member(verdict=lost, condition=solo), Member(verdict=Verdict.UNGRADED, condition=solo)]
+    >>> for advantage in group_advantages(group, estimator="group_centred"):
     ...     print(advantage)
     Advantage(policy=0.5, feedback=1.0)
     Advantage(policy=-0.5, feedback=0.0)
@@ -157,8 +180,8 @@ def group_advantages(
     for siblings in _baseline_sets(group, graded, split_baselines):
         relative = group_relative([reward[i] + group[i].penalty for i in siblings], estimator)
         policy.update(zip(siblings, relative, strict=True))
-    credit = _feedback_rule(group, reward, feedback)
-    return [Advantage(policy[i], credit(i, policy[i])) if i in reward else None for i in range(len(group))]
+    credit = FEEDBACK_ADVANTAGES[feedback].credit(group, reward, policy)
+    return [Advantage(policy[i], credit[i]) if i in reward else None for i in range(len(group))]
 
 
 def _baseline_sets(group: Sequence[Member], graded: list[int], split: bool) -> list[list[int]]:
@@ -167,13 +190,25 @@ def _baseline_sets(group: Sequence[Member], graded: list[int], split: bool) -> l
     return [[i for i in graded if group[i].condition is condition] for condition in Condition]
 
 
-def _feedback_rule(
-    group: Sequence[Member], reward: dict[int, float], rule: FeedbackAdvantage
-) -> Callable[[int, float], float]:
-    if rule in (FeedbackAdvantage.SIGNED, FeedbackAdvantage.SIGNED_UNIT):
-        return lambda _, advantage: advantage
-    if rule is FeedbackAdvantage.POSITIVE:
-        return lambda _, advantage: max(0.0, advantage)
-    solo = [r for i, r in reward.items() if group[i].condition is Condition.SOLO and not group[i].expert]
-    baseline = fmean(solo or reward.values()) if reward else 0.0
-    return lambda i, _: max(0.0, reward[i] - baseline)
+def _own(group: Sequence[Member], rewards: ByIndex, own: ByIndex) -> ByIndex:
+    return dict(own)
+
+
+def _positive(group: Sequence[Member], rewards: ByIndex, own: ByIndex) -> ByIndex:
+    return {i: max(0.0, advantage) for i, advantage in own.items()}
+
+
+def _over_solo(group: Sequence[Member], rewards: ByIndex, own: ByIndex) -> ByIndex:
+    solo = [r for i, r in rewards.items() if group[i].condition is Condition.SOLO and not group[i].expert]
+    baseline = fmean(solo or rewards.values()) if rewards else 0.0
+    return {i: max(0.0, r - baseline) for i, r in rewards.items()}
+
+
+FEEDBACK_ADVANTAGES = Registry[FeedbackAdvantage]("algorithm.feedback_advantage", FeedbackAdvantage)
+_SIGNED = "the rollout's own advantage A in its group, of either sign, before any batch normalisation"
+FEEDBACK_ADVANTAGES.register("signed", FeedbackAdvantage(credit=_own, about=_SIGNED))
+_UNIT = "the same A; tokens with A < 0 take the weight p of `unit`"
+FEEDBACK_ADVANTAGES.register("signed_unit", FeedbackAdvantage(credit=_own, about=_UNIT, unit_below_zero=True))
+FEEDBACK_ADVANTAGES.register("positive", FeedbackAdvantage(credit=_positive, about="max(0, A)"))
+_HELP = "max(0, R - mean R of the solo siblings): what help added over what the policy can do alone"
+FEEDBACK_ADVANTAGES.register("over_solo", FeedbackAdvantage(credit=_over_solo, about=_HELP))

@@ -1,48 +1,51 @@
 """The RLVR algorithms by name: each is a surrogate, an advantage estimator and an aggregation, nothing else.
 
-Owns what a name stands for. Must not compute. Invariant: every algorithm works with every feedback
-coefficient, and without FEEDBACK tokens it is the published one.
+Every algorithm works with every feedback coefficient, and without FEEDBACK tokens it is the published one.
+An algorithm is one entry of `ALGORITHMS`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
-from aipo.core.advantages import Estimator
-from aipo.core.batch import Aggregation
-from aipo.core.surrogates import Clip, Surrogate
+from aipo.core.registry import Registry
+from aipo.core.surrogates import Clip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """One published algorithm."""
+    """One published algorithm, of parts by name."""
 
     arxiv: str
     """Number of the paper: https://arxiv.org/abs/NUMBER."""
-    surrogate: Surrogate
-    estimator: Estimator
-    aggregation: Aggregation
+    surrogate: str = "clipped"
+    estimator: str = "group_normalised"
+    aggregation: str = "token_mean"
     clip: Clip
 
 
-_S, _E, _A = Surrogate, Estimator, Aggregation
+ALGORITHMS = Registry[Algorithm]("algorithm.name", Algorithm)
+"""What `algorithm.name` may be; `module:attribute` names one from outside."""
 _EVEN, _HIGHER = Clip(0.2, 0.2), Clip(0.2, 0.28)
 
-ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
-    {
-        "grpo": Algorithm("2402.03300", _S.CLIPPED, _E.GROUP_NORMALISED, _A.SEQUENCE_MEAN, _EVEN),
-        # DAPO's other two parts, dynamic sampling and overlong shaping, are settings of their own.
-        "dapo": Algorithm("2503.14476", _S.CLIPPED, _E.GROUP_NORMALISED, _A.TOKEN_MEAN, _HIGHER),
-        "dr_grpo": Algorithm("2503.20783", _S.CLIPPED, _E.GROUP_CENTRED, _A.HORIZON, _EVEN),
-        "rloo": Algorithm("2402.14740", _S.CLIPPED, _E.LEAVE_ONE_OUT, _A.SEQUENCE_SUM, _EVEN),
-        "reinforce_plus_plus": Algorithm("2501.03262", _S.CLIPPED, _E.BATCH_NORMALISED, _A.TOKEN_MEAN, _EVEN),
-        "reinforce_plus_plus_baseline": Algorithm(
-            "2501.03262", _S.CLIPPED, _E.GROUP_CENTRED_BATCH_NORMALISED, _A.TOKEN_MEAN, _EVEN
-        ),
-        "gspo": Algorithm("2507.18071", _S.SEQUENCE, _E.GROUP_NORMALISED, _A.SEQUENCE_MEAN, Clip(3e-4, 4e-4)),
-        # CISPO clips from above only: low = 1 leaves the ratio free from below.
-        "cispo": Algorithm("2506.13585", _S.CISPO, _E.GROUP_NORMALISED, _A.TOKEN_MEAN, Clip(1.0, 4.0)),
-        "gppo": Algorithm("2508.07629", _S.PRESERVING, _E.GROUP_NORMALISED, _A.TOKEN_MEAN, _HIGHER),
-    }
+ALGORITHMS.register("grpo", Algorithm(arxiv="2402.03300", aggregation="sequence_mean", clip=_EVEN))
+# DAPO's other two parts, dynamic sampling and overlong shaping, are settings of their own.
+ALGORITHMS.register("dapo", Algorithm(arxiv="2503.14476", clip=_HIGHER))
+ALGORITHMS.register(
+    "dr_grpo", Algorithm(arxiv="2503.20783", estimator="group_centred", aggregation="horizon", clip=_EVEN)
 )
-"""What `algorithm.name` may be."""
+ALGORITHMS.register(
+    "rloo", Algorithm(arxiv="2402.14740", estimator="leave_one_out", aggregation="sequence_sum", clip=_EVEN)
+)
+ALGORITHMS.register(
+    "reinforce_plus_plus", Algorithm(arxiv="2501.03262", estimator="batch_normalised", clip=_EVEN)
+)
+ALGORITHMS.register(
+    "reinforce_plus_plus_baseline",
+    Algorithm(arxiv="2501.03262", estimator="group_centred_batch_normalised", clip=_EVEN),
+)
+ALGORITHMS.register(
+    "gspo",
+    Algorithm(arxiv="2507.18071", surrogate="sequence", aggregation="sequence_mean", clip=Clip(3e-4, 4e-4)),
+)
+# CISPO clips from above only: low = 1 leaves the ratio free from below.
+ALGORITHMS.register("cispo", Algorithm(arxiv="2506.13585", surrogate="cispo", clip=Clip(1.0, 4.0)))
+ALGORITHMS.register("gppo", Algorithm(arxiv="2508.07629", surrogate="preserving", clip=_HIGHER))

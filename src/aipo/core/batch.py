@@ -1,36 +1,33 @@
 """Padded tensors of several token streams, with each token's weight in the global mean.
 
-Owns padding and denominators. Must not know models, groups or text.
-Invariant: weights are computed once per global batch; how the batch is then cut, ordered or padded cannot
-change a gradient.
+Weights are computed once per global batch; how the batch is then cut, ordered or padded cannot change a
+gradient. An aggregation is one entry of `AGGREGATIONS`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from aipo.core.advantages import Advantage
+from aipo.core.registry import Registry
 from aipo.core.tokens import TokenStream
 from aipo.core.types import Source
 
 
-class Aggregation(StrEnum):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregation:
     """How token terms become one number."""
 
-    TOKEN_MEAN = "token_mean"
-    """Every trained token of the global batch weighs 1/N: DAPO, arXiv 2503.14476 eq. 10."""
-    SEQUENCE_MEAN = "sequence_mean"
-    """Mean over sequences of the mean over their trained tokens: GRPO, arXiv 2402.03300 eq. 3."""
-    SEQUENCE_SUM = "sequence_sum"
-    """Mean over sequences of the sum over their trained tokens: RLOO, arXiv 2402.14740."""
-    HORIZON = "horizon"
-    """The same, divided by the largest response length, a constant: Dr. GRPO, arXiv 2503.20783."""
+    weights: Callable[[Sequence[int], int], list[float]]
+    """From each stream's number of trained tokens and the largest response length to what each of a stream's
+    tokens weighs."""
+    about: str
+    arxiv: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A stream with what it is credited with; `weight` is that of each of its trained tokens."""
 
@@ -53,7 +50,7 @@ class Row:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
     """Tensors of shape (B, T), right-padded with SCAFFOLD, which is never trained.
 
@@ -68,6 +65,10 @@ class TokenBatch:
     policy_advantage: Tensor
     feedback_advantage: Tensor
     weight: Tensor
+
+    def mask(self, sources: Sequence[Source]) -> Tensor:
+        """Return True at tokens of these sources; (B, T)."""
+        return torch.stack([self.sources == source for source in sources]).any(0)
 
     @property
     def policy_mask(self) -> Tensor:
@@ -88,14 +89,14 @@ def trained_tokens(stream: TokenStream, feedback_trained: bool) -> int:
 def weighted_rows(
     streams: Sequence[TokenStream],
     advantages: Sequence[Advantage],
-    aggregation: Aggregation,
+    aggregation: str,
     *,
     feedback_trained: bool,
     horizon_tokens: int = 1,
 ) -> list[Row]:
     """Return rows whose weights are those of the *whole* batch given here, all ranks and micro-batches too.
 
-    `horizon_tokens`, the largest response length, is read by HORIZON alone.
+    `horizon_tokens`, the largest response length, is read by `horizon` alone.
 
     Degenerate case: a stream without trained tokens has weight 0; so has every row of a batch without any.
 
@@ -104,25 +105,56 @@ def weighted_rows(
     >>> short = TokenStream((prompt, Segment(Source.POLICY, (2,), (-1.0,))))
     >>> long = TokenStream((prompt, Segment(Source.POLICY, (2, 3, 4), (-1.0,) * 3)))
     >>> zero = Advantage(0.0, 0.0)
-    >>> [row.weight for row in weighted_rows([short, long], [zero, zero], Aggregation.TOKEN_MEAN,
+    >>> [row.weight for row in weighted_rows([short, long], [zero, zero], "token_mean",
     ...                                      feedback_trained=True)]
     [0.25, 0.25]
     """
     counts = [trained_tokens(stream, feedback_trained) for stream in streams]
-    if aggregation is Aggregation.TOKEN_MEAN:
-        weights = [1.0 / max(1, sum(counts))] * len(counts)
-    else:
-        sequences = sum(count > 0 for count in counts)
-        per_sequence = {
-            Aggregation.SEQUENCE_MEAN: counts,
-            Aggregation.SEQUENCE_SUM: [1] * len(counts),
-            Aggregation.HORIZON: [horizon_tokens] * len(counts),
-        }[aggregation]
-        weights = [
-            1.0 / (sequences * divisor) if count else 0.0
-            for count, divisor in zip(counts, per_sequence, strict=True)
-        ]
-    return [Row(*row) for row in zip(streams, advantages, weights, strict=True)]
+    weights = AGGREGATIONS[aggregation].weights(counts, horizon_tokens)
+    return [
+        Row(stream=stream, advantage=advantage, weight=weight)
+        for stream, advantage, weight in zip(streams, advantages, weights, strict=True)
+    ]
+
+
+def _token_mean(counts: Sequence[int], horizon_tokens: int) -> list[float]:
+    return [1.0 / max(1, sum(counts))] * len(counts)
+
+
+def _over_sequences(counts: Sequence[int], divisors: Sequence[int]) -> list[float]:
+    sequences = sum(count > 0 for count in counts)
+    return [
+        1.0 / (sequences * divisor) if count else 0.0 for count, divisor in zip(counts, divisors, strict=True)
+    ]
+
+
+AGGREGATIONS = Registry[Aggregation]("algorithm.aggregation", Aggregation)
+_DAPO = "every trained token of the global batch weighs 1/N: DAPO, eq. 10"
+AGGREGATIONS.register("token_mean", Aggregation(weights=_token_mean, about=_DAPO, arxiv="2503.14476"))
+AGGREGATIONS.register(
+    "sequence_mean",
+    Aggregation(
+        weights=lambda counts, _: _over_sequences(counts, counts),
+        about="mean over sequences of the mean over their trained tokens: GRPO, eq. 3",
+        arxiv="2402.03300",
+    ),
+)
+AGGREGATIONS.register(
+    "sequence_sum",
+    Aggregation(
+        weights=lambda counts, _: _over_sequences(counts, [1] * len(counts)),
+        about="mean over sequences of the sum over their trained tokens: RLOO",
+        arxiv="2402.14740",
+    ),
+)
+AGGREGATIONS.register(
+    "horizon",
+    Aggregation(
+        weights=lambda counts, horizon: _over_sequences(counts, [horizon] * len(counts)),
+        about="the same, divided by the largest response length, a constant: Dr. GRPO",
+        arxiv="2503.20783",
+    ),
+)
 
 
 def collate(rows: Sequence[Row], pad_id: int, dtype: torch.dtype = torch.float32) -> TokenBatch:

@@ -1,8 +1,8 @@
 """The coefficient C on FEEDBACK tokens: how strongly the policy learns words that it did not sample.
 
-Owns the off-policy term of the objective (docs/method.md#coefficients). Must not know rollouts or groups.
-Invariant: C depends on one token's p, p_old and the sign of its advantage; the *weight* that matters is
-W = dC / dlog p, the factor on A * grad log p, and it is finite for every p in (0, 1].
+C depends on one token's p, p_old and the sign of its advantage (docs/method.md#coefficients). What matters is
+its *weight* W = dC / dlog p, the factor on A * grad log p, which is finite for every p in (0, 1]. A
+coefficient is one entry of `COEFFICIENTS`: its term, its formulas in words, and the settings that it reads.
 
 Agent-free deployment needs the policy to produce the feedback's content itself. The ideal weight is p / q
 with q the agent's probability, which is unknown for most agents: q := 1 is unbiased for a deterministic agent
@@ -11,53 +11,17 @@ floor under the gradient; it is this project's reconstruction of AIPO (arXiv 260
 public).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
 from math import log
 
 import torch
 from torch import Tensor
 
-from aipo.core.surrogates import Clip, clipped_surrogate
+from aipo.core.feedback import Coefficient, CoefficientSettings, OldLogP
+from aipo.core.registry import Registry
+from aipo.core.surrogates import clipped_surrogate
 
-
-class Coefficient(StrEnum):
-    """The family of coefficients; d = floor, g = shape."""
-
-    MASKED = "masked"
-    """C = 0. Exact gradient of the interactive policy; learns nothing of the content (Search-R1)."""
-    RATIO = "ratio"
-    """C = p/p_old with PPO's clip: treats the agent's words as the policy's own."""
-    AGENT = "agent"
-    """C = min(sg p/q, c) p/sg p, W = min(p/q, c), c = truncation: ideal where the agent reports q."""
-    UNIT = "unit"
-    """C = p, W = p: unbiased for a deterministic agent; vanishes on new tokens."""
-    SHAPED = "shaped"
-    """C = p/(p+g), W = g p/(p+g)^2: LUFFY, arXiv 2504.14945."""
-    ATTENUATED = "attenuated"
-    """C = p/max(sg p, d), W = min(1, p/d): TRAPO; drops rare tokens on purpose."""
-    STOPGRAD = "stopgrad"
-    """C = sg(clip(p, d, 1)) log p, W = clip(p, d, 1): after CISPO, arXiv 2506.13585; W is `floored`'s."""
-    FLOORED = "floored"
-    """C = max(sg p, d) p/sg p, W = max(p, d): the reconstruction of AIPO."""
-    LIKELIHOOD = "likelihood"
-    """C = log p, W = 1: maximum likelihood, hence supervised fine-tuning when A = 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class CoefficientSettings:
-    """Which coefficient, and its constants."""
-
-    kind: Coefficient = Coefficient.FLOORED
-    floor: float = 0.1
-    shape: float = 0.1
-    clip: Clip = field(default_factory=Clip)
-    """Of `ratio`, whatever the base algorithm clips: GSPO's region, say, is meant for whole sequences."""
-    truncation: float = 2.0
-    """c of `agent`, at least 1; q := 1 where the agent reports none, which makes it `unit`."""
-    unit_below_zero: bool = False
-    """`signed_unit`: weigh tokens with A < 0 as `unit` does, whatever the coefficient."""
+COEFFICIENTS = Registry[Coefficient]("algorithm.coefficient", Coefficient)
+"""What `algorithm.coefficient` may be; `module:attribute` names one from outside."""
 
 
 def feedback_term(
@@ -67,21 +31,72 @@ def feedback_term(
 
     The floor lifts the weight of tokens with A > 0 only. Where A < 0 it would push rare tokens down without
     bound, so `floored` and `stopgrad` weigh those with p itself; the prototype floors the wrong sign.
-    `log_p_old` is read by `ratio`, and by `agent`, for which it holds log q. Degenerate case: A = 0 gives 0
-    and no gradient.
+    `log_p_old` is what the entry's `old` says. Degenerate case: A = 0 gives 0 and no gradient.
     """
-    term = _TERMS[settings.kind](log_p, log_p_old, advantage, settings)
+    term = COEFFICIENTS[settings.kind].term(log_p, log_p_old, advantage, settings)
     if settings.unit_below_zero:
         term = torch.where(advantage < 0, _unit(log_p, log_p_old, advantage, settings), term)
     return term
+
+
+def curve(
+    p: Tensor, settings: CoefficientSettings, sign: float = 1.0, p_old: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return C and W = dC / dlog p at each p, for A = `sign`, by differentiating the term itself; as p.
+
+    Without `p_old` it is p, as in the first update, or q = 1.
+
+    >>> weights = curve(torch.tensor([0.01, 0.5], dtype=torch.float64), CoefficientSettings())[1]
+    >>> [round(weight, 3) for weight in weights.tolist()]
+    [0.1, 0.5]
+    """
+    log_p = p.log().requires_grad_()
+    if p_old is not None:
+        old = torch.full_like(p, p_old).log()
+    else:
+        unreported = COEFFICIENTS[settings.kind].old is OldLogP.AGENT
+        old = torch.zeros_like(p) if unreported else log_p.detach()
+    value = feedback_term(log_p, old, torch.full_like(p, sign), settings) / sign
+    if value.requires_grad:
+        value.sum().backward()  # type: ignore[no-untyped-call]
+    return value.detach(), torch.zeros_like(p) if log_p.grad is None else log_p.grad
+
+
+def _floored_weight(log_p: Tensor, advantage: Tensor, floor: float) -> Tensor:
+    p = log_p.detach().exp()
+    return torch.where(advantage > 0, p.clamp(min=floor), p)
 
 
 def _masked(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
     return torch.zeros_like(log_p * advantage)
 
 
+COEFFICIENTS.register(
+    "masked",
+    Coefficient(
+        term=_masked,
+        value="0",
+        weight="0",
+        about="trains no FEEDBACK token: the exact gradient of the interactive policy (Search-R1)",
+        trained=False,
+    ),
+)
+
+
 def _ratio(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
     return clipped_surrogate(log_p, log_p_old, advantage, settings.clip)
+
+
+COEFFICIENTS.register(
+    "ratio",
+    Coefficient(
+        term=_ratio,
+        value="p / p_old, with PPO's clip",
+        weight="1 at the first update, then p / p_old, clipped",
+        about="treats the agent's words as the policy's own",
+        old=OldLogP.POLICY,
+    ),
+)
 
 
 def _agent(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
@@ -89,8 +104,29 @@ def _agent(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: Coeffi
     return weight * torch.exp(log_p - log_p.detach()) * advantage
 
 
+COEFFICIENTS.register(
+    "agent",
+    Coefficient(
+        term=_agent,
+        value="min(sg p / q, c) p / sg p",
+        weight="min(p / q, c), where q = 1 if the agent reports none",
+        about="ideal where the agent reports q",
+        old=OldLogP.AGENT,
+        reads={"truncation": "c"},
+    ),
+)
+
+
 def _unit(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
     return log_p.exp() * advantage
+
+
+COEFFICIENTS.register(
+    "unit",
+    Coefficient(
+        term=_unit, value="p", weight="p", about="unbiased for a deterministic agent; vanishes on new tokens"
+    ),
+)
 
 
 def _shaped(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
@@ -98,12 +134,50 @@ def _shaped(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: Coeff
     return torch.sigmoid(log_p - log(settings.shape)) * advantage
 
 
+COEFFICIENTS.register(
+    "shaped",
+    Coefficient(
+        term=_shaped,
+        value="p / (p + g)",
+        weight="g p / (p + g)²",
+        about="LUFFY",
+        arxiv="2504.14945",
+        reads={"shape": "g"},
+    ),
+)
+
+
 def _attenuated(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
     return log_p.exp() / log_p.detach().exp().clamp(min=settings.floor) * advantage
 
 
+COEFFICIENTS.register(
+    "attenuated",
+    Coefficient(
+        term=_attenuated,
+        value="p / max(sg p, d)",
+        weight="min(1, p / d)",
+        about="TRAPO; drops rare tokens on purpose",
+        reads={"floor": "d"},
+    ),
+)
+
+
 def _stopgrad(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
     return _floored_weight(log_p, advantage, settings.floor) * log_p * advantage
+
+
+COEFFICIENTS.register(
+    "stopgrad",
+    Coefficient(
+        term=_stopgrad,
+        value="sg max(p, d) log p",
+        weight="max(p, d) where A > 0, else p",
+        about="after CISPO; W is that of `floored`",
+        arxiv="2506.13585",
+        reads={"floor": "d"},
+    ),
+)
 
 
 def _floored(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
@@ -112,23 +186,28 @@ def _floored(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: Coef
     return _floored_weight(log_p, advantage, settings.floor) * one * advantage
 
 
+COEFFICIENTS.register(
+    "floored",
+    Coefficient(
+        term=_floored,
+        value="max(sg p, d) p / sg p",
+        weight="max(p, d) where A > 0, else p",
+        about="the reconstruction of AIPO",
+        reads={"floor": "d"},
+    ),
+)
+
+
 def _likelihood(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, settings: CoefficientSettings) -> Tensor:
     return log_p * advantage
 
 
-def _floored_weight(log_p: Tensor, advantage: Tensor, floor: float) -> Tensor:
-    p = log_p.detach().exp()
-    return torch.where(advantage > 0, p.clamp(min=floor), p)
-
-
-_TERMS: dict[Coefficient, Callable[[Tensor, Tensor, Tensor, CoefficientSettings], Tensor]] = {
-    Coefficient.MASKED: _masked,
-    Coefficient.RATIO: _ratio,
-    Coefficient.AGENT: _agent,
-    Coefficient.UNIT: _unit,
-    Coefficient.SHAPED: _shaped,
-    Coefficient.ATTENUATED: _attenuated,
-    Coefficient.STOPGRAD: _stopgrad,
-    Coefficient.FLOORED: _floored,
-    Coefficient.LIKELIHOOD: _likelihood,
-}
+COEFFICIENTS.register(
+    "likelihood",
+    Coefficient(
+        term=_likelihood,
+        value="log p",
+        weight="1",
+        about="maximum likelihood, hence supervised fine-tuning when A = 1",
+    ),
+)

@@ -1,40 +1,111 @@
 """The objective J of docs/method.md#objective, from per-token log-probabilities to one loss.
 
-    J = sum_t w_t [ POLICY: surrogate(r, A)  +  FEEDBACK: lambda C(p) A_F ]
+    J = sum_t w_t [ POLICY: surrogate(r, A)  +  FEEDBACK: lambda C(p) A_F  +  further terms ]
 
-w_t is 1/N for the token mean. Owns the sum over sources. Must not know models, optimisers, micro-batches.
-Invariant: without a FEEDBACK token the loss equals the base algorithm's to the last bit; a token that is not
-trained has exactly zero gradient.
+w_t is 1/N for the token mean. Each summand is a `Term`, which says on which tokens it acts and of which rows
+it needs the gradient. Without a FEEDBACK token and without further terms the loss equals the base algorithm's
+to the last bit; a token that no term acts on has exactly zero gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from aipo.core.batch import TokenBatch
-from aipo.core.coefficients import Coefficient, CoefficientSettings, feedback_term
-from aipo.core.surrogates import SurrogateSettings, outside, surrogate_term
+from aipo.core.advantages import Advantage
+from aipo.core.batch import Row, TokenBatch
+from aipo.core.coefficients import COEFFICIENTS, feedback_term
+from aipo.core.feedback import CoefficientSettings, OldLogP
+from aipo.core.surrogates import SurrogateSettings, clip_mask, surrogate_term
+from aipo.core.types import Source
+
+
+class Term(Protocol):
+    """One summand of the objective."""
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The sources whose tokens it acts on: POLICY, FEEDBACK or both."""
+
+    def teaches(self, advantage: Advantage) -> bool:
+        """Say whether those tokens have a gradient in a row with these advantages."""
+
+    def value(self, log_p: Tensor, batch: TokenBatch) -> Tensor:
+        """Return the summand of each token, to be maximised, before its weight; (B, T).
+
+        What it is at tokens of other sources does not matter, as long as it is finite.
+        """
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyTerm:
+    """The base algorithm's surrogate on POLICY tokens."""
+
+    settings: SurrogateSettings
+    sources: Sequence[Source] = (Source.POLICY,)
+
+    def teaches(self, advantage: Advantage) -> bool:
+        """Say whether there is an advantage."""
+        return advantage.policy != 0
+
+    def value(self, log_p: Tensor, batch: TokenBatch) -> Tensor:
+        """Return the surrogate; (B, T)."""
+        return surrogate_term(
+            log_p, batch.log_p_old, batch.policy_advantage, batch.policy_mask, self.settings
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackTerm:
+    """lambda C(p) A_F on FEEDBACK tokens."""
+
+    settings: CoefficientSettings
+    weight: float
+    sources: Sequence[Source] = (Source.FEEDBACK,)
+
+    def teaches(self, advantage: Advantage) -> bool:
+        """Say whether there is an advantage."""
+        return advantage.feedback != 0
+
+    def value(self, log_p: Tensor, batch: TokenBatch) -> Tensor:
+        """Return the weighted coefficient times the advantage; (B, T)."""
+        return self.weight * feedback_term(log_p, batch.log_p_old, batch.feedback_advantage, self.settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveSettings:
-    """The base algorithm's surrogate, and what is done with FEEDBACK tokens."""
+    """The base algorithm's surrogate, what is done with FEEDBACK tokens, and further terms."""
 
     surrogate: SurrogateSettings = field(default_factory=SurrogateSettings)
     coefficient: CoefficientSettings = field(default_factory=CoefficientSettings)
     feedback_weight: float = 1.0
     """lambda; 0 is the same as the coefficient `masked`."""
+    further: tuple[Term, ...] = ()
 
     @property
     def feedback_trained(self) -> bool:
         """Whether FEEDBACK tokens belong to the trained tokens and so to N."""
-        return self.coefficient.kind is not Coefficient.MASKED and self.feedback_weight > 0
+        return COEFFICIENTS[self.coefficient.kind].trained and self.feedback_weight > 0
 
     @property
     def needs_old_feedback_log_p(self) -> bool:
         """Whether p_old is read at FEEDBACK tokens, which no sampler reported."""
-        return self.coefficient.kind is Coefficient.RATIO
+        return COEFFICIENTS[self.coefficient.kind].old is OldLogP.POLICY
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """All summands; the first is POLICY's."""
+        feedback = (FeedbackTerm(self.coefficient, self.feedback_weight),) if self.feedback_trained else ()
+        return (PolicyTerm(self.surrogate), *feedback, *self.further)
+
+    def teaches(self, row: Row) -> bool:
+        """Say whether any token of a row has a gradient; the other rows need no backward pass."""
+        return any(
+            term.teaches(row.advantage) and any(row.stream.count(source) for source in term.sources)
+            for term in self.terms
+        )
 
 
 def objective_loss(log_p: Tensor, batch: TokenBatch, settings: ObjectiveSettings) -> Tensor:
@@ -42,15 +113,13 @@ def objective_loss(log_p: Tensor, batch: TokenBatch, settings: ObjectiveSettings
 
     `log_p` is (B, T): log pi_theta(token t | tokens before t), any value at position 0 and at padding.
     """
-    mask = batch.policy_mask
     # Replaced before it is used: the gradient of where(mask, f(x), 0) is 0 * f'(x): NaN where f'(x) is inf.
-    log_p = torch.where(mask | batch.feedback_mask, log_p, 0.0)
-    policy = surrogate_term(log_p, batch.log_p_old, batch.policy_advantage, mask, settings.surrogate)
-    total = torch.where(mask, policy, 0.0)
-    if settings.feedback_trained:
-        # Where no FEEDBACK token is, this adds +0.0 to each term: the loss keeps every bit.
-        feedback = feedback_term(log_p, batch.log_p_old, batch.feedback_advantage, settings.coefficient)
-        total = total + settings.feedback_weight * torch.where(batch.feedback_mask, feedback, 0.0)
+    log_p = torch.where(batch.policy_mask | batch.feedback_mask, log_p, 0.0)
+    first, *more = (
+        torch.where(batch.mask(term.sources), term.value(log_p, batch), 0.0) for term in settings.terms
+    )
+    # Where no token of its sources is, a further term adds +0.0: the loss keeps every bit.
+    total = sum(more, start=first)
     return -(total * batch.weight).sum()
 
 
@@ -63,7 +132,7 @@ def objective_sums(log_p: Tensor, batch: TokenBatch, settings: ObjectiveSettings
     policy, feedback = batch.policy_mask, batch.feedback_mask
     credited = feedback & (batch.feedback_advantage > 0)
     delta = torch.where(policy, log_p - batch.log_p_old, 0.0)
-    taken = outside(log_p, batch.log_p_old, batch.policy_advantage, policy, settings.surrogate) & policy
+    taken = clip_mask(log_p, batch.log_p_old, batch.policy_advantage, policy, settings.surrogate) & policy
     p = log_p.exp()
     sums = {
         "policy_tokens": policy.sum(),

@@ -1,28 +1,16 @@
 """The surrogate on POLICY tokens: the base RLVR algorithm, unchanged.
 
-Owns the trust region of the policy's own tokens. Must not know FEEDBACK tokens.
-Invariant: at the first update after sampling (p = p_old) the gradient of every surrogate is A * grad log p.
+A surrogate is one entry of `SURROGATES`: how a ratio r = p / p_old that has left the trust region is treated.
+At the first update after sampling (p = p_old) the gradient of every surrogate is A * grad log p.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-
-class Surrogate(StrEnum):
-    """How a ratio r = p / p_old that has left the trust region is treated."""
-
-    CLIPPED = "clipped"
-    """min(r A, clip(r) A): PPO and GRPO, arXiv 1707.06347 eq. 7."""
-    SEQUENCE = "sequence"
-    """The same with one ratio a sequence, the geometric mean of its tokens': GSPO, arXiv 2507.18071."""
-    CISPO = "cispo"
-    """sg(clip(r)) A log p: clips the weight and never the gradient, arXiv 2506.13585."""
-    PRESERVING = "preserving"
-    """As CLIPPED, but a clipped token keeps a gradient of the clip's size: GPPO, arXiv 2508.07629."""
+from aipo.core.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +29,23 @@ class Clip:
         return ratio.clamp(1.0 - self.low, 1.0 + self.high)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surrogate:
+    """How a ratio that has left the trust region is treated."""
+
+    term: Callable[[Tensor, Tensor, Tensor, Tensor, Clip], Tensor]
+    """From log p, log p_old, A and the mask of POLICY tokens, of shape (B, T), to the term of each token."""
+    ratio: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """From log p, log p_old and that mask to the ratio that is clipped."""
+    about: str
+    arxiv: str
+
+
 @dataclass(frozen=True, slots=True)
 class SurrogateSettings:
     """Which surrogate, and its trust region."""
 
-    kind: Surrogate = Surrogate.CLIPPED
+    kind: str = "clipped"
     clip: Clip = field(default_factory=Clip)
 
 
@@ -58,10 +58,10 @@ def surrogate_term(
 ) -> Tensor:
     """Return the term of each token, to be maximised; arguments (B, T) or broadcast to it.
 
-    `mask` is True at POLICY tokens, over which SEQUENCE takes its mean; elsewhere the result means nothing.
+    `mask` is True at POLICY tokens, over which `sequence` takes its mean; elsewhere the result means nothing.
     Degenerate cases: A = 0 gives 0 and no gradient; p = p_old gives a gradient of A.
     """
-    return _TERMS[settings.kind](log_p, log_p_old, advantage, mask, settings.clip)
+    return SURROGATES[settings.kind].term(log_p, log_p_old, advantage, mask, settings.clip)
 
 
 def clipped_surrogate(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
@@ -70,8 +70,8 @@ def clipped_surrogate(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, clip:
     return torch.minimum(ratio * advantage, clip(ratio) * advantage)
 
 
-def token_ratio(log_p: Tensor, log_p_old: Tensor) -> Tensor:
-    """Return p / p_old, at most e^20; (B, T)."""
+def token_ratio(log_p: Tensor, log_p_old: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return p / p_old, at most e^20; (B, T). `mask` is not read."""
     return torch.exp((log_p - log_p_old).clamp(max=MAX_LOG_RATIO))
 
 
@@ -85,15 +85,12 @@ def sequence_ratio(log_p: Tensor, log_p_old: Tensor, mask: Tensor) -> Tensor:
     return torch.exp(mean.detach().clamp(max=MAX_LOG_RATIO) + (log_p - log_p.detach()))
 
 
-def outside(
+def clip_mask(
     log_p: Tensor, log_p_old: Tensor, advantage: Tensor, mask: Tensor, settings: SurrogateSettings
 ) -> Tensor:
     """Return True for each token on which the trust region acts: beyond it in the advantage's direction."""
     clip = settings.clip
-    if settings.kind is Surrogate.SEQUENCE:
-        ratio = sequence_ratio(log_p, log_p_old, mask)
-    else:
-        ratio = token_ratio(log_p, log_p_old)
+    ratio = SURROGATES[settings.kind].ratio(log_p, log_p_old, mask)
     return torch.where(advantage > 0, ratio > 1.0 + clip.high, (ratio < 1.0 - clip.low) & (advantage < 0))
 
 
@@ -116,9 +113,16 @@ def _preserving(log_p: Tensor, log_p_old: Tensor, advantage: Tensor, mask: Tenso
     return torch.minimum(ratio * advantage, kept * advantage)
 
 
-_TERMS: dict[Surrogate, Callable[[Tensor, Tensor, Tensor, Tensor, Clip], Tensor]] = {
-    Surrogate.CLIPPED: _clipped,
-    Surrogate.SEQUENCE: _sequence,
-    Surrogate.CISPO: _cispo,
-    Surrogate.PRESERVING: _preserving,
-}
+SURROGATES = Registry[Surrogate]("algorithm.surrogate", Surrogate)
+_PPO = "min(r A, clip(r) A): PPO (eq. 7) and GRPO"
+SURROGATES.register("clipped", Surrogate(term=_clipped, ratio=token_ratio, about=_PPO, arxiv="1707.06347"))
+_GSPO = "the same with one ratio a sequence, the geometric mean of its tokens': GSPO"
+SURROGATES.register(
+    "sequence", Surrogate(term=_sequence, ratio=sequence_ratio, about=_GSPO, arxiv="2507.18071")
+)
+_CISPO = "sg(clip(r)) A log p: clips the weight and never the gradient"
+SURROGATES.register("cispo", Surrogate(term=_cispo, ratio=token_ratio, about=_CISPO, arxiv="2506.13585"))
+_GPPO = "as `clipped`, but a clipped token keeps a gradient of the clip's size: GPPO"
+SURROGATES.register(
+    "preserving", Surrogate(term=_preserving, ratio=token_ratio, about=_GPPO, arxiv="2508.07629")
+)

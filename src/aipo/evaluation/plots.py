@@ -53,7 +53,7 @@ MOST_PIXELS = 60_000
 """Of a PNG's height: matplotlib refuses 2^16."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPoint:
     """What a method reached after some updates, and the expert tokens spent up to there."""
 

@@ -17,6 +17,7 @@ from aipo.report.folders import RunData
 from aipo.training.journal import EVALUATION
 
 Records = Sequence[EvaluationRecord]
+Panels = dict[tuple[str, str, str], dict[str, Any]]
 
 
 def evaluations(runs: Sequence[RunData]) -> list[EvaluationRecord]:
@@ -68,65 +69,45 @@ def policy_folders(run: RunData) -> list[Path]:
 
 def accuracy_panels(records: Records) -> list[dict[str, Any]]:
     """Return pass@1 over steps: of one method the modes of a stratum in one panel, of several one each."""
-    lines = _lines(records, _over_steps)
-    if len({record.method for record in records}) > 1:
-        return [_panel(mode, stratum, "step", own) for (mode, stratum), own in lines.items()]
-    panels: dict[str, dict[str, Any]] = {}
-    for (mode, stratum), own in lines.items():
-        panel = panels.setdefault(stratum, _panel("", stratum, "step", []))
-        panel["series"] += [{**line, "label": mode} for line in own]
+    alone = len({record.method for record in records}) == 1
+    panels: Panels = {}
+    for (stratum, mode, method), own in _lines(records):
+        steps = sorted({record.step for record in own})
+        points = [_point(step, [r for r in own if r.step == step], stratum, 1) for step in steps]
+        if len(steps) > 1:
+            place = ("step", stratum, "" if alone else mode)
+            _add(panels, place, {"method": method, "label": mode if alone else ""}, points)
     return list(panels.values())
 
 
 def boundary_panels(records: Records) -> list[dict[str, Any]]:
     """Return pass@k over k after training; of a single method also before it."""
-    methods = {record.method for record in records}
-    parts = [("after", max)] + ([("before", min)] if len(methods) == 1 else [])
-    panels: dict[tuple[str, str], dict[str, Any]] = {}
-    for label, pick in parts:
-
-        def over_k(own: Records, stratum: str, pick: Any = pick, label: str = label) -> list[list[float]]:
-            steps = {r.step for r in own}
-            if label == "before" and len(steps) < 2:
-                return []
-            return _over_k([r for r in own if r.step == pick(steps)], stratum)
-
-        for (mode, stratum), lines in _lines(records, over_k).items():
-            for line in lines:
-                line["label"] = label
-            panel = panels.setdefault((mode, stratum), _panel(mode, stratum, "k", []))
-            panel["series"] += lines
+    alone = len({record.method for record in records}) == 1
+    panels: Panels = {}
+    for label, pick in (("after", max), ("before", min)):
+        for (stratum, mode, method), own in _lines(records):
+            steps = {record.step for record in own}
+            if label == "before" and not (alone and len(steps) > 1):
+                continue
+            at_step = [record for record in own if record.step == pick(steps)]
+            most = min(r.graded for record in at_step for r in record.results if r.stratum == stratum)
+            points = [_point(2**i, at_step, stratum, 2**i) for i in range(most.bit_length())]
+            _add(panels, ("k", stratum, mode), {"method": method, "label": label}, points)
     return list(panels.values())
 
 
-def _lines(records: Records, points_of: Any) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Return the lines of each mode and stratum, in the order of the data: one per method with points."""
+def _lines(records: Records) -> list[tuple[tuple[str, str, str], list[EvaluationRecord]]]:
+    """Return the records of each stratum in the order of the data, mode and method."""
     groups: dict[tuple[str, str, str], list[EvaluationRecord]] = defaultdict(list)
     for record in records:
         for stratum in record.strata:
-            groups[record.mode, stratum, record.method].append(record)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    strata = list(dict.fromkeys(stratum for _, stratum, _ in groups))
-    in_order = sorted(groups, key=lambda key: (strata.index(key[1]), key[0] == WITH_AGENTS, key[0]))
-    for mode, stratum, method in in_order:
-        own = groups[mode, stratum, method]
-        if points := points_of(own, stratum):
-            found.setdefault((mode, stratum), []).append({"method": method, "label": "", "points": points})
-    return found
+            groups[stratum, record.mode, record.method].append(record)
+    strata = list(dict.fromkeys(stratum for stratum, _, _ in groups))
 
+    def place(key: tuple[str, str, str]) -> tuple[int, bool, str]:
+        return strata.index(key[0]), key[1] == WITH_AGENTS, key[1]
 
-def _over_steps(own: Records, stratum: str) -> list[list[float]]:
-    steps = sorted({record.step for record in own})
-    if len(steps) < 2:
-        return []
-    return list(filter(None, (_point(s, [r for r in own if r.step == s], stratum, 1) for s in steps)))
-
-
-def _over_k(own: Records, stratum: str) -> list[list[float]]:
-    graded = [r.graded for record in own for r in record.results if r.stratum == stratum]
-    most = min(graded, default=0)
-    ks = [2**i for i in range(20) if 2**i <= most]
-    return list(filter(None, (_point(k, own, stratum, k) for k in ks)))
+    return [(key, groups[key]) for key in sorted(groups, key=place)]
 
 
 def _point(x: float, own: Records, stratum: str, k: int) -> list[float]:
@@ -141,15 +122,21 @@ def _point(x: float, own: Records, stratum: str, k: int) -> list[float]:
     return [x, *(round(value, 4) for value in (found.value, *ends))]
 
 
-def _panel(mode: str, stratum: str, x: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    what = " · ".join(filter(None, ("pass@k" if x == "k" else "Accuracy", stratum, mode)))
+def _add(
+    panels: Panels, place: tuple[str, str, str], line: dict[str, Any], points: list[list[float]]
+) -> None:
+    """Add a line, if it has points, to the panel of an x, a stratum and a mode; '': of all modes."""
+    if not any(points):
+        return
+    x, stratum, mode = place
     alone = "With agents" if mode == WITH_AGENTS else "Alone" if mode else "Alone, by mode"
-    return {
-        "title": what,
+    panel = {
+        "title": " · ".join(filter(None, ("pass@k" if x == "k" else "Accuracy", stratum, mode))),
         "note": f"{alone}; 95 % intervals over problems, and over seeds from two on.",
         "unit": "share",
         "group": "What it can do alone",
         "legend": True,
         "x": x,
-        "series": lines,
+        "series": [],
     }
+    panels.setdefault(place, panel)["series"].append({**line, "points": list(filter(None, points))})

@@ -67,7 +67,17 @@ def _points(records: Sequence[EvaluationRecord], spent: Spent, stratum: str, k: 
                 continue
             raw, distinct = (sum(column) / len(prices) for column in zip(*prices, strict=True))
             reached = estimate(at_step, stratum, k)
-            points.append(TokenPoint(method, step, raw, distinct, reached.value, reached.low, reached.high))
+            points.append(
+                TokenPoint(
+                    method=method,
+                    updates=step,
+                    raw_tokens=raw,
+                    distinct_tokens=distinct,
+                    value=reached.value,
+                    low=reached.low,
+                    high=reached.high,
+                )
+            )
     return points
 
 

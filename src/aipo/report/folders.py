@@ -22,7 +22,7 @@ NOT_COMPARED = ("tuning", "checkpoints", "policy")
 """Folders of a comparison whose runs are no results."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
     """One run's files, but for its rollouts, which are read line by line."""
 

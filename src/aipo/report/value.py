@@ -14,7 +14,7 @@ from typing import Any
 
 from aipo.core.types import Condition, ConsultOutcome, Verdict
 from aipo.evaluation.records import SCHEMA, EvaluationRecord, ProblemResult
-from aipo.evaluation.statistics import estimate, paired_difference
+from aipo.evaluation.statistics import Difference, Estimate, estimate, paired_difference
 
 MOST_BOOTSTRAPPED = 1000
 """Groups up to which intervals are bootstrapped (memory grows with them); beyond, the normal approximation,
@@ -36,7 +36,7 @@ class Share:
     high: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Worth:
     """One comparison: rollouts with against rollouts without, in the groups that have both."""
 
@@ -50,7 +50,7 @@ class Worth:
     p_value: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Asked:
     """How often one request was made, and what came of it."""
 
@@ -113,7 +113,7 @@ class ValueOfConsultation:
         request = consultation["request"][:REQUEST_CHARS]
         asked = self._asked.get((agent, request))
         if asked is None:
-            asked = self._asked[agent, request] = Asked(agent, request)
+            asked = self._asked[agent, request] = Asked(agent=agent, request=request)
         asked.times += 1
         asked.answered += consultation["outcome"] == ConsultOutcome.ANSWERED
         asked.graded += row["verdict"] != Verdict.UNGRADED
@@ -130,18 +130,27 @@ def _answered_by(row: dict[str, Any]) -> set[str]:
 
 def _worth(what: str, pairs: Sequence[Pair]) -> Worth:
     sides = [[pair[side] for pair in pairs] for side in (0, 1)]
-    counts = [sum(graded for graded, _ in side) for side in sides]
     if len(pairs) > MOST_BOOTSTRAPPED:
         shares = [[correct / graded for graded, correct in side] for side in sides]
         moved = [a - b for a, b in zip(*shares, strict=True)]
-        of = [_normal(shares[0]), _normal(shares[1]), _normal(moved)]
-        return Worth(what, len(pairs), counts[0], counts[1], of[0], of[1], of[2], _normal_p(moved))
-    records = [[_record(side)] for side in sides]
-    estimates = [estimate(record, "all", 1) for record in records]
-    d = paired_difference(records[0], records[1], "all", 1)
-    shares_ = [Share(e.value, e.low, e.high) for e in estimates]
-    difference = Share(d.value, d.low, d.high)
-    return Worth(what, len(pairs), counts[0], counts[1], shares_[0], shares_[1], difference, d.p_value)
+        with_, without, difference = map(_normal, (*shares, moved))
+        p_value = _normal_p(moved)
+    else:
+        records = [[_record(side)] for side in sides]
+        found = paired_difference(records[0], records[1], "all", 1)
+        of: list[Estimate | Difference] = [*(estimate(record, "all", 1) for record in records), found]
+        with_, without, difference = (Share(e.value, e.low, e.high) for e in of)
+        p_value = found.p_value
+    return Worth(
+        what=what,
+        groups=len(pairs),
+        rollouts_with=sum(graded for graded, _ in sides[0]),
+        rollouts_without=sum(graded for graded, _ in sides[1]),
+        share_with=with_,
+        share_without=without,
+        difference=difference,
+        p_value=p_value,
+    )
 
 
 def _record(side: Sequence[tuple[int, int]]) -> EvaluationRecord:

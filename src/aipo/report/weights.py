@@ -1,7 +1,7 @@
 """What a recorded rollout was credited with, from its verdict, its siblings and the run's settings.
 
-Owns the way from records back to `core`'s functions. Must not compute an advantage or a coefficient itself.
-Invariant: what the record does not hold is None, never a guess.
+Records go back through `core`'s own functions, and a coefficient's words and curve come from its entry there.
+What the record does not hold is None, never a guess.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from aipo.config.settings import Settings
-from aipo.core.coefficients import Coefficient, CoefficientSettings, feedback_term
+from aipo.config.settings import AlgorithmSettings, Settings
+from aipo.core.advantages import ESTIMATORS
+from aipo.core.coefficients import COEFFICIENTS, curve
+from aipo.core.feedback import CoefficientSettings
 from aipo.core.tokens import Segment, TokenStream, expert_stream
 from aipo.core.types import Condition, Source, StopReason, Verdict
 from aipo.grading import Grade
@@ -21,18 +23,6 @@ from aipo.tasks.base import Problem
 from aipo.training.algorithm import base_algorithm, objective_settings
 from aipo.training.credit import REWARDS, credits_of
 from aipo.training.schedule import algorithm_at, shape_at
-
-_FORMULAS = {
-    Coefficient.MASKED: "0: FEEDBACK tokens are masked",
-    Coefficient.RATIO: "1 at the first update, then p / p_old, clipped",
-    Coefficient.AGENT: "min(p / q, c)",
-    Coefficient.UNIT: "p",
-    Coefficient.SHAPED: "g p / (p + g)²",
-    Coefficient.ATTENUATED: "min(1, p / d)",
-    Coefficient.STOPGRAD: "max(p, d) where A > 0, else p",
-    Coefficient.FLOORED: "max(p, d) where A > 0, else p",
-    Coefficient.LIKELIHOOD: "1",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +64,14 @@ def credited(rows: Sequence[dict[str, Any]], settings: Settings) -> list[Credite
 
 def rule(settings: Settings) -> str:
     """Return in words how a FEEDBACK token is weighed in this run."""
-    coefficient = objective_settings(settings.algorithm).coefficient
-    constants = {
-        Coefficient.AGENT: f"; c = {coefficient.truncation:g}, q = 1 where the agent reports none",
-        Coefficient.SHAPED: f"; g = {coefficient.shape:g}",
-    }
-    floored = coefficient.kind in (Coefficient.ATTENUATED, Coefficient.STOPGRAD, Coefficient.FLOORED)
-    constant = f"; d = {_span(settings)}" if floored else constants.get(coefficient.kind, "")
-    batch = (
-        ", before the batch is normalised" if base_algorithm(settings.algorithm).estimator.over_batch else ""
-    )
-    return f"{coefficient.kind.value}: W = {_FORMULAS[coefficient.kind]}{constant}{batch}"
+    algorithm = settings.algorithm
+    entry = COEFFICIENTS[algorithm.coefficient]
+    read = {letter: _span(algorithm, name) for name, letter in entry.reads.items()}
+    own = {k: f"{v:g}" for k, v in entry.with_defaults(algorithm.coefficient_options).items()}
+    constants = "".join(f"; {letter} = {value}" for letter, value in {**read, **own}.items())
+    over_batch = ESTIMATORS[base_algorithm(algorithm).estimator].over_batch
+    batch = ", before the batch is normalised" if over_batch else ""
+    return f"{algorithm.coefficient}: W = {entry.weight}{constants}{batch}"
 
 
 def weight(p: float, settings: Settings, step: int) -> float:
@@ -101,17 +88,13 @@ def gradient_weight(p: float, coefficient: CoefficientSettings) -> float:
     >>> [round(gradient_weight(p, CoefficientSettings()), 3) for p in (0.01, 0.5)]
     [0.1, 0.5]
     """
-    log_p = torch.tensor(max(p, 1e-30), dtype=torch.float64).log().requires_grad_()
-    old = torch.zeros(()) if coefficient.kind is Coefficient.AGENT else log_p.detach()
-    term = feedback_term(log_p, old, torch.tensor(1.0), coefficient)
-    if not term.requires_grad:
-        return 0.0
-    return float(torch.autograd.grad(term, log_p)[0])
+    return float(curve(torch.tensor(max(p, 1e-30), dtype=torch.float64), coefficient)[1])
 
 
-def _span(settings: Settings) -> str:
-    a = settings.algorithm
-    return f"{a.floor:g}" if a.floor_end is None else f"{a.floor:g} to {a.floor_end:g}"
+def _span(algorithm: AlgorithmSettings, name: str) -> str:
+    """Return a setting's value, and the one that it reaches at the end of a run where there is one."""
+    end = getattr(algorithm, f"{name}_end", None)
+    return f"{getattr(algorithm, name):g}" + ("" if end is None else f" to {end:g}")
 
 
 def _group(rows: Sequence[dict[str, Any]], experts: int) -> Group:

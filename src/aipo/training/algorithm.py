@@ -1,15 +1,15 @@
 """From the settings of the algorithm to those of `core`: its base algorithm and its objective.
 
-Owns the translation. Must not compute. Invariant: what a setting leaves open is the named algorithm's own.
+What a setting leaves open is the named algorithm's own. Nothing is computed here.
 """
 
 from dataclasses import replace
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import Estimator, FeedbackAdvantage
+from aipo.core.advantages import FEEDBACK_ADVANTAGES
 from aipo.core.algorithms import ALGORITHMS, Algorithm
-from aipo.core.batch import Aggregation
-from aipo.core.coefficients import Coefficient, CoefficientSettings
+from aipo.core.coefficients import COEFFICIENTS
+from aipo.core.feedback import CoefficientSettings
 from aipo.core.objective import ObjectiveSettings
 from aipo.core.surrogates import Clip, SurrogateSettings
 
@@ -22,20 +22,24 @@ def base_algorithm(settings: AlgorithmSettings) -> Algorithm:
     return replace(
         named,
         clip=Clip(low, high),
-        estimator=Estimator(settings.estimator) if settings.estimator else named.estimator,
-        aggregation=Aggregation(settings.aggregation) if settings.aggregation else named.aggregation,
+        estimator=settings.estimator or named.estimator,
+        aggregation=settings.aggregation or named.aggregation,
     )
 
 
 def objective_settings(algorithm: AlgorithmSettings) -> ObjectiveSettings:
-    """Return the settings of `core`'s objective."""
+    """Return the settings of `core`'s objective. Raises `RegistryError` for what cannot be looked up."""
     base = base_algorithm(algorithm)
     coefficient = CoefficientSettings(
-        Coefficient(algorithm.coefficient),
-        algorithm.floor,
-        algorithm.shape,
+        kind=algorithm.coefficient,
+        floor=algorithm.floor,
+        shape=algorithm.shape,
         truncation=algorithm.truncation,
-        unit_below_zero=FeedbackAdvantage(algorithm.feedback_advantage) is FeedbackAdvantage.SIGNED_UNIT,
+        unit_below_zero=FEEDBACK_ADVANTAGES[algorithm.feedback_advantage].unit_below_zero,
+        options=COEFFICIENTS[algorithm.coefficient].with_defaults(algorithm.coefficient_options),
     )
-    surrogate = SurrogateSettings(base.surrogate, base.clip)
-    return ObjectiveSettings(surrogate, coefficient, algorithm.feedback_weight)
+    return ObjectiveSettings(
+        surrogate=SurrogateSettings(base.surrogate, base.clip),
+        coefficient=coefficient,
+        feedback_weight=algorithm.feedback_weight,
+    )

@@ -1,14 +1,13 @@
 """From what groups teach to the rows of one optimiser step.
 
-Owns weights over mini-batches and the cut into micro-batches. Must not know models or how credit came about.
-Invariant: a token's weight is that of its whole mini-batch, however that is cut.
+A token's weight is that of its whole mini-batch, however that is cut into micro-batches.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import Advantage, whitened
+from aipo.core.advantages import ESTIMATORS, Advantage, whitened
 from aipo.core.batch import Row, weighted_rows
 from aipo.core.types import Source
 from aipo.training.algorithm import base_algorithm, objective_settings
@@ -26,7 +25,7 @@ def minibatches(
 ) -> list[list[Row]]:
     """Split groups, in order, into `number` optimiser steps; each is one global batch with its own N."""
     base = base_algorithm(algorithm)
-    if base.estimator.over_batch:
+    if ESTIMATORS[base.estimator].over_batch:
         credits = _whitened(credits)
     result = []
     for part in range(number):

@@ -1,14 +1,14 @@
 """What one group teaches: each stream to be learnt from, with its advantages.
 
-Owns experts, consult-stripped copies, the price of help and the random-reward control. Must not know models.
-Invariant: an UNGRADED rollout leaves nothing; a copy is made of correct consulting rollouts only.
+Experts, consult-stripped copies, the price of help and the random-reward control are here. An UNGRADED
+rollout leaves nothing; a copy is made of correct consulting rollouts only.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import Advantage, FeedbackAdvantage, Member, group_advantages, overlong_penalty
+from aipo.core.advantages import Advantage, Member, group_advantages, overlong_penalty
 from aipo.core.registry import Registry
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import TokenStream, stripped_copy
@@ -41,13 +41,13 @@ def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: 
     An expert counts as a correct solo member of its group (LUFFY, arXiv 2504.14945); in a group of experts
     only there is nothing to compare with and its advantage is 1, which makes it supervised fine-tuning.
     """
-    expert = Member(Verdict.CORRECT, Condition.SOLO, expert=True)
+    expert = Member(verdict=Verdict.CORRECT, condition=Condition.SOLO, expert=True)
     members = _members(group, algorithm, max_response_tokens)
     advantages = group_advantages(
         members + [expert] * len(group.experts),
         estimator=base_algorithm(algorithm).estimator,
         split_baselines=algorithm.split_baselines,
-        feedback=FeedbackAdvantage(algorithm.feedback_advantage),
+        feedback=algorithm.feedback_advantage,
     )
     sampled = any(m.verdict is not Verdict.UNGRADED for m in members)
     result: list[Credit] = []
@@ -81,7 +81,7 @@ def _members(group: Group, algorithm: AlgorithmSettings, max_response_tokens: in
         length = len(stream) - stream.prompt_length if stream else 0
         asked = sum(c.reply_tokens for c in member.rollout.consultations) if member.rollout else 0
         penalty = overlong_penalty(length, max_response_tokens, buffer_tokens) - price * asked
-        result.append(Member(member.grade.verdict, member.condition, penalty))
+        result.append(Member(verdict=member.grade.verdict, condition=member.condition, penalty=penalty))
     return result
 
 

@@ -1,7 +1,7 @@
 """One policy update: mini-batches of rows through the objective into the optimiser.
 
-Owns gradients. Must not know how rows came about. Invariant: cutting a mini-batch into micro-batches changes
-no gradient, because each token's weight was fixed for the whole mini-batch.
+Cutting a mini-batch into micro-batches changes no gradient, because each token's weight was fixed for the
+whole mini-batch. Which rows need a backward pass is for the objective's terms to say.
 """
 
 from collections import defaultdict
@@ -111,7 +111,7 @@ class Updater:
                 self._trainer_log_p = {id(stream): log_p for stream, log_p in pairs if log_p}
             if objective.needs_old_feedback_log_p:
                 minibatches = recomputed
-        apart = self._norms_by_source(minibatches[0]) if by_source and minibatches else {}
+        grad_norms = self._norms_by_source(minibatches[0]) if by_source and minibatches else {}
         self.steps_taken = 0
         for rows in minibatches:
             applied = self._applied(rows)
@@ -123,7 +123,7 @@ class Updater:
                 sums[name] += value
             first = first or step_sums
         mean_norm = sum(norms) / max(1, len(norms))
-        return {**_means(sums), **_first_update(first), "grad_norm": mean_norm, **apart}
+        return {**_means(sums), **_first_update(first), "grad_norm": mean_norm, **grad_norms}
 
     def _applied(self, rows: Sequence[Row]) -> tuple[dict[str, float], float] | None:
         """Take the optimiser step of a mini-batch; return its sums and its gradient's norm, None if the guard
@@ -147,15 +147,15 @@ class Updater:
     def _accumulate(self, rows: Sequence[Row]) -> dict[str, float]:
         """Add up the gradient of a mini-batch; return the sums of its metrics.
 
-        Rows without an advantage, most of a batch in late training, have no gradient: they go through the
-        model for the metrics only, at a third of the cost. (If no row has one, all get their zeros, so that
-        the optimiser's momentum does not depend on this shortcut.)
+        Rows of which no term of the objective needs the gradient, most of a batch in late training, go
+        through the model for the metrics only, at a third of the cost. (If no row has one, all get their
+        zeros, so that the optimiser's momentum does not depend on this shortcut.)
         """
         sums: defaultdict[str, float] = defaultdict(float)
-        taught = [row for row in rows if self._teaches(row)] or list(rows)
-        rest = [row for row in rows if not self._teaches(row)] if len(taught) < len(rows) else []
+        taught = [row for row in rows if self._objective.teaches(row)] or list(rows)
+        rest = [row for row in rows if not self._objective.teaches(row)] if len(taught) < len(rows) else []
         parts = [*self._parts(taught, learnt=True), *self._parts(rest, learnt=False)]
-        spoilt: NonFiniteError | None = None
+        nonfinite_error: NonFiniteError | None = None
         for part, counted, learnt, synced in parts:
             sampled = self._collate(part)
             batch = self._corrected(sampled, part)
@@ -167,21 +167,21 @@ class Updater:
                 except NonFiniteError as error:
                     if not self._ranks.several:
                         raise
-                    spoilt = spoilt or error  # the other ranks wait for this one's passes
+                    nonfinite_error = nonfinite_error or error  # the other ranks wait for this one's passes
                 self._backward(loss)
             if not counted:
                 continue
             for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
                 sums[name] += value
             _add_mismatch(sums, log_p.detach(), sampled)
-            if self._keep_feedback and spoilt is None:
+            if self._keep_feedback and nonfinite_error is None:
                 self._keep(part, log_p.detach(), sampled)
             sums["entropy"] += float((entropy * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())
         reshard(self._model)
         with self._ranks.together():
-            if spoilt is not None:
-                raise spoilt
+            if nonfinite_error is not None:
+                raise nonfinite_error
         self._share_feedback(rows)
         return self._ranks.summed(sums, largest=_LARGEST)
 
@@ -227,12 +227,6 @@ class Updater:
         feedback = batch.sources == Source.FEEDBACK
         for i, row in enumerate(rows):
             self.feedback_log_p[id(row.stream)] = log_p[i, feedback[i]].tolist()
-
-    def _teaches(self, row: Row) -> bool:
-        feedback = self._objective.feedback_trained and row.advantage.feedback != 0
-        return (row.advantage.policy != 0 and row.stream.count(Source.POLICY) > 0) or (
-            feedback and row.stream.count(Source.FEEDBACK) > 0
-        )
 
     def _norms_by_source(self, rows: Sequence[Row]) -> dict[str, float]:
         """Return the norm of each source's part of a mini-batch's gradient, which is left as it was: zero."""
@@ -297,20 +291,20 @@ class Updater:
 
 def _refuse_non_finite(loss: Tensor, log_p: Tensor, batch: TokenBatch) -> None:
     """Raise `NonFiniteError`: tokens without an advantage, which the loss leaves out, count too."""
-    spoilt = int((~torch.isfinite(log_p.detach()[batch.policy_mask | batch.feedback_mask])).sum())
-    if spoilt:
-        raise NonFiniteError(f"{spoilt} log-probabilities of a mini-batch are not finite numbers")
+    count = int((~torch.isfinite(log_p.detach()[batch.policy_mask | batch.feedback_mask])).sum())
+    if count:
+        raise NonFiniteError(f"{count} log-probabilities of a mini-batch are not finite numbers")
     if not torch.isfinite(loss):
         raise NonFiniteError(f"the loss of a mini-batch is {loss.item()}")
 
 
 def _add_mismatch(sums: dict[str, float], log_p: Tensor, batch: TokenBatch) -> None:
     """Add how far the trainer's log-probabilities of POLICY tokens are from the sampler's."""
-    apart = (log_p - batch.log_p_old)[batch.policy_mask].abs()
-    if apart.numel():
-        sums["mismatch_sum"] += float(apart.sum())
-        sums["mismatch_outside"] += float((apart > log(MISMATCH_RATIO)).sum())
-        sums["mismatch_max"] = max(sums["mismatch_max"], float(apart.max()))
+    abs_diff = (log_p - batch.log_p_old)[batch.policy_mask].abs()
+    if abs_diff.numel():
+        sums["mismatch_sum"] += float(abs_diff.sum())
+        sums["mismatch_outside"] += float((abs_diff > log(MISMATCH_RATIO)).sum())
+        sums["mismatch_max"] = max(sums["mismatch_max"], float(abs_diff.max()))
 
 
 def _means(sums: Mapping[str, float]) -> dict[str, float]:

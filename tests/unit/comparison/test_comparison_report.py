@@ -38,7 +38,17 @@ def recorded(folder: Path, strata: tuple[str, ...], *focus: str, modes: tuple[st
                 for mode in modes or tuple(SoloMode)
             )
             run = RunRecord(
-                method, seed, "", 1e-4, "", "c0ffee", "1 core", {}, 1.0, evaluations, thinned(rows)
+                method=method,
+                seed=seed,
+                settings="",
+                learning_rate=1e-4,
+                warmstart="",
+                commit="c0ffee",
+                machine="1 core",
+                versions={},
+                wall_s=1.0,
+                evaluations=evaluations,
+                metrics=thinned(rows),
             )
             write_run(folder / RUNS / f"{method}-{seed}.json", run)
     write_facts(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aipo.core.algorithms import ALGORITHMS
-from aipo.core.coefficients import Coefficient
+from aipo.core.coefficients import COEFFICIENTS
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def test_the_map_names_files_at_all() -> None:
     assert "no_such_function" not in names("tests/parity/test_trl.py")
 
 
-@pytest.mark.parametrize("name", [*ALGORITHMS, *Coefficient])
+@pytest.mark.parametrize("name", [*ALGORITHMS, *COEFFICIENTS])
 def test_every_algorithm_and_every_coefficient_has_its_line(name: str) -> None:
     assert re.search(rf"^\| .*`{name}`", PAGE, re.MULTILINE)
 

@@ -31,7 +31,7 @@ def metrics_of(offsets: tuple[float, ...]) -> dict[str, float]:
         Segment(Source.POLICY, IDS[3:8], sampled),
         Segment(Source.FEEDBACK, IDS[8:]),
     )
-    row = Row(TokenStream(segments), Advantage(1.0, 1.0), 0.1)
+    row = Row(stream=TokenStream(segments), advantage=Advantage(1.0, 1.0), weight=0.1)
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
     updater = Updater(Accelerator(cpu=True), model, optimiser, UpdateSettings(1.0, 64, 100.0, 0))
     return updater.apply([[row], [row]], ObjectiveSettings())

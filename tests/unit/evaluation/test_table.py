@@ -118,8 +118,15 @@ def test_training_plot_is_deterministic_and_skips_what_is_missing(tmp_path: Path
 
 
 def test_expert_token_plot_is_deterministic_and_takes_free_methods(tmp_path: Path) -> None:
-    points = [TokenPoint("GRPO", u, 0, 0, 0.1) for u in (50, 100)]
-    points += [TokenPoint("AIPO", u, 900.0 * u, 200.0 * u, u / 200, u / 300, u / 150) for u in (0, 100, 50)]
+    def point(
+        method: str, updates: int, raw: float, distinct: float, value: float, span: float
+    ) -> TokenPoint:
+        ends = {"low": value - span, "high": value + span}
+        tokens = {"raw_tokens": raw, "distinct_tokens": distinct}
+        return TokenPoint(method=method, updates=updates, value=value, **tokens, **ends)
+
+    points = [point("GRPO", u, 0, 0, 0.1, float("nan")) for u in (50, 100)]
+    points += [point("AIPO", u, 900.0 * u, 200.0 * u, u / 200, u / 600) for u in (0, 100, 50)]
     drawn = [expert_token_plot({"solo pass@k": points}, tmp_path / name) for name in "ab"]
     assert_same_picture(drawn[0], drawn[1])
     with pytest.raises(ValueError):

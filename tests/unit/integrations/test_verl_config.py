@@ -11,7 +11,6 @@ from aipo.config.cluster import ClusterSettings
 from aipo.config.layers import Layers
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
-from aipo.core.coefficients import Coefficient
 from aipo.integrations.verl.plan import Plan
 from aipo.integrations.verl.refusals import refuse
 from aipo.training.algorithm import objective_settings
@@ -143,7 +142,7 @@ def test_the_paper_scale_recipe_can_be_run_on_its_clusters(tmp_path: Path, clust
     found = yaml.safe_load((tmp_path / "aipo_verl.yaml").read_text())
     assert found["data"]["train_batch_size"] == 256 and found["actor_rollout_ref"]["rollout"]["n"] == 8
     plan = Plan.from_table(found["aipo"]["plan"])
-    assert plan.objective.coefficient.kind is Coefficient.FLOORED
+    assert plan.objective.coefficient.kind == "floored"
     assert (plan.objective.surrogate.clip.low, plan.objective.surrogate.clip.high) == (0.2, 0.28)
 
 

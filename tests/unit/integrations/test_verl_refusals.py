@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from aipo.core.coefficients import Coefficient, CoefficientSettings
+from aipo.core.feedback import CoefficientSettings
 from aipo.core.objective import ObjectiveSettings
 from aipo.integrations.verl.plan import Plan, PlanError
 from aipo.integrations.verl.refusals import RefusedError, refuse
@@ -99,7 +99,7 @@ def test_verls_own_estimators_are_taken(name: str) -> None:
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan(objective=ObjectiveSettings(coefficient=CoefficientSettings(Coefficient.RATIO))),
+        Plan(objective=ObjectiveSettings(coefficient=CoefficientSettings(kind="ratio"))),
         Plan(mismatch_truncation=2.0),
     ],
     ids=["ratio", "correction"],

@@ -10,17 +10,17 @@ import pytest
 
 from aipo.config.settings import AlgorithmSettings
 from aipo.core.advantages import (
+    ESTIMATORS,
+    FEEDBACK_ADVANTAGES,
     Advantage,
-    Estimator,
-    FeedbackAdvantage,
     Member,
     group_advantages,
     group_relative,
 )
 from aipo.core.batch import Row
-from aipo.core.coefficients import Coefficient, CoefficientSettings
+from aipo.core.feedback import CoefficientSettings
 from aipo.core.objective import ObjectiveSettings
-from aipo.core.surrogates import Clip, Surrogate, SurrogateSettings
+from aipo.core.surrogates import Clip, SurrogateSettings
 from aipo.core.tokens import Segment, TokenStream, expert_stream
 from aipo.core.types import VERIFY, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.grading import Grade
@@ -153,21 +153,19 @@ def test_feedback_that_added_nothing_is_not_copied() -> None:
     assert not copies(credits_of(group(*alone), algorithm(feedback_advantage="signed"), LONGEST), alone)
 
 
-@pytest.mark.parametrize("estimator", Estimator)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize("rule", FeedbackAdvantage)
-def test_the_algorithms_settings_reach_the_advantages(
-    rule: FeedbackAdvantage, split: bool, estimator: Estimator
-) -> None:
+@pytest.mark.parametrize("rule", FEEDBACK_ADVANTAGES)
+def test_the_algorithms_settings_reach_the_advantages(rule: str, split: bool, estimator: str) -> None:
     members = [
         member(WON, CONSULTING),
         member(LOST, CONSULTING),
         *[member(LOST, SOLO)] * 2,
         member(WON, SOLO),
     ]
-    settings = algorithm(split_baselines=split, estimator=estimator, feedback_advantage=rule.value)
+    settings = algorithm(split_baselines=split, estimator=estimator, feedback_advantage=rule)
     expected = group_advantages(
-        [Member(m.grade.verdict, m.condition) for m in members],
+        [Member(verdict=m.grade.verdict, condition=m.condition) for m in members],
         split_baselines=split,
         estimator=estimator,
         feedback=rule,
@@ -199,17 +197,17 @@ def test_a_group_of_ungraded_rollouts_leaves_no_rows() -> None:
 
 
 @pytest.mark.parametrize("experts", [1, 3])
-@pytest.mark.parametrize("estimator", Estimator)
-def test_a_group_of_experts_only_is_supervised_fine_tuning(experts: int, estimator: Estimator) -> None:
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_group_of_experts_only_is_supervised_fine_tuning(experts: int, estimator: str) -> None:
     plain = group(experts=experts)
     credits = credits_of(plain, algorithm(coefficient="likelihood", estimator=estimator), LONGEST)
     assert [credit.stream for credit in credits] == list(plain.experts)
     assert [credit.advantage for credit in credits] == [Advantage(0.0, 1.0)] * experts
 
 
-@pytest.mark.parametrize("estimator", Estimator)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("split", [True, False])
-def test_in_a_group_an_expert_is_one_more_correct_solo_member(split: bool, estimator: Estimator) -> None:
+def test_in_a_group_an_expert_is_one_more_correct_solo_member(split: bool, estimator: str) -> None:
     members = [member(WON, SOLO), *[member(LOST, SOLO) for _ in range(6)]]
     changes = {"coefficient": "shaped", "split_baselines": split, "estimator": estimator}
     credits = credits_of(group(*members, experts=1), algorithm(**changes), LONGEST)
@@ -232,9 +230,11 @@ def test_the_algorithms_settings_reach_the_objective() -> None:
         clip_low=0.1, clip_high=0.3, coefficient="shaped", floor=0.2, shape=0.4, feedback_weight=0.7
     )
     expected = ObjectiveSettings(
-        SurrogateSettings(Surrogate.CLIPPED, Clip(0.1, 0.3)),
-        CoefficientSettings(Coefficient.SHAPED, 0.2, 0.4, Clip()),  # `ratio` has a clip of its own
-        0.7,
+        surrogate=SurrogateSettings("clipped", Clip(0.1, 0.3)),
+        coefficient=CoefficientSettings(
+            kind="shaped", floor=0.2, shape=0.4, clip=Clip()
+        ),  # `ratio` has a clip of its own
+        feedback_weight=0.7,
     )
     assert objective_settings(settings) == expected
 

@@ -1,7 +1,7 @@
 """One policy update is the objective's gradient and nothing else, whatever is left out to save time."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, PreTrainedModel
 
 from aipo.core.advantages import Advantage
-from aipo.core.batch import Aggregation, Row, collate, weighted_rows
-from aipo.core.coefficients import Coefficient, CoefficientSettings
+from aipo.core.batch import Row, TokenBatch, collate, weighted_rows
+from aipo.core.feedback import CoefficientSettings
 from aipo.core.objective import ObjectiveSettings, objective_loss
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
@@ -29,8 +29,8 @@ CONFIG = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
 )
-FLOORED = ObjectiveSettings(coefficient=CoefficientSettings(Coefficient.FLOORED))
-MASKED = ObjectiveSettings(coefficient=CoefficientSettings(Coefficient.MASKED))
+FLOORED = ObjectiveSettings(coefficient=CoefficientSettings(kind="floored"))
+MASKED = ObjectiveSettings(coefficient=CoefficientSettings(kind="masked"))
 ADVANTAGES = [
     Advantage(1.0, 0.5),
     Advantage(0.0, 0.0),
@@ -50,9 +50,7 @@ def rows_of(advantages: Sequence[Advantage], objective: ObjectiveSettings) -> li
         streams.append(
             TokenStream((Segment(Source.PROMPT, ids[0]), sampled, Segment(Source.FEEDBACK, ids[2])))
         )
-    return weighted_rows(
-        streams, list(advantages), Aggregation.TOKEN_MEAN, feedback_trained=objective.feedback_trained
-    )
+    return weighted_rows(streams, list(advantages), "token_mean", feedback_trained=objective.feedback_trained)
 
 
 def updated(
@@ -83,7 +81,9 @@ def gradient(
 def test_a_step_is_the_gradient_of_the_whole_mini_batch(objective: ObjectiveSettings) -> None:
     rows = rows_of(ADVANTAGES, objective)
     before = {n: p.detach().clone() for n, p in random_model(CONFIG).named_parameters()}
-    after, _ = updated([Row(r.stream, r.advantage, r.weight) for r in rows], objective)
+    after, _ = updated(
+        [Row(stream=r.stream, advantage=r.advantage, weight=r.weight) for r in rows], objective
+    )
     expected = gradient(rows, objective)
     for name, parameter in after.named_parameters():
         torch.testing.assert_close(before[name] - parameter, expected[name], atol=1e-6, rtol=1e-4)
@@ -144,6 +144,55 @@ def test_gradient_norms_by_source_are_those_of_their_tokens_and_leave_the_step_a
         norm = torch.cat([g.flatten() for g in gradient(rows, FLOORED, source).values()]).norm()
         assert metrics[f"grad_norm_{source.name.lower()}"] == pytest.approx(float(norm), rel=1e-4)
     assert "grad_norm_policy" not in updated(rows, FLOORED)[1]
+
+
+@dataclass(frozen=True)
+class KlToSampler:
+    """A term that knows no advantage: -beta k3, an estimator of the KL divergence, on POLICY tokens."""
+
+    beta: float
+    only_advantages: bool = False
+    sources: Sequence[Source] = (Source.POLICY,)
+
+    def teaches(self, advantage: Advantage) -> bool:
+        return not self.only_advantages or advantage.policy != 0
+
+    def value(self, log_p: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+        delta = batch.log_p_old - log_p
+        return -self.beta * (delta.exp() - 1 - delta)
+
+
+def by_hand(rows: Sequence[Row], beta: float) -> dict[str, torch.Tensor]:
+    """The gradient of the base objective plus the mean k3 over all POLICY tokens, each row by itself."""
+    model, total = random_model(CONFIG), torch.zeros(())
+    for row in rows:
+        log_p, _ = token_log_probs(model, torch.tensor([row.stream.ids]), 1.0)
+        for t, source in enumerate(row.stream.sources):
+            if source is Source.POLICY:
+                delta = row.stream.log_probs[t] - log_p[0, t]
+                total = total + row.weight * beta * (torch.exp(delta) - 1 - delta)
+    total.backward()
+    base = gradient(rows, FLOORED)
+    return {n: base[n] + p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def largest_error(after: PreTrainedModel, wanted: dict[str, torch.Tensor]) -> float:
+    before = dict(random_model(CONFIG).named_parameters())
+    steps = {name: before[name].detach() - p.detach() for name, p in after.named_parameters()}
+    return max(float((steps[name] - wanted[name]).abs().max()) for name in wanted)
+
+
+@pytest.mark.parametrize("advantages", [ADVANTAGES, NOTHING], ids=["some teach", "none teaches"])
+def test_a_further_term_has_its_gradient_on_rows_without_an_advantage(
+    advantages: Sequence[Advantage],
+) -> None:
+    rows, beta = rows_of(advantages, FLOORED), 2.0
+    wanted = by_hand(rows, beta)
+    after, _ = updated(rows, replace(FLOORED, further=(KlToSampler(beta),)))
+    assert largest_error(after, wanted) < 1e-6
+    if advantages is ADVANTAGES:  # what skipping A = 0 would have cost
+        skipping, _ = updated(rows, replace(FLOORED, further=(KlToSampler(beta, only_advantages=True),)))
+        assert largest_error(skipping, wanted) > 1e-2
 
 
 @pytest.mark.parametrize(("parts", "rows_in_each"), [(1, 8), (2, 4), (8, 1)])

@@ -9,8 +9,7 @@ from typing import Any
 
 from aipo.config.cluster import ClusterSettings
 from aipo.config.settings import Settings
-from aipo.core.advantages import FeedbackAdvantage
-from aipo.core.batch import Aggregation
+from aipo.core.advantages import ESTIMATORS
 from aipo.integrations.verl.estimators import PREFIX
 from aipo.integrations.verl.plan import Plan
 from aipo.integrations.verl.refusals import TRAINER
@@ -18,12 +17,13 @@ from aipo.training.algorithm import base_algorithm, objective_settings
 from aipo.training.schedule import shape_at
 
 TRAIN_FILE, VALIDATION_FILE = "train.parquet", "validation.parquet"
-AGGREGATIONS = {
-    Aggregation.TOKEN_MEAN: "token-mean",
-    Aggregation.SEQUENCE_MEAN: "seq-mean-token-mean",
-    Aggregation.SEQUENCE_SUM: "seq-mean-token-sum",
-    Aggregation.HORIZON: "seq-mean-token-sum-norm",
+LOSS_AGG_MODES = {
+    "token_mean": "token-mean",
+    "sequence_mean": "seq-mean-token-mean",
+    "sequence_sum": "seq-mean-token-sum",
+    "horizon": "seq-mean-token-sum-norm",
 }
+"""verl's own words, which its losses read; ours brings the weight of each token."""
 
 
 class VerlConfigError(ValueError):
@@ -40,7 +40,7 @@ def verl_config(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
         "defaults": ["ppo_trainer", "_self_"],
         "data": _data(settings, cluster),
         "algorithm": {
-            "adv_estimator": PREFIX + plan.estimator.value,
+            "adv_estimator": PREFIX + plan.estimator,
             "use_kl_in_reward": False,
             "rollout_correction": {"rollout_is": None, "rollout_rs": None, "bypass_mode": False},
         },
@@ -70,7 +70,7 @@ def plan_of(settings: Settings) -> Plan:
         objective=objective_settings(algorithm),
         estimator=base.estimator,
         aggregation=base.aggregation,
-        feedback_advantage=FeedbackAdvantage(algorithm.feedback_advantage),
+        feedback_advantage=algorithm.feedback_advantage,
         split_baselines=algorithm.split_baselines,
         mismatch_truncation=algorithm.mismatch_truncation,
         max_response_tokens=settings.rollout.max_response_tokens,
@@ -118,7 +118,7 @@ def _actor(settings: Settings, cluster: ClusterSettings, plan: Plan) -> dict[str
         # Read by nothing here: AIPO's loss has the plan's. They stand for what a reader of this file expects.
         "clip_ratio_low": clip.low,
         "clip_ratio_high": clip.high,
-        "loss_agg_mode": AGGREGATIONS[plan.aggregation],
+        "loss_agg_mode": LOSS_AGG_MODES.get(plan.aggregation, "token-mean"),
     }
 
 
@@ -168,12 +168,18 @@ def _trainer(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
 def _not_on_verl(settings: Settings) -> Iterator[str]:
     """Yield what the plugin does not offer."""
     a, r, t = settings.algorithm, settings.rollout, settings.train
+    estimator = base_algorithm(a).estimator
     wanted: tuple[tuple[bool, str, str], ...] = (
         (not settings.policy.model, "policy.model = ''", "name a model"),
         (settings.policy.lora_rank > 0, f"policy.lora_rank = {settings.policy.lora_rank}", "set it to 0"),
         (a.stripped_copies, "algorithm.stripped_copies = true", "set it to false"),
         (a.verified_copies, "algorithm.verified_copies = true", "set it to false"),
         (a.agent_token_price > 0, f"algorithm.agent_token_price = {a.agent_token_price}", "set it to 0"),
+        (
+            estimator not in ESTIMATORS,
+            f"algorithm.estimator = {estimator!r}",
+            f"choose of {', '.join(ESTIMATORS)}",
+        ),
         (a.floor_end is not None, "algorithm.floor_end", "leave it out"),
         (a.feedback_weight_end is not None, "algorithm.feedback_weight_end", "leave it out"),
         (r.solo_fraction_end is not None, "rollout.solo_fraction_end", "leave it out"),

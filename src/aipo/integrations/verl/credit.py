@@ -61,7 +61,10 @@ def credits_of(rows: Sequence[RowFacts], minibatches: Sequence[Sequence[int]], p
             length = rows[index].response_tokens
             penalty[index] = overlong_penalty(length, plan.max_response_tokens, plan.overlong_buffer_tokens)
         advantages = group_advantages(
-            [Member(rows[i].verdict, rows[i].condition, penalty[i]) for i in members],
+            [
+                Member(verdict=rows[i].verdict, condition=rows[i].condition, penalty=penalty[i])
+                for i in members
+            ],
             estimator=plan.estimator,
             split_baselines=plan.split_baselines,
             feedback=plan.feedback_advantage,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aipo.core.advantages import Estimator, group_relative, whitened
+from aipo.core.advantages import ESTIMATORS, group_relative, whitened
 
 PREFIX = "aipo_"
 
@@ -22,8 +22,8 @@ def register() -> None:
     """Put every estimator into verl's registry. Twice is harmless."""
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
-    for estimator in Estimator:
-        name = PREFIX + estimator.value
+    for estimator in ESTIMATORS:
+        name = PREFIX + estimator
         if name not in ADV_ESTIMATOR_REGISTRY:
             register_adv_est(name)(_Registered(estimator))
 
@@ -31,9 +31,9 @@ def register() -> None:
 class _Registered:
     """One estimator as verl calls it."""
 
-    def __init__(self, estimator: Estimator) -> None:
+    def __init__(self, estimator: str) -> None:
         self._estimator = estimator
-        self.__name__ = PREFIX + estimator.value
+        self.__name__ = PREFIX + estimator
 
     def __call__(
         self, token_level_rewards: Tensor, response_mask: Tensor, index: Sequence[Any], **_: Any
@@ -48,11 +48,11 @@ class _Registered:
 
 
 def advantages(
-    rewards: Sequence[float], tokens: Sequence[int], groups: Sequence[str], estimator: Estimator
+    rewards: Sequence[float], tokens: Sequence[int], groups: Sequence[str], estimator: str
 ) -> list[float]:
     """Return one advantage a row; 0 for a row without POLICY tokens, which is in no group.
 
-    >>> advantages([1.0, 0.0, 0.0, 1.0], [3, 3, 0, 2], ["a", "a", "a", "b"], Estimator.GROUP_CENTRED)
+    >>> advantages([1.0, 0.0, 0.0, 1.0], [3, 3, 0, 2], ["a", "a", "a", "b"], "group_centred")
     [0.5, -0.5, 0.0, 0.0]
     """
     members = defaultdict(list)
@@ -63,7 +63,7 @@ def advantages(
     for rows in members.values():
         for row, value in zip(rows, group_relative([rewards[i] for i in rows], estimator), strict=True):
             values[row] = value
-    if estimator.over_batch:
+    if ESTIMATORS[estimator].over_batch:
         counted = [row for rows in members.values() for row in rows]
         normal = whitened([values[i] for i in counted], [tokens[i] for i in counted])
         for row, value in zip(counted, normal, strict=True):

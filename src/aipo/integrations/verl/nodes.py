@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from packaging.version import Version
 
-from aipo.core.advantages import Estimator
+from aipo.core.advantages import ESTIMATORS
 from aipo.integrations.verl.estimators import PREFIX
 from aipo.integrations.verl.refusals import TRAINER
 
@@ -47,9 +47,9 @@ def missing() -> list[str]:
         if not target.startswith("aipo.integrations.verl."):
             found.append(f"agent loop {name!r} is {target or 'not registered'}")
     found += [
-        f"estimator {PREFIX + e.value!r} is not registered"
-        for e in Estimator
-        if PREFIX + e.value not in ADV_ESTIMATOR_REGISTRY
+        f"estimator {PREFIX + e!r} is not registered"
+        for e in ESTIMATORS
+        if PREFIX + e not in ADV_ESTIMATOR_REGISTRY
     ]
     if find_spec("transfer_queue") is None:
         found.append("TransferQueue is not installed, which verl's trainer needs; pip install 'aipo[verl]'")

@@ -5,29 +5,27 @@ plan`. An unknown or missing key is an error, so that a table of another version
 read wrongly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from aipo.core.advantages import Estimator, FeedbackAdvantage
-from aipo.core.batch import Aggregation
-from aipo.core.coefficients import Coefficient, CoefficientSettings
+from aipo.core.feedback import CoefficientSettings
 from aipo.core.objective import ObjectiveSettings
-from aipo.core.surrogates import Clip, Surrogate, SurrogateSettings
+from aipo.core.surrogates import Clip, SurrogateSettings
 
 
 class PlanError(ValueError):
     """The table `aipo.plan` cannot be read; the message names the key and the fix."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A recipe's algorithm, resolved: no name is left to be looked up."""
+    """A recipe's algorithm, resolved, its parts by name."""
 
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    estimator: Estimator = Estimator.GROUP_NORMALISED
-    aggregation: Aggregation = Aggregation.TOKEN_MEAN
-    feedback_advantage: FeedbackAdvantage = FeedbackAdvantage.OVER_SOLO
+    estimator: str = "group_normalised"
+    aggregation: str = "token_mean"
+    feedback_advantage: str = "over_solo"
     split_baselines: bool = True
     mismatch_truncation: float = 0.0
     """Largest weight of the correction for a sampler that differs from the trainer; 0: no correction."""
@@ -45,47 +43,32 @@ class Plan:
     """Deadline of one stretch of generation."""
 
     def table(self) -> dict[str, Any]:
-        """Return plain values: strings, numbers, truth values, tables."""
-        return _plain(asdict(self))
+        """Return plain values, which further terms are not. Raises `PlanError` where there are some."""
+        if self.objective.further:
+            raise PlanError(f"aipo.plan.objective: {self.objective.further} cannot be sent to verl's workers")
+        table = asdict(self)
+        del table["objective"]["further"]
+        return table
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> "Plan":
         """Return the plan that `table` wrote. Raises `PlanError`."""
         _same_keys("aipo.plan", table, cls)
         objective = table["objective"]
-        _same_keys("aipo.plan.objective", objective, ObjectiveSettings)
+        _same_keys("aipo.plan.objective", objective, ObjectiveSettings, {"further"})
         surrogate, coefficient = objective["surrogate"], objective["coefficient"]
         _same_keys("aipo.plan.objective.surrogate", surrogate, SurrogateSettings)
         _same_keys("aipo.plan.objective.coefficient", coefficient, CoefficientSettings)
-        enums = {
-            "estimator": Estimator(table["estimator"]),
-            "aggregation": Aggregation(table["aggregation"]),
-            "feedback_advantage": FeedbackAdvantage(table["feedback_advantage"]),
-        }
-        return cls(
-            **dict(table)
-            | enums
-            | {
-                "objective": ObjectiveSettings(
-                    SurrogateSettings(Surrogate(surrogate["kind"]), Clip(**surrogate["clip"])),
-                    CoefficientSettings(
-                        **dict(coefficient)
-                        | {"kind": Coefficient(coefficient["kind"]), "clip": Clip(**coefficient["clip"])}
-                    ),
-                    float(objective["feedback_weight"]),
-                )
-            }
+        read = ObjectiveSettings(
+            surrogate=SurrogateSettings(surrogate["kind"], Clip(**surrogate["clip"])),
+            coefficient=CoefficientSettings(**{**coefficient, "clip": Clip(**coefficient["clip"])}),
+            feedback_weight=float(objective["feedback_weight"]),
         )
+        return cls(**{**table, "objective": read})
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return str(value.value) if hasattr(value, "value") else value
-
-
-def _same_keys(name: str, table: Mapping[str, Any], wanted: type) -> None:
-    keys = {each.name for each in fields(wanted)}
+def _same_keys(name: str, table: Mapping[str, Any], wanted: type, left_out: Set[str] = frozenset()) -> None:
+    keys = {each.name for each in fields(wanted)} - left_out
     if set(table) != keys:
         wrong = sorted(set(table) ^ keys)
         raise PlanError(

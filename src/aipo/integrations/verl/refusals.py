@@ -7,7 +7,6 @@ check`. It changes nothing, and imports nothing of verl.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aipo.core.coefficients import Coefficient
 from aipo.integrations.verl.estimators import PREFIX
 from aipo.integrations.verl.plan import Plan
 
@@ -52,9 +51,8 @@ def _rollout_correction(config: Any, plan: Plan) -> Iterator[str]:
     yield from _wants(config, f"{key}.rollout_rs", None, why)
     recomputed = plan.objective.needs_old_feedback_log_p or plan.mismatch_truncation > 0
     if _get(config, f"{key}.bypass_mode") and recomputed:
-        wants = (
-            Coefficient.RATIO if plan.objective.needs_old_feedback_log_p else "algorithm.mismatch_truncation"
-        )
+        objective = plan.objective
+        wants = objective.coefficient.kind if objective.needs_old_feedback_log_p else "mismatch_truncation"
         yield (
             f"{key}.bypass_mode = True: no log-probabilities are recomputed, but {wants} needs them; set "
             f"{key}.bypass_mode=False"
@@ -129,7 +127,7 @@ def _advantages(config: Any, plan: Plan) -> Iterator[str]:
     if name not in GROUP_ESTIMATORS + BATCH_ESTIMATORS and not name.startswith(PREFIX):
         yield (
             f"{key}.adv_estimator = {name}: it needs a critic, or more than one outcome a rollout; set "
-            f"{key}.adv_estimator={PREFIX}{plan.estimator.value} or one of "
+            f"{key}.adv_estimator={PREFIX}{plan.estimator} or one of "
             f"{', '.join(GROUP_ESTIMATORS + BATCH_ESTIMATORS)}"
         )
 
