@@ -37,7 +37,6 @@ class Job:
     finished: Callable[[], bool]
     steps: int = 0
     """Training steps; 0 for a job that reports none."""
-    options: tuple[str, ...] = ()
     needs: Path | None = None
     """A file that another job writes; it is not started before that is there."""
 
@@ -157,7 +156,7 @@ def _start(job: Job, at_once: int) -> "subprocess.Popen[bytes]":
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     recipe = _recipe(job)
     recipe.write_text(dump_settings(job.settings))
-    command = [sys.executable, "-m", "aipo", job.verb, str(recipe), *job.options]
+    command = [sys.executable, "-m", "aipo", job.verb, str(recipe)]
     threads = job.settings.run.threads or max(1, (os.cpu_count() or 1) // at_once)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with _log(job).open("ab") as log:

@@ -51,7 +51,7 @@ def token_points(
         own = [record for record in records if stratum in record.strata]
         modes = dict.fromkeys(record.mode for record in own)
         mode = SoloMode.UNANSWERED if SoloMode.UNANSWERED in modes else next(iter(modes))
-        k = min(TOKEN_K, *(r.graded for record in own for r in record.results if r.graded))
+        k = min([TOKEN_K, *(r.graded for record in own for r in record.results if r.graded)])
         found[f"{stratum}, {mode}, pass@{k}"] = _points([r for r in own if r.mode == mode], spent, stratum, k)
     return found
 

@@ -1,7 +1,6 @@
 """Where the tokens of a recorded segment begin and end in its text.
 
-Owns decoding for display. Must not change a text: pieces that do not add up to it are not used.
-Invariant: lengths are in UTF-16 units, as a browser counts, and add up to the length of the text.
+Lengths are in UTF-16 units, as a browser counts. Pieces that do not add up to the text are not used.
 """
 
 from collections.abc import Sequence
