@@ -1,7 +1,7 @@
 """Write docs/evaluation.md from its words and the committed evaluations: `python scripts/evaluation_page.py`.
 
-Owns the join of docs/evaluation.in.md with what `aipo evaluate` and `aipo compare` wrote, and with the
-record of scripts/lighteval_peer.py. No number is typed; an unknown part is an error.
+docs/evaluation.in.md is joined with what `aipo evaluate` and `aipo compare` wrote, and with the record of
+scripts/lighteval_peer.py. No number is typed; an unknown part is an error.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The mistakes that `mutants.py` makes: by file, pairs of a piece of its code and what stands there instead.
 
-Owns the list. A piece must stand exactly once in its file; `mutants.py` says so where it does not.
+A piece must stand exactly once in its file; `mutants.py` says so where it does not.
 """
 
 TOKENS = [

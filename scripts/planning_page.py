@@ -1,7 +1,7 @@
 """Write docs/planning.md from docs/planning.in.md: `python scripts/planning_page.py`.
 
-Owns the page's tables: each is planned, or read from results/benchmarks/planning.json; no figure is typed.
-Must not measure. Invariant: a name in the words that no table has is an error.
+Each table is planned, or read from results/benchmarks/planning.json; no figure is typed. A name in the words
+that no table has is an error.
 """
 
 import json
