@@ -2,8 +2,8 @@
 
 Usage: copy_decisions.py RUNS OUTPUT METHOD ...: RUNS is the output folder of a comparison, with its policies.
 
-Why may a policy that has learnt from copies still fail where requests are banned? There it writes what is left
-when the requests' probability is taken away. Reported by scripts/results_page.py.
+Why may a policy that has learnt from copies still fail where requests are banned? There it writes what is
+left when the requests' probability is taken away. Reported by scripts/results_page.py.
 """
 
 import asyncio
