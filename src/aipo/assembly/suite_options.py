@@ -75,7 +75,7 @@ class SuiteOptions:
     problems: Annotated[
         int,
         typer.Option(
-            min=0, help="Only the first so many questions of each stratum; 0: all.", rich_help_panel=_SUITE
+            min=0, help="Use only the first N questions of each stratum; 0: all.", rich_help_panel=_SUITE
         ),
     ] = 0
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.", rich_help_panel=_SUITE)] = 0

@@ -32,7 +32,9 @@ AtOnce = Annotated[
 ]
 Minutes = Annotated[
     float,
-    typer.Option(min=0, help="Start no run after so many minutes; the same command goes on. 0: no end."),
+    typer.Option(
+        min=0, help="Start no further run after this time; the same command continues. 0: no limit."
+    ),
 ]
 Records = Annotated[
     Path | None, typer.Option(help="Only write the report, from the compact records in this folder.")

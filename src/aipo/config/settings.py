@@ -39,7 +39,7 @@ class RunSettings(Section):
     rank_timeout_s: float = Field(
         1800.0,
         gt=0,
-        description="Ranks wait so long for one another, evaluations by rank 0 included; then the run ends.",
+        description="Longest wait of a rank for another, also while rank 0 evaluates; then the run ends.",
     )
     trackers: tuple[str, ...] = Field(
         (), description="Of accelerate's: `wandb`, `trackio`, `tensorboard`, `mlflow`, … None is required."
@@ -186,7 +186,7 @@ class AlgorithmSettings(Section):
         None, description="What a reward is compared with. None: the algorithm's own."
     )
     overlong_buffer_tokens: int = Field(
-        0, ge=0, description="DAPO's soft overlong punishment over the last so many tokens; 0: none."
+        0, ge=0, description="DAPO's soft overlong punishment grows over this many last tokens; 0: none."
     )
     split_baselines: bool = Field(
         True, description="POLICY tokens take the advantage within their own condition."
@@ -237,13 +237,13 @@ class TrainSettings(Section):
     prompts_per_step: int = Field(24, ge=1, description="Problems, hence groups, of a step.")
     minibatches_per_step: int = Field(4, ge=1, description="Optimiser steps per batch of groups.")
     microbatch_tokens: int = Field(
-        16384, ge=1, description="Most padded tokens of a pass; on a CPU 1,024 are enough."
+        16384, ge=1, description="Most padded tokens in a forward pass; on a CPU 1,024 are enough."
     )
     logit_chunk_tokens: int | None = Field(
         None,
         ge=0,
         description="Positions whose logits are in memory at a time; 0: a whole micro-batch's. None: whole "
-        "up to 2^25 logits, else so many at a time.",
+        "up to 2^25 logits, else in chunks of that size.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."
@@ -251,7 +251,7 @@ class TrainSettings(Section):
     learning_rate: float = Field(1e-6, gt=0, description="Of AdamW, after the warm-up.")
     warmup_steps: int = Field(20, ge=0, description="Linear warm-up, in steps.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Longer gradients are scaled down to it.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     stratum_mix: dict[str, float] = Field(
         {}, description="Share of each stratum in a batch; {}: as in the data."
     )
@@ -259,7 +259,7 @@ class TrainSettings(Section):
         0,
         ge=0,
         description="DAPO's dynamic sampling: groups that teach nothing are replaced by groups of other "
-        "problems in up to so many further rounds of a step; 0: off.",
+        "problems in up to this many further rounds of a step; 0: off.",
     )
     reward: str = Field(
         "verdict",
@@ -267,22 +267,27 @@ class TrainSettings(Section):
         "control; a coin decides.",
     )
     source_gradients_every_steps: int = Field(
-        0, ge=0, description="Measure the gradient norms of POLICY and FEEDBACK apart so often; 0: never."
+        0, ge=0, description="Steps between measurements of POLICY's and FEEDBACK's gradient norms; 0: never."
     )
     checkpoint_every_steps: int = Field(
-        1, ge=1, description="Steps that a crash can lose; raise it where a checkpoint is long beside a step."
+        1,
+        ge=1,
+        description="Steps that a crash can lose; raise it if saving takes long compared with a step.",
     )
-    keep_checkpoints: int = Field(2, ge=1, description="The newest so many; older ones are removed.")
+    keep_checkpoints: int = Field(2, ge=1, description="How many are kept; the oldest is removed first.")
     max_ungraded_share: float = Field(
-        0.05, ge=0, le=1, description="Above this share of UNGRADED rollouts in a step the run stops."
+        0.05, ge=0, le=1, description="The run stops if a larger share of a step's rollouts is UNGRADED."
     )
     max_failed_consultations_share: float = Field(
-        0.5, ge=0, le=1, description="Above this share of TIMEOUT and AGENT_ERROR in a step the run stops."
+        0.5,
+        ge=0,
+        le=1,
+        description="The run stops if a larger share of a step's consultations fails (TIMEOUT, AGENT_ERROR).",
     )
     min_consultations_to_stop: int = Field(
-        20, ge=1, description="A step in which agents were asked less often does not stop the run."
+        20, ge=1, description="A step with fewer consultations does not stop the run."
     )
-    record_rollouts_every_steps: int = Field(1, ge=1, description="Write whole rollouts of every n-th step.")
+    record_rollouts_every_steps: int = Field(1, ge=1, description="Record whole rollouts every n-th step.")
 
 
 class EvaluateSettings(Section):

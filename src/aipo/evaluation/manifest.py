@@ -36,7 +36,7 @@ class Questions:
     digest: str
     """Of ids, texts as they are asked, golds and tests."""
     source: str
-    """The file, the hub id or `packaged`: told, not compared."""
+    """The file, the hub id or `packaged`: reported, not compared."""
     problems: int
     whole: bool
     """Whether these are all of the benchmark's questions."""
@@ -44,7 +44,7 @@ class Questions:
     """n of Avg@n."""
     max_response_tokens: int
     notes: tuple[str, ...] = ()
-    """What a reader of its number must know; told, not compared."""
+    """What a reader of its number must know; reported, not compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Manifest:
     """Everything that the numbers depend on."""
 
     checkpoint: str
-    """As it was given: told, not compared. `policy` says which weights it names."""
+    """As it was given: reported, not compared. `policy` says which weights it names."""
     policy: str
     sampling: Mapping[str, Any]
     """Temperature, top_p, top_k, solo mode, type of the weights, context length, engine."""
@@ -65,7 +65,7 @@ class Manifest:
     agents: Mapping[str, Any] = field(default_factory=dict)
     """Who answers in the condition `agents`, with the limits; {} without."""
     made_with: Mapping[str, str] = field(default_factory=dict)
-    """Versions of what computes: told, not compared."""
+    """Versions of the libraries: reported, not compared."""
     schema: int = SCHEMA
 
     @property

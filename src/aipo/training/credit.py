@@ -86,7 +86,7 @@ def _members(group: Group, algorithm: AlgorithmSettings, max_response_tokens: in
 
 
 def _deserves_copy(member: MemberRollout) -> bool:
-    """A correct rollout that was told something."""
+    """Whether it is a correct rollout with at least one answered consultation."""
     assert member.rollout is not None
     answered = any(c.outcome is ConsultOutcome.ANSWERED for c in member.rollout.consultations)
     return member.grade.verdict is Verdict.CORRECT and answered

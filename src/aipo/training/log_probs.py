@@ -74,7 +74,7 @@ class PolicyForward(nn.Module):
             return self._chunked(ids, temperature, first, chunk)
 
     def chunk_of(self, positions: int) -> int:
-        """Return how many of so many positions are computed at a time; 0: all at once."""
+        """Return how many of these positions are computed at a time; 0: all at once."""
         vocabulary = self._vocabulary_size
         chunk = self._chunk_tokens
         if chunk is None:

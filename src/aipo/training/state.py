@@ -59,7 +59,7 @@ class RunState:
         self.rolled_back = False
         """Whether the step ended with the weights of an earlier one."""
         self.notes: list[str] = []
-        """What a user should be told about a resume."""
+        """What the user should know about a resume."""
         self._before: dict[str, Any] | None = None
         self._saved: dict[str, Any] | None = None
         """What is on the disk of the newest checkpoint, as far as `_position` tells."""

@@ -44,7 +44,7 @@ class Waits:
         self._progress_s = time.monotonic()
         self._cancel: Callable[[], object] | None = None
         self.stopped_by: StopRunError | None = None
-        """Why the run was told to stop; None as long as it was not."""
+        """Why the run was asked to stop; None: it was not."""
         self.heard = False
         """Whether the run has noticed that."""
 

@@ -19,7 +19,7 @@ from aipo.tasks.base import Curriculum, Trace
 
 IGNORED = -100
 LENGTH_BUCKETS = 4
-"""Sequences of a step are sorted by length and padded within so many parts."""
+"""A step's sequences are sorted by length and cut into this many parts, each padded by itself."""
 
 PromptIds = Callable[[Trace], Sequence[int]]
 
