@@ -4,6 +4,7 @@ README.md, CONTRIBUTING.md and CHANGELOG.md stand where GitHub looks for them an
 A link to another file of the repository leads to a copy of it: every link works offline or fails the build.
 """
 
+import ast
 import re
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
@@ -36,9 +37,9 @@ class Docstrings(griffe.Extension):
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages from the root, the page of `core/`, and a copy of each linked file outside docs/."""
+    """Add the pages from the root, those of the reference, and a copy of each linked file outside docs/."""
     texts = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in ROOT_PAGES.items()}
-    for page, text in (texts | {"core.md": core_page()}).items():
+    for page, text in (texts | {"core.md": core_page(), "api.md": api_page()}).items():
         files.append(File.generated(config, page, content=text))
     texts |= {file.src_uri: file.content_string for file in files.documentation_pages()}
     for page, text in texts.items():
@@ -97,6 +98,15 @@ def core_page() -> str:
     sections = [f"::: aipo.core.{module}\n" for module in modules]
     introduction = "::: aipo.core\n    options:\n      show_root_heading: false\n"
     return "\n".join(["# The core\n", introduction, *sections])
+
+
+def api_page() -> str:
+    """Return the reference of the names at the top of the package, one section for each."""
+    tree = ast.parse((CORE.parent / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    names = {f"{node.module}.{a.name}" for node in imports for a in node.names if a.asname}
+    sections = [f"::: {name}\n" for name in sorted(names, key=lambda name: name.rpartition(".")[2].lower())]
+    return "\n".join(["# The Python API\n", f"{ast.get_docstring(tree)}\n", *sections])
 
 
 def loaded_from_elsewhere(page: str) -> list[str]:
