@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import pytest
 
 from aipo.agents.base import AgentFailure, AgentQuery, AgentReply
-from aipo.agents.prompting import Context, agent_prompt
+from aipo.agents.named import AGENTS
+from aipo.agents.prompting import Context
 from aipo.agents.remote import ChatSampling, Endpoint, Prices, RemoteAgent
 from aipo.agents.retry import RetryPolicy
+from aipo.assembly.agents import protocol_of
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
-from aipo.consult.protocol import Protocol
 from aipo.core.types import KNOWLEDGE, PAPER_AGENTS, Condition, ConsultOutcome, Source, Verdict
 from aipo.rollout.episode import ConsultContext, Rollout
 from aipo.rollout.group import Group, GroupShape, Prompts, Sampler
@@ -38,7 +39,7 @@ ANSWERED, EMPTY, TIMEOUT, ERROR = (
 )
 GROUPS, CONSULTING, CONSULTATIONS = 2, 2, 3
 BPE = byte_level_bpe()
-PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
+PROTOCOL = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
 PRICES = Prices(prompt=1.0, completion=2.0)
 COST = (PROMPT_TOKENS * 1.0 + COMPLETION_TOKENS * 2.0) / 1e6
 LONGEST_S = 20.0
@@ -141,10 +142,9 @@ def server() -> Iterator[ChatServer]:
 
 def remote(server: ChatServer, fault: Fault, deadline_s: float) -> RemoteAgent:
     return RemoteAgent(
-        KNOWLEDGE,
+        AGENTS[KNOWLEDGE],
         Endpoint(server.url(fault), concurrency=64),
         "m",
-        agent_prompt(KNOWLEDGE),
         ChatSampling(0.7, 0.8, 64),
         RetryPolicy(retries=3, first_wait_s=0.01),
         deadline_s,

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aipo.agents.named import AGENTS
+from aipo.assembly.agents import protocol_of
 from aipo.consult.codec import TagCodec
-from aipo.consult.protocol import Malformed, Protocol, Request, neutralise
+from aipo.consult.protocol import Malformed, Request, neutralise
 from aipo.core.types import KNOWLEDGE, PAPER_AGENTS
 from support.tokenizers import byte_fallback_bpe, byte_level_bpe, word_level
 
-PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
+PROTOCOL = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
 CODECS = {
     build.__name__: TagCodec(build(), PROTOCOL) for build in (word_level, byte_level_bpe, byte_fallback_bpe)
 }

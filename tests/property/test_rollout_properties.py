@@ -8,16 +8,17 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from aipo.agents.base import AgentError, AgentQuery, AgentReply
+from aipo.agents.named import AGENTS
+from aipo.assembly.agents import protocol_of
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
-from aipo.consult.protocol import Protocol
 from aipo.core.tokens import stripped_copy
 from aipo.core.types import PAPER_AGENTS, VERIFY, Condition, ConsultOutcome, SoloMode, Source, StopReason
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from support.engines import Script
 from support.tokenizers import byte_fallback_bpe, byte_level_bpe, word_level
 
-PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
+PROTOCOL = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
 TOKENIZERS = {build.__name__: build() for build in (word_level, byte_level_bpe, byte_fallback_bpe)}
 CODECS = {name: TagCodec(tokenizer, PROTOCOL) for name, tokenizer in TOKENIZERS.items()}
 REQUEST = st.sampled_from(PAPER_AGENTS).flatmap(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aipo.agents.base import AgentError, AgentFailure, AgentQuery
-from aipo.agents.prompting import agent_prompt
+from aipo.agents.named import AGENTS
 from aipo.agents.remote import ChatSampling, Endpoint, Prices, RemoteAgent
 from aipo.agents.retry import RetryPolicy
 from aipo.agents.scripted import ScriptedAgent
@@ -27,7 +27,7 @@ from aipo.training.log_probs import token_log_probs
 from support.policies import run_cli, succeed
 
 KNOWN = "a spider has eight legs"
-AGENTS = {KNOWLEDGE: ScriptedAgent(KNOWLEDGE, lambda *_: KNOWN)}
+OWN = {KNOWLEDGE: ScriptedAgent(KNOWLEDGE, lambda *_: KNOWN)}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def overrides(server: VllmServer) -> list[str]:
 
 @pytest.fixture
 def parts(recipe: Path, overrides: list[str]) -> Iterator[Parts]:
-    parts = assemble(load_settings(recipe, overrides), AGENTS)
+    parts = assemble(load_settings(recipe, overrides), OWN)
     yield parts
     parts.close()
 
@@ -233,10 +233,9 @@ def test_the_same_server_answers_our_remote_agent_and_what_it_says_is_paid_for(
 ) -> None:
     """A random policy keeps to no reply format: a failure of the agent, with its tokens and its cost."""
     remote = RemoteAgent(
-        agent,
+        AGENTS[agent],
         Endpoint(f"{server.url}/v1"),
         str(policy),
-        agent_prompt(agent),
         ChatSampling(temperature=0.7, top_p=0.8, max_tokens=12),
         RetryPolicy(retries=0, first_wait_s=0.1),
         deadline_s=60,

@@ -12,9 +12,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from aipo.agents.base import AgentQuery, AgentReply
+from aipo.agents.named import AGENTS
+from aipo.assembly.agents import protocol_of
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
-from aipo.consult.protocol import Protocol
 from aipo.core.types import KNOWLEDGE, PAPER_AGENTS, Condition, ConsultOutcome
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from support.engines import Script
@@ -26,7 +27,7 @@ ANSWERED, REFUSED, MALFORMED = (
     ConsultOutcome.MALFORMED,
 )
 TIMEOUT, AGENT_ERROR, EMPTY = ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR, ConsultOutcome.EMPTY
-PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
+PROTOCOL = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
 WORDS, BPE = word_level(), byte_level_bpe()
 LIMITS = Limits(max_consultations=3, max_feedback_tokens=8, max_response_tokens=80)
 PROMPT = "user dogs 2 ; assistant"

@@ -1,6 +1,6 @@
 """The default protocol's wording, for oracles and curricula."""
 
-from aipo.assembly.parts import build_protocol, wording_of
-from aipo.config.settings import ConsultSettings
+from aipo.agents.named import AGENTS
+from aipo.assembly.agents import protocol_of, wording_of
 
-WORDING = wording_of(build_protocol(ConsultSettings(), ()))
+WORDING = wording_of(protocol_of([AGENTS[name] for name in AGENTS]))

@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from aipo.agents.base import AgentError, AgentFailure, AgentQuery, AgentReply
-from aipo.agents.prompting import AgentPrompt, Context, Message
+from aipo.agents.prompting import Context, Message
 from aipo.agents.remote import NO_PRICES, ChatSampling, Prices
-from aipo.agents.replies import read_reply
+from aipo.agents.spec import AgentSpec
 
 
 class LocalModelError(ValueError):
@@ -105,20 +105,24 @@ class LocalModel:
 class LocalAgent:
     """`aipo.agents.base.Agent` that is a model in this process."""
 
-    name: str
+    spec: AgentSpec
     model: LocalModel
-    prompt: AgentPrompt
     sampling: ChatSampling
     context: Context = Context.ALL
     prices: Prices = NO_PRICES
 
+    @property
+    def name(self) -> str:
+        """The spec's."""
+        return self.spec.name
+
     async def answer(self, query: AgentQuery) -> AgentReply:
         """Return what the model said, read. Raises `AgentError`; the caller owns the deadline."""
-        messages = self.prompt.messages(self.context.seen(query))
+        messages = self.spec.prompt.messages(self.context.seen(query))
         text, prompt_tokens, completion_tokens = await self.model.write(messages, self.sampling, query.seed)
         usage = self.prices.usage(prompt_tokens, completion_tokens)
         try:
-            reading = read_reply(self.name, text)
+            reading = self.spec.read(text)
         except AgentError as error:
             raise AgentError(str(error), error.failure, usage) from None
         return AgentReply(reading.words, approves=reading.approves, usage=usage)

@@ -1,8 +1,7 @@
-"""What an agent is sent: its packaged prompt, filled with as much of the rollout as the settings show it.
+"""What an agent is sent: its prompt, filled with as much of the rollout as the settings show it.
 
-Owns the texts in `prompts/`: a version line that no model reads, the system message, `---`, the request.
-Must not know how a model is reached. Invariant: what a text holds is never read as a template again, and
-what the context leaves out is in no message and in no cache key.
+What a text holds is never read as a template again, and what the context leaves out is in no message and in
+no cache key.
 """
 
 from dataclasses import dataclass, replace
@@ -67,10 +66,18 @@ class AgentPrompt:
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 
-def agent_prompt(agent: str) -> AgentPrompt:
-    """Return the packaged prompt of an agent."""
-    text = files("aipo.agents").joinpath("prompts", f"{agent}.txt").read_text(encoding="utf-8")
+def prompt_of(text: str) -> AgentPrompt:
+    """Return the prompt that a text holds: a version line (`# …`), the system message, `---`, the request.
+
+    A line of the request that begins with `@problem`, `@rollout` or `@request` stays only where that part is
+    shown and not empty, one with `@no_request` only where there is no request.
+    """
     version, _, body = text.partition("\n")
     system, _, request = body.partition("\n---\n")
     digest = sha256(text.encode()).hexdigest()[:HASH_DIGITS]
     return AgentPrompt(version.removeprefix("# "), system.strip(), request.strip(), digest)
+
+
+def packaged_prompt(name: str) -> AgentPrompt:
+    """Return a prompt of `prompts/`."""
+    return prompt_of(files("aipo.agents").joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8"))

@@ -28,9 +28,10 @@ from openai import (
 from pydantic import BaseModel, Field, ValidationError
 
 from aipo.agents.base import AgentError, AgentFailure, AgentQuery, AgentReply, Usage
-from aipo.agents.prompting import AgentPrompt, Context, Message
-from aipo.agents.replies import excerpt, read_reply
+from aipo.agents.prompting import Context, Message
+from aipo.agents.replies import excerpt
 from aipo.agents.retry import RetryPolicy, TooLongError, retry_after_s
+from aipo.agents.spec import AgentSpec
 
 TOKENS_OF_A_PRICE = 1_000_000
 _KEY = re.compile(r"[!-~]+")
@@ -153,10 +154,9 @@ class _Line:
 class RemoteAgent:
     """`aipo.agents.base.Agent` behind an endpoint."""
 
-    name: str
+    spec: AgentSpec
     endpoint: Endpoint
     model: str
-    prompt: AgentPrompt
     sampling: ChatSampling
     retry: RetryPolicy
     deadline_s: float
@@ -164,10 +164,15 @@ class RemoteAgent:
     context: Context = Context.ALL
     prices: Prices = NO_PRICES
 
+    @property
+    def name(self) -> str:
+        """The spec's."""
+        return self.spec.name
+
     async def answer(self, query: AgentQuery) -> AgentReply:
         """Return what the model said, read. Raises `AgentError`, and `TimeoutError` at the deadline."""
         deadline = time.monotonic() + self.deadline_s
-        messages = self.prompt.messages(self.context.seen(query))
+        messages = self.spec.prompt.messages(self.context.seen(query))
         async with asyncio.timeout(self.deadline_s):
             body = await self._fetch(messages, query.seed, deadline)
         return self._read(body)
@@ -214,7 +219,7 @@ class RemoteAgent:
         counts = completion.usage or _Counts()
         usage = self.prices.usage(counts.prompt_tokens, counts.completion_tokens)
         try:
-            reading = read_reply(self.name, completion.choices[0].message.content or "")
+            reading = self.spec.read(completion.choices[0].message.content or "")
         except AgentError as error:
             raise AgentError(self.endpoint.without_key(str(error)), error.failure, usage) from None
         return AgentReply(reading.words, approves=reading.approves, usage=usage)

@@ -1,30 +1,19 @@
-"""What an agent's model wrote, read: one format and one parser for each of the three agents.
+"""What an agent's model wrote, read: thinking left out, labelled lines found, the rest refused.
 
-Owns the reply formats that `prompts/` asks for. Must not know how a model is reached, tags or token ids.
-Invariant: a reply in no known format is an `AgentError`, never feedback; the work is linear in the reply.
+Each agent's own format is a reader in its entry (`aipo.agents.named`). A reply in no known format is an
+`AgentError`, never feedback, and the work is linear in the reply.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from types import MappingProxyType
 
 from aipo.agents.base import AgentError, AgentFailure
-from aipo.core.types import KNOWLEDGE, REASONING, VERIFY
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _EXCERPT = 80
 _LABEL = re.compile(r"[\s>#*_\-]{0,12}([A-Za-z]{1,12})[*_]{0,3}\s{0,3}:[*_]{0,3}(.*)", re.DOTALL)
 """`FACT: words`, also as models like to dress it up: `**FACT:** words`."""
-
-
-class ReasoningVerdict(StrEnum):
-    """What Verify says of the reasoning so far; not to be confused with the verdict of grading."""
-
-    CORRECT = "correct"
-    WRONG = "wrong"
-    UNCLEAR = "unclear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +23,25 @@ class Reading:
     words: str
     """What the policy will read; empty: the agent has nothing to say."""
     approves: bool | None = None
-    """Verify only: whether it found nothing wrong; None where it does not say."""
+    """Of an agent that checks (`AgentSpec.approves`): whether it found nothing wrong; None where it does not
+    say."""
 
 
-def read_reply(agent: str, text: str) -> Reading:
-    """Return what an agent's reply says; an empty text says nothing.
+def read_reply(reader: Callable[[str], Reading], text: str) -> Reading:
+    """Return what a reply says by an agent's reader; an empty text says nothing.
 
-    Raises `AgentError` (UNREADABLE), with an excerpt, for a reply that is not in the agent's format.
+    The reader sees the reply without thinking and control characters. Raises `AgentError` (UNREADABLE), with
+    an excerpt, for a reply that is not in the agent's format.
 
-    >>> read_reply("verify", "<think>...</think>VERDICT: WRONG\\nWHERE: 2 + 2 = 5\\nWHY: It is 4.")
-    Reading(words='Wrong at "2 + 2 = 5". It is 4.', approves=False)
+    >>> read_reply(Reading, "<think>...</think> It is 4.")
+    Reading(words='It is 4.', approves=None)
     """
     if not text.strip():
         return Reading("")
     said = _printable(without_thinking(text)).strip()
     if not said:
-        raise _unreadable("nothing but thinking; raise max_reply_tokens or turn the model's thinking off")
-    return _READERS[agent](said)
+        raise unreadable("nothing but thinking; raise max_reply_tokens or turn the model's thinking off")
+    return reader(said)
 
 
 def without_thinking(text: str) -> str:
@@ -79,43 +70,7 @@ def without_thinking(text: str) -> str:
         place = end + len(_CLOSE)
 
 
-def _verify(text: str) -> Reading:
-    fields = _fields(text, ("VERDICT", "WHERE", "WHY"))
-    word = re.match(r"[\s*_`\"']*([A-Za-z]+)", fields.get("VERDICT", ""))
-    if word is None or word[1].lower() not in list(ReasoningVerdict):
-        raise _unreadable("no line 'VERDICT: CORRECT', 'VERDICT: WRONG' or 'VERDICT: UNCLEAR'", text)
-    verdict = ReasoningVerdict(word[1].lower())
-    where, why = fields.get("WHERE", "").strip("\"'` "), fields.get("WHY", "")
-    if verdict is ReasoningVerdict.CORRECT:
-        return Reading("Correct so far.", approves=True)
-    if verdict is ReasoningVerdict.UNCLEAR:
-        return Reading(f"Unclear. {why}".strip())
-    if not where and not why:
-        raise _unreadable("'VERDICT: WRONG' without 'WHERE:' or 'WHY:'", text)
-    place = f'Wrong at "{where}".' if where else "Wrong."
-    return Reading(f"{place} {why}".strip(), approves=False)
-
-
-def _knowledge(text: str) -> Reading:
-    fact = _fields(text, ("FACT",)).get("FACT")
-    if fact is None:
-        raise _unreadable("no line 'FACT: …'", text)
-    return Reading("" if fact.strip(" .*").upper() in ("NONE", "") else fact)
-
-
-def _reasoning(text: str) -> Reading:
-    hint = _fields(text, ("HINT",)).get("HINT")
-    if not hint:
-        raise _unreadable("no line 'HINT: …'", text)
-    return Reading(hint)
-
-
-_READERS: Mapping[str, Callable[[str], Reading]] = MappingProxyType(
-    {VERIFY: _verify, KNOWLEDGE: _knowledge, REASONING: _reasoning}
-)
-
-
-def _fields(text: str, labels: tuple[str, ...]) -> dict[str, str]:
+def labelled(text: str, labels: tuple[str, ...]) -> dict[str, str]:
     """Return what stands behind each label, up to the next; the first of two equal labels counts."""
     found: dict[str, list[str]] = {}
     current: list[str] = []  # what stands before the first label is not read
@@ -142,6 +97,7 @@ def excerpt(text: str) -> str:
     return line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"
 
 
-def _unreadable(reason: str, text: str = "") -> AgentError:
+def unreadable(reason: str, text: str = "") -> AgentError:
+    """Return the error of a reply in another format; `text`: the reply, whose beginning is shown."""
     shown = f"; it begins: {excerpt(text)}" if text else ""
     return AgentError(f"unreadable reply: {reason}{shown}", AgentFailure.UNREADABLE)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from random import Random
 
 from aipo.agents.base import AgentError, AgentQuery, AgentReply
-from aipo.core.types import VERIFY
 
 Feedback = Callable[[str, str, str, str], str]
 """(agent, problem, rollout, request) -> words, as `aipo.tasks.base.Oracle.feedback`."""
@@ -38,6 +37,8 @@ class ScriptedAgent:
     name: str
     oracle: Feedback
     unreliability: Unreliability = Unreliability()
+    approves: bool = False
+    """Whether it checks: what it says may then approve of the rollout."""
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         """Return the oracle's words, wrong ones now and then. Raises `AgentError` at the rate asked for."""
@@ -49,11 +50,11 @@ class ScriptedAgent:
         text = self.oracle(self.name, query.problem, query.rollout, query.request)
         if rng.random() < self.unreliability.error_rate:
             text = _with_wrong_number(text, rng)
-        return AgentReply(text, approves=_approves(text) if self.name == VERIFY else None)
+        return AgentReply(text, approves=_approves(text) if self.approves else None)
 
 
 def _approves(verdict: str) -> bool:
-    """An oracle's Verify says `ok` and nothing else where it finds nothing wrong."""
+    """An oracle that checks says `ok` and nothing else where it finds nothing wrong."""
     return verdict.strip() == "ok"
 
 

@@ -1,32 +1,25 @@
-"""From the settings of the agents to the agents: which back end stands behind which name.
+"""From settings to agents: what each is made from, what they share, and what a run's record says of them.
 
-Owns that choice, what is shared between agents, and what a run's record says of them. Must not ask an agent.
-Invariant: what is missing is one error that names field, value and fix; no record holds a key or credentials.
+What is missing is one error that names field, value and fix, before an agent is asked; no record holds a key
+or credentials.
 """
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aipo.agents.backends import AgentSetupError, Backend, Making, backend_of
 from aipo.agents.base import Agent
 from aipo.agents.cache import CachedAgent, ReplyStore
-from aipo.agents.misbehaving import MisbehavingAgent, Misbehaviour
-from aipo.agents.prompting import Context, agent_prompt
-from aipo.agents.remote import ChatSampling, Endpoint, Prices, RemoteAgent
-from aipo.agents.retry import RetryPolicy
-from aipo.agents.scripted import ScriptedAgent, Unreliability
+from aipo.agents.named import AGENTS
+from aipo.agents.prompting import Context
+from aipo.agents.spec import AgentSpec
 from aipo.config.agents import AgentFields
 from aipo.config.settings import Settings
-from aipo.tasks.base import Oracle
-
-EXTERNAL_BACKENDS = ("remote", "local")
-"""Back ends that can be missing, cost money and are worth a cache."""
-
-
-class AgentSetupError(ValueError):
-    """The agents cannot be made from the settings."""
+from aipo.consult.protocol import NOTICES, Protocol
+from aipo.tasks.base import Oracle, Wording
+from aipo.tasks.registry import task_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +30,7 @@ class AgentSet:
     record: Mapping[str, Mapping[str, Any]]
     """For `agents.json`: back end, model, host, prompt's hash, sampling, prices; by agent."""
     uncached: Mapping[str, Agent]
-    """The same agents without their cache, for a canary: those of `EXTERNAL_BACKENDS` only."""
+    """The same agents without their cache, for a canary: those of external back ends only."""
 
 
 def build_agents(
@@ -47,145 +40,158 @@ def build_agents(
     use_cache: bool = True,
 ) -> AgentSet:
     """Return the enabled agents; agents of your `own` take the place of all others. Raises `ValueError`s."""
-    enabled = settings.agents.enabled
     if own is not None:
+        enabled = settings.agents.names
         if missing := set(enabled) - set(own):
             raise AgentSetupError(f"agents.enabled names {sorted(missing)}, but no such agent was given")
         record = {str(n): {"backend": "own", "type": type(own[n]).__qualname__} for n in enabled}
         return AgentSet({n: own[n] for n in enabled}, record, {})
-    return _AgentFactory(settings, oracle, use_cache).crew()
+    return _AgentFactory(settings, oracle, use_cache).agent_set()
 
 
 class _AgentFactory:
     def __init__(self, settings: Settings, oracle: Oracle | None, use_cache: bool) -> None:
         self._settings, self._oracle = settings, oracle
         a = settings.agents
-        self._fields = {name: a.of(name) for name in a.enabled}
+        specs = a.specs()
+        a.refuse_other_names("agents", a.tables, {*AGENTS, *(spec.name for spec in specs)})
+        self._fields = {spec: a.of(spec.name) for spec in specs}
+        self._backends = {spec: backend_of(fields.backend) for spec, fields in self._fields.items()}
         self._shared: dict[tuple[str, ...], Any] = {}
-        kept = use_cache and a.cache and any(f.backend in EXTERNAL_BACKENDS for f in self._fields.values())
-        for name, fields in self._fields.items():
-            _refuse_missing(name, fields)
+        for spec, backend in self._backends.items():
+            _refuse_missing(spec.name, self._fields[spec], backend)
+        kept = use_cache and a.cache and any(backend.is_external for backend in self._backends.values())
         self._store = ReplyStore(a.cache_folder, a.cache_megabytes) if kept else None
 
-    def crew(self) -> AgentSet:
+    def agent_set(self) -> AgentSet:
         agents: dict[str, Agent] = {}
         uncached: dict[str, Agent] = {}
         record = {}
-        for name, fields in self._fields.items():
-            agents[name] = agent = self._agent(name, fields)
-            record[str(name)] = self._record(name, fields)
-            if fields.backend not in EXTERNAL_BACKENDS:
+        for spec, backend in self._backends.items():
+            making = self._making(spec)
+            agents[spec.name] = agent = backend.make(making)
+            record[spec.name] = _record(making, backend, agent)
+            if not backend.is_external:
                 continue
-            uncached[name] = agent
+            uncached[spec.name] = agent
             if self._store is not None:
-                agents[name] = CachedAgent(
+                agents[spec.name] = CachedAgent(
                     agent,
                     self._store,
-                    identity=_identity(name, fields),
-                    context=Context(fields.context),
-                    seeded=_sampling(fields).seeded,
+                    identity=_identity(making),
+                    context=Context(making.fields.context),
+                    seeded=making.sampling.seeded,
                 )
         return AgentSet(agents, record, uncached)
 
-    def _agent(self, name: str, fields: AgentFields) -> Agent:
-        if fields.backend == "remote":
-            return RemoteAgent(
-                name,
-                self._endpoint(fields),
-                fields.model,
-                agent_prompt(name),
-                _sampling(fields),
-                RetryPolicy(fields.retries, fields.retry_wait_s),
-                self._settings.agents.timeout_s,
-                Context(fields.context),
-                Prices(fields.price_prompt, fields.price_completion),
-            )
-        if fields.backend == "local":
-            from aipo.agents.local import LocalAgent, LocalModel
-
-            key = ("local", fields.model, fields.device)
-            if key not in self._shared:
-                self._shared[key] = LocalModel(fields.model, fields.device)
-            prices = Prices(fields.price_prompt, fields.price_completion)
-            how = _sampling(fields)
-            return LocalAgent(
-                name, self._shared[key], agent_prompt(name), how, Context(fields.context), prices
-            )
-        if fields.backend != "oracle":
-            return MisbehavingAgent(name, Misbehaviour(fields.backend))
-        if self._oracle is None:
-            raise AgentSetupError(
-                f"agents.{name}: backend = 'oracle', but task {self._settings.task.name!r} has no oracle to "
-                "script agents with; set agents.backend = 'remote' and agents.base_url (docs/agents.md), "
-                "give agents of your own, or set agents.enabled = [] for plain RLVR"
-            )
-        how_bad = Unreliability(fields.error_rate, fields.failure_rate, fields.latency_s)
-        return ScriptedAgent(name, self._oracle.feedback, how_bad)
-
-    def _endpoint(self, fields: AgentFields) -> Endpoint:
-        key = ("remote", fields.base_url, fields.api_key_env)
-        if key not in self._shared:
-            # Agents that share a server share its limit: the lowest that one of them asks for.
-            same = [f for f in self._fields.values() if f.backend == "remote" and _server(f) == key[1:]]
-            self._shared[key] = Endpoint(
-                fields.base_url,
-                fields.api_key_env,
-                min(f.concurrency for f in same),
-                self._settings.agents.max_reply_bytes,
-            )
-        endpoint: Endpoint = self._shared[key]
-        return endpoint
-
-    def _record(self, name: str, fields: AgentFields) -> dict[str, Any]:
-        if fields.backend not in EXTERNAL_BACKENDS:
-            scripted = {"error_rate", "failure_rate", "latency_s"} if fields.backend == "oracle" else set()
-            return {"backend": fields.backend, **fields.model_dump(include=scripted)}
-        prompt = agent_prompt(name)
-        return {
-            "backend": fields.backend,
-            "model": fields.model,
-            "host": self._endpoint(fields).host if fields.backend == "remote" else None,
-            "prompt": prompt.version,
-            "prompt_sha256": prompt.hash,
-            "context": fields.context,
-            "sampling": fields.model_dump(include={"temperature", "top_p", "max_reply_tokens", "extra_body"}),
-            "prices_per_million_tokens": {
-                "prompt": fields.price_prompt,
-                "completion": fields.price_completion,
-            },
-        }
+    def _making(self, spec: AgentSpec) -> Making:
+        fields = self._fields[spec]
+        at_servers = [f for s, f in self._fields.items() if self._backends[s] is self._backends[spec]]
+        return Making(
+            spec=spec,
+            fields=fields,
+            agents=self._settings.agents,
+            task=self._settings.task.name,
+            oracle=self._oracle.feedback if self._oracle else None,
+            oracle_knows=_oracle_knows(self._settings),
+            same_server=tuple(f for f in at_servers if f.server == fields.server),
+            shared=self._shared,
+        )
 
 
-def _server(fields: AgentFields) -> tuple[str, str]:
-    return fields.base_url, fields.api_key_env
+def protocol_of(
+    enabled: Sequence[AgentSpec],
+    order: Iterable[str] = (),
+    also: Sequence[AgentSpec] = (),
+    tags: Mapping[str, str] | None = None,
+    feedback_tag: str = "feedback",
+) -> Protocol:
+    """Return the protocol of the enabled agents.
 
-
-def _sampling(fields: AgentFields) -> ChatSampling:
-    extra = json.dumps(fields.extra_body, sort_keys=True)
-    how = (fields.temperature, fields.top_p, fields.max_reply_tokens)
-    return ChatSampling(*how, fields.token_limit_field, extra)
-
-
-def _identity(name: str, fields: AgentFields) -> str:
-    """All that a reply depends on but the query. Not the address: a server that moves is the same server."""
-    parts = [fields.backend, fields.model, agent_prompt(name).hash, fields.context, _sampling(fields)]
-    return "\x1f".join(map(str, parts))
-
-
-def _refuse_missing(name: str, fields: AgentFields) -> None:
-    """Raise `AgentSetupError` for what a back end needs and the settings leave out."""
-    if fields.backend not in EXTERNAL_BACKENDS:
-        return
-    needed = {"model": "qwen3-30b"} | (
-        {"base_url": "http://localhost:8000/v1"} if fields.backend == "remote" else {}
+    `order`: names in the order in which the prompt offers them, before all others. `also`: agents whose tags
+    are control strings though they are not enabled. `tags`: in place of the agents' own.
+    """
+    chosen = {spec.name: (tags or {}).get(spec.name, spec.tag) for spec in (*also, *enabled)}
+    by_name = {spec.name: spec for spec in enabled}
+    offered = [name for name in dict.fromkeys((*order, *by_name)) if name in by_name]
+    return Protocol(
+        chosen,
+        feedback_tag,
+        tuple(spec.name for spec in enabled),
+        frozenset(spec.name for spec in enabled if spec.must_be_asked),
+        {name: by_name[name].offer for name in offered},
     )
-    for field, example in needed.items():
+
+
+def build_protocol(settings: Settings, everyone: bool = False) -> Protocol:
+    """Return the protocol of the settings.
+
+    A task with an oracle keeps the tags of the agents that the oracle has words of, enabled or not: they are
+    words of its vocabulary. `everyone`: these are offered too, as in a warm start. Raises `ValueError`s.
+    """
+    specs = settings.agents.specs()
+    known = {*AGENTS, *(spec.name for spec in specs)}
+    settings.agents.refuse_other_names("consult.tags", settings.consult.tags, known)
+    kept = [AGENTS[name] for name in _oracle_knows(settings)]
+    enabled = tuple(dict.fromkeys([*kept, *specs])) if everyone else specs
+    return protocol_of(enabled, AGENTS, kept, settings.consult.tags, settings.consult.feedback_tag)
+
+
+def wording_of(protocol: Protocol) -> Wording:
+    """Return what oracles and traces need of a protocol."""
+    return Wording(
+        protocol.tags, protocol.feedback_tag, {str(outcome): text for outcome, text in NOTICES.items()}
+    )
+
+
+def oracle_of(settings: Settings) -> Oracle | None:
+    """Return the task's own oracle, if it has one."""
+    make = task_spec(settings.task.name).oracle
+    return make(wording_of(build_protocol(settings))) if make else None
+
+
+def _oracle_knows(settings: Settings) -> tuple[str, ...]:
+    """Return the agents that the task's oracle has words of; none where no task is named."""
+    return task_spec(settings.task.name).agents if settings.task.name else ()
+
+
+def _record(making: Making, backend: Backend, agent: Agent) -> dict[str, Any]:
+    fields = making.fields
+    if not backend.is_external:
+        own = {"type": type(agent).__qualname__} if ":" in fields.backend else {}
+        return {"backend": fields.backend, **own, **fields.model_dump(include=set(backend.recorded))}
+    prompt = making.spec.prompt
+    return {
+        "backend": fields.backend,
+        "model": fields.model,
+        "host": making.endpoint().host if fields.base_url and "base_url" in backend.needs else None,
+        "prompt": prompt.version,
+        "prompt_sha256": prompt.hash,
+        "context": fields.context,
+        "sampling": fields.model_dump(include={"temperature", "top_p", "max_reply_tokens", "extra_body"}),
+        "prices_per_million_tokens": {
+            "prompt": fields.price_prompt,
+            "completion": fields.price_completion,
+        },
+    }
+
+
+def _identity(making: Making) -> str:
+    """All that a reply depends on but the query. Not the address: a server that moves is the same server."""
+    f = making.fields
+    return "\x1f".join(map(str, [f.backend, f.model, making.spec.prompt.hash, f.context, making.sampling]))
+
+
+def _refuse_missing(name: str, fields: AgentFields, backend: Backend) -> None:
+    """Raise `AgentSetupError` for what a back end needs and the settings leave out."""
+    for field, example in backend.needs.items():
         if not getattr(fields, field):
             raise AgentSetupError(
                 f"agents.{name}: backend = {fields.backend!r} needs a {field}; set agents.{field} for all "
                 f"agents or agents.{name}.{field}, as in {field} = '{example}'"
             )
-    if fields.backend == "remote" and fields.api_key_env and not os.environ.get(fields.api_key_env):
+    needs_key = "base_url" in backend.needs and fields.api_key_env
+    if needs_key and not os.environ.get(fields.api_key_env):
         raise AgentSetupError(
             f"agents.{name}: api_key_env = {fields.api_key_env!r}, but this environment variable is not set; "
             f"export {fields.api_key_env}=… first, or set api_key_env = '' for a server without a key"

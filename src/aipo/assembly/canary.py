@@ -8,22 +8,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from aipo.agents.backends import AgentSetupError
 from aipo.agents.base import Agent, AgentQuery
-from aipo.assembly.agents import AgentSet, AgentSetupError
+from aipo.agents.spec import AgentSpec
+from aipo.assembly.agents import AgentSet
 from aipo.assembly.parts import build_task
 from aipo.config.settings import Settings
 from aipo.core.seeds import seed_of
-from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, ConsultOutcome
+from aipo.core.types import ConsultOutcome
 from aipo.rollout.asking import Answer, ask
 from aipo.tasks.base import Split
 
-QUESTIONS: Mapping[str, str] = {
-    VERIFY: "Is this step right?",
-    KNOWLEDGE: "How many legs does a spider have?",
-    REASONING: "What should I do next?",
-}
 CANARY = AgentQuery(
-    "Two spiders meet a dog. How many legs are there?", "Two spiders have 2 * 8 = 14 legs.", "", 0
+    "A train covers 60 km in 1.5 hours. What is its average speed?", "60 / 1.5 = 45 km per hour.", "", 0
 )
 
 
@@ -49,11 +46,11 @@ class Tried:
         return list(dict.fromkeys(f"{a.outcome}: {a.detail}" for a in self.failures))
 
 
-def refuse_silent_agents(settings: Settings, crew: AgentSet) -> None:
+def refuse_silent_agents(settings: Settings, agent_set: AgentSet) -> None:
     """Ask each remote or local agent once. Raises `AgentSetupError` with the reasons of those that fail."""
-    if not settings.agents.check_at_start or not crew.uncached:
+    if not settings.agents.check_at_start or not agent_set.uncached:
         return
-    tried = asyncio.run(try_all(settings, crew.uncached, 1))
+    tried = asyncio.run(try_all(settings, agent_set.uncached, 1))
     if reasons := [f"agents.{t.agent}: {reason}" for t in tried for reason in t.reasons]:
         raise AgentSetupError(
             "an agent does not answer; nothing was trained:\n  "
@@ -67,13 +64,20 @@ async def try_all(settings: Settings, agents: Mapping[str, Agent], tries: int) -
     """Ask all agents at the same time, each its canaries one after the other."""
     problem = _problem_of(settings) if "oracle" in {settings.agents.of(a).backend for a in agents} else ""
     return list(
-        await asyncio.gather(*(_try(settings, name, a, tries, problem) for name, a in agents.items()))
+        await asyncio.gather(
+            *(
+                _try(settings, spec, agents[spec.name], tries, problem)
+                for spec in settings.agents.specs()
+                if spec.name in agents
+            )
+        )
     )
 
 
-async def _try(settings: Settings, name: str, agent: Agent, tries: int, problem: str) -> Tried:
+async def _try(settings: Settings, spec: AgentSpec, agent: Agent, tries: int, problem: str) -> Tried:
+    name = spec.name
     scripted = settings.agents.of(name).backend == "oracle"
-    query = replace(CANARY, request=QUESTIONS[name])
+    query = replace(CANARY, request=spec.canary)
     if scripted:
         query = AgentQuery(problem, "", "", 0)
     answers, latencies_s = [], []
@@ -82,7 +86,7 @@ async def _try(settings: Settings, name: str, agent: Agent, tries: int, problem:
         seeded = replace(query, seed=seed_of("canary", name, index))
         answers.append(await ask(agent, seeded, settings.agents.timeout_s))
         latencies_s.append(time.monotonic() - begun)
-    return Tried(name, tuple(answers), tuple(latencies_s), may_be_silent=scripted)
+    return Tried(name, tuple(answers), tuple(latencies_s), may_be_silent=scripted or spec.may_be_silent)
 
 
 def _problem_of(settings: Settings) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from aipo.assembly.agents import build_protocol
 from aipo.config.settings import Settings
 from aipo.core.registry import Registry
 from aipo.engines.base import Engine, EngineError, Sampling
@@ -118,7 +119,8 @@ async def _connected(
             f"policy server {url} takes {facts.max_tokens} tokens in all, rollout.max_prompt_tokens + "
             f"rollout.max_response_tokens = {needed}; start it with --max-model-len {needed}, or lower those"
         )
-    tags = [f"<{slash}{tag}>" for tag in settings.consult.tags.values() for slash in ("", "/")]
+    protocol = build_protocol(settings)
+    tags = [f"<{slash}{tag}>" for tag in protocol.tags.values() for slash in ("", "/")]
     await refuse_other_policy(link, facts, model.config, tokenizer, tags)
     await engine.load_weights(partial(save_plain, model), 0)
     return engine

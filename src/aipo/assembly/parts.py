@@ -14,16 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from aipo.agents.base import Agent
-from aipo.assembly.agents import AgentSet, build_agents
+from aipo.assembly.agents import AgentSet, build_agents, build_protocol, oracle_of
 from aipo.assembly.engines import ENGINES, PolicyEngine, build_engine
-from aipo.config.settings import ConsultSettings, SandboxSettings, Settings, TaskSettings
+from aipo.config.settings import SandboxSettings, Settings, TaskSettings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
-from aipo.consult.protocol import NOTICES, Protocol
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
 from aipo.rollout.leaks import LeakPolicy
-from aipo.tasks.base import Oracle, Task, TaskSpec, Wording
+from aipo.tasks.base import Task, TaskSpec
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import refuse_evaluation_file
 from aipo.tasks.registry import TASKS, task_spec
@@ -47,7 +46,7 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     sampler: Sampler
-    crew: AgentSet
+    agent_set: AgentSet
     policy_engine: PolicyEngine
 
     def close(self) -> None:
@@ -114,13 +113,13 @@ def assemble(
     prepare_process(settings)
     oracle = oracle_of(settings) if task is None else None
     task = build_task(settings.task, settings.sandbox) if task is None else task
-    crew = build_agents(settings, oracle, agents, use_cache)
+    agent_set = build_agents(settings, oracle, agents, use_cache)
     model, tokenizer = load_policy(settings.policy, settings.run.device)
-    prompts = build_prompts(settings, tokenizer, crew.agents)
+    prompts = build_prompts(settings, tokenizer, agent_set.agents)
     _check_room(settings, prompts.consult.codec)
     engine = build_engine(settings, model, tokenizer, log_folder)
     sampler = Sampler(engine.engine, prompts.consult, task, prompts)
-    return Parts(model, tokenizer, task, sampler, crew, engine)
+    return Parts(model, tokenizer, task, sampler, agent_set, engine)
 
 
 def build_prompts(
@@ -136,7 +135,7 @@ def build_prompts(
     place of those of the settings. Without agents, no consultation is answered.
     """
     consult, rollout = settings.consult, settings.rollout
-    protocol = build_protocol(consult, settings.agents.enabled)
+    protocol = build_protocol(settings)
     limits = Limits(
         consult.max_consultations if agents else 0,
         consult.max_feedback_tokens,
@@ -173,24 +172,6 @@ def make_task(spec: TaskSpec, settings: TaskSettings, sandbox: SandboxSettings |
         described = (benchmark for _, benchmark in BENCHMARKS.items())
         refuse_evaluation_file(settings.train_file, "task.train_file", described)
     return spec.make(settings, sandbox or SandboxSettings())
-
-
-def build_protocol(consult: ConsultSettings, enabled: tuple[str, ...]) -> Protocol:
-    """Return the protocol of the settings."""
-    return Protocol(consult.tags, consult.feedback_tag, enabled)
-
-
-def wording_of(protocol: Protocol) -> Wording:
-    """Return what oracles and traces need of a protocol."""
-    return Wording(
-        protocol.tags, protocol.feedback_tag, {str(outcome): text for outcome, text in NOTICES.items()}
-    )
-
-
-def oracle_of(settings: Settings) -> Oracle | None:
-    """Return the task's own oracle, if it has one."""
-    make = task_spec(settings.task.name).oracle
-    return make(wording_of(build_protocol(settings.consult, settings.agents.enabled))) if make else None
 
 
 def _check_room(settings: Settings, codec: TagCodec) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from aipo.assembly.agents import AgentSet
+from aipo.assembly.agents import AgentSet, build_protocol
 from aipo.assembly.engines import PolicyEngine, build_engine
-from aipo.assembly.parts import build_protocol
 from aipo.assembly.suite_options import SuiteOptions
 from aipo.config.settings import Settings
 from aipo.consult.codec import TagCodec
@@ -54,7 +53,7 @@ class LoadedPolicy:
 
     settings: Settings
     entries: Sequence[Entry]
-    crew: AgentSet | None
+    agent_set: AgentSet | None
     sampling: Sampling
     solo_mode: SoloMode
     seed: int
@@ -72,10 +71,10 @@ class LoadedPolicy:
         consult, protocol = self.settings.consult, self.prompts.consult.protocol
         texts = {SOLO: system_prompt(Condition.SOLO, protocol, consult.solo_prompt)}
         agents: dict[str, object] = {}
-        if self.crew:
+        if self.agent_set:
             texts[WITH_AGENTS] = system_prompt(Condition.CONSULTING, protocol, consult.consulting_prompt)
             agents = {
-                "who": {str(name): dict(record) for name, record in self.crew.record.items()},
+                "who": {str(name): dict(record) for name, record in self.agent_set.record.items()},
                 "max_consultations": consult.max_consultations,
                 "max_feedback_tokens": consult.max_feedback_tokens,
                 "leak_policy": consult.leak_policy,
@@ -153,7 +152,7 @@ class LoadedPolicy:
     def _needed(self) -> tuple[int, int]:
         """Return the tokens of the longest prompt that fits, and of the longest prompt with its response."""
         prompt_tokens = capacity = 0
-        for kind in (Condition.SOLO, *((Condition.CONSULTING,) if self.crew else ())):
+        for kind in (Condition.SOLO, *((Condition.CONSULTING,) if self.agent_set else ())):
             for entry in self.entries:
                 for problem in entry.problems:
                     length = len(self.prompts.ids(problem, kind))
@@ -170,28 +169,28 @@ class LoadedPolicy:
 
 
 def loaded_policy(
-    settings: Settings, entries: Sequence[Entry], crew: AgentSet | None, options: SuiteOptions
+    settings: Settings, entries: Sequence[Entry], agent_set: AgentSet | None, options: SuiteOptions
 ) -> LoadedPolicy:
     """Load the policy of the settings. Raises `ValueError` subclasses, each one sentence with the fix."""
     model, tokenizer = load_policy(settings.policy, settings.run.device)
     consult = settings.consult
-    protocol = build_protocol(consult, settings.agents.enabled)
+    protocol = build_protocol(settings)
     # The limit of a response is each question's own.
-    limits = Limits(consult.max_consultations if crew else 0, consult.max_feedback_tokens, NO_LIMIT)
+    limits = Limits(consult.max_consultations if agent_set else 0, consult.max_feedback_tokens, NO_LIMIT)
     context = ConsultContext(
         protocol,
         TagCodec(tokenizer, protocol),
         limits,
-        crew.agents if crew else {},
+        agent_set.agents if agent_set else {},
         settings.agents.timeout_s,
         LeakPolicy(consult.leak_policy),
     )
-    if crew is not None:
+    if agent_set is not None:
         _refuse_no_room(entries, context)
     return LoadedPolicy(
         settings=settings,
         entries=entries,
-        crew=crew,
+        agent_set=agent_set,
         sampling=Sampling(options.temperature, options.top_p, exact_log_probs=False),
         solo_mode=SoloMode(options.solo_mode),
         seed=options.seed,

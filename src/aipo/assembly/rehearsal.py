@@ -6,18 +6,12 @@ agents, deadlines, the one rollout coroutine.
 
 from collections.abc import Sequence
 
+from aipo.agents.spec import AgentSpec
 from aipo.assembly.parts import Parts
-from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, Condition, StopReason
+from aipo.core.types import Condition, StopReason
 from aipo.engines.base import Completion, EngineError, GenerationRequest
 from aipo.rollout.episode import Consultation, RolloutSpec, rollout
 from aipo.tasks.base import Problem
-
-QUESTIONS = {
-    REASONING: "what is the next step?",
-    KNOWLEDGE: "what do I need to know?",
-    VERIFY: "is this right?",
-}
-"""The first enabled one is asked: an oracle has a next step for every problem."""
 
 
 class _Script:
@@ -38,22 +32,21 @@ class _Script:
         pass
 
 
-async def rehearsed_consultation(parts: Parts, problem: Problem) -> Consultation:
-    """Return what came of one agent's consultation. Raises `EngineError`, `ValueError`."""
+async def rehearsed_consultation(parts: Parts, specs: Sequence[AgentSpec], problem: Problem) -> Consultation:
+    """Return what came of a consultation of one of the enabled agents. Raises `EngineError`, `ValueError`."""
     consult, tokenizer = parts.sampler.consult, parts.tokenizer
-    agent = next(name for name in QUESTIONS if name in consult.agents)
-    words = (
-        f"{consult.protocol.request_open(agent)} {QUESTIONS[agent]} {consult.protocol.request_close(agent)}"
-    )
+    spec = specs[-1]  # of the paper's three the one that has words for every problem
+    protocol = consult.protocol
+    words = f"{protocol.request_open(spec.name)} {spec.rehearsal} {protocol.request_close(spec.name)}"
     script = _Script(tokenizer.encode(words, add_special_tokens=False), int(tokenizer.eos_token_id))
-    spec = RolloutSpec(
+    attempt = RolloutSpec(
         id="rehearsal",
         problem=problem.text,
         prompt_ids=parts.sampler.prompts.ids(problem, Condition.CONSULTING),
         condition=Condition.CONSULTING,
         seed=0,
     )
-    produced = await rollout(script, spec, consult)
+    produced = await rollout(script, attempt, consult)
     if not produced.consultations:
         raise ValueError(f"{words!r} was not understood as a request; check consult.tags")
     return produced.consultations[0]

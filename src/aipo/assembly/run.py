@@ -102,7 +102,7 @@ def _train(
         )
     if settings.evaluate.at_steps:
         parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
-    ranks.first(lambda: refuse_silent_agents(settings, parts.crew))
+    ranks.first(lambda: refuse_silent_agents(settings, parts.agent_set))
     self_test(parts, problems, settings.rollout.temperature)
     whole = (parts.model, parts.tokenizer, parts.sampler, problems)
     with closing(Trainer(settings, *whole, may_change=may_change, ranks=ranks)) as trainer:
@@ -114,7 +114,7 @@ def _train(
 
 def _report_start(settings: Settings, parts: Parts, trainer: Trainer, reporter: Reporter) -> None:
     """Say what of the policy is trained, what costs memory or updates, and where the run goes on."""
-    if record_agents(settings.run.output, trainer.step, parts.crew.record):
+    if record_agents(settings.run.output, trainer.step, parts.agent_set.record):
         reporter.note(f"the agents have changed: see {AGENTS}")
     reporter.note(parameter_line(parts.model))
     forward = PolicyForward(parts.model, settings.train.logit_chunk_tokens)

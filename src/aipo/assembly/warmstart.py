@@ -5,13 +5,13 @@ It is made once: a folder that holds it already, made with the same settings, is
 
 from pathlib import Path
 
-from aipo.assembly.parts import build_protocol, prepare_process, wording_of
+from aipo.assembly.agents import build_protocol, wording_of
+from aipo.assembly.parts import prepare_process
 from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import NOTICES
-from aipo.core.types import PAPER_AGENTS
 from aipo.tasks.base import Trace
 from aipo.tasks.registry import task_spec
 from aipo.training.events import Reporter, duration
@@ -32,7 +32,7 @@ def make_warm_start(settings: Settings, reporter: Reporter) -> Path:
         raise ValueError(f"task.name = {settings.task.name!r} has no supervised start; use a real model")
     prepare_process(settings)
     consult = settings.consult
-    protocol = build_protocol(consult, PAPER_AGENTS)
+    protocol = build_protocol(settings, everyone=True)
     curriculum = make_curriculum(consult.max_consultations, wording_of(protocol))
     prompts = [consult.consulting_prompt or "", consult.solo_prompt or ""]
     words = [*curriculum.vocabulary(), *" ".join([*NOTICES.values(), *prompts]).split()]

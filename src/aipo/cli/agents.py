@@ -1,6 +1,7 @@
 """`aipo agents`: the verbs about agents. What works behind one is imported when it is called."""
 
 import asyncio
+import json
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -40,9 +41,10 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
     """
     from rich.text import Text
 
-    from aipo.assembly.agents import AgentSetupError, build_agents
+    from aipo.agents.backends import AgentSetupError
+    from aipo.agents.named import AGENTS
+    from aipo.assembly.agents import build_agents, oracle_of
     from aipo.assembly.canary import try_all
-    from aipo.assembly.parts import oracle_of
     from aipo.cli.console import console, plain_errors
     from aipo.config.loader import load_settings
 
@@ -51,11 +53,11 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
         if not settings.agents.enabled:
             raise AgentSetupError(
                 "agents.enabled = []: there is no agent to check; name some, as in "
-                'agents.enabled = ["verify", "knowledge", "reasoning"]'
+                f"agents.enabled = {json.dumps(list(AGENTS))}"
             )
-        crew = build_agents(settings, oracle_of(settings), use_cache=False)
-        tried = asyncio.run(try_all(settings, crew.agents, tries))
-    console.print(_table(tried, crew))
+        agent_set = build_agents(settings, oracle_of(settings), use_cache=False)
+        tried = asyncio.run(try_all(settings, agent_set.agents, tries))
+    console.print(_table(tried, agent_set))
     failed = [t for t in tried if t.failures]
     for t in failed:
         for reason in t.reasons:
@@ -64,7 +66,7 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
         raise typer.Exit(EXIT_FAILED)
 
 
-def _table(tried: "Sequence[Tried]", crew: "AgentSet") -> "Table":
+def _table(tried: "Sequence[Tried]", agent_set: "AgentSet") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
@@ -75,7 +77,7 @@ def _table(tried: "Sequence[Tried]", crew: "AgentSet") -> "Table":
         "agent", "back end", "model", "host", "prompt", "latency", "tokens", "cost", "parsed", "result"
     )
     for t in tried:
-        about = crew.record[t.agent]
+        about = agent_set.record[t.agent]
         usage = [a.usage for a in t.answers]
         number = len(t.answers)
         tokens = f"{sum(u.prompt_tokens for u in usage)} + {sum(u.completion_tokens for u in usage)}"

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from aipo.assembly.agents import build_agents
+from aipo.assembly.agents import build_agents, build_protocol, oracle_of
 from aipo.assembly.canary import try_all
-from aipo.assembly.parts import Parts, assemble, build_protocol, build_task, oracle_of, refuse_unknown_names
+from aipo.assembly.parts import Parts, assemble, build_task, refuse_unknown_names
 from aipo.assembly.rehearsal import rehearsed_consultation
 from aipo.assembly.selftest import self_test
 from aipo.cli.console import console, plain_errors
@@ -150,7 +150,7 @@ def _tokenizer(settings: Settings) -> list[Finding]:
             f"policy.model = {model!r}: use an instruct model, or set tokenizer.chat_template and save it",
         )
     ]
-    protocol = build_protocol(settings.consult, settings.agents.enabled)
+    protocol = build_protocol(settings)
     if settings.agents.enabled:
         TagCodec(tokenizer, protocol)  # refuses a tag that does not survive, and names it
         findings.append(_tags(settings, tokenizer))
@@ -158,7 +158,7 @@ def _tokenizer(settings: Settings) -> list[Finding]:
 
 
 def _tags(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Finding:
-    protocol = build_protocol(settings.consult, settings.agents.enabled)
+    protocol = build_protocol(settings)
     lengths = {t: len(tokenizer.encode(t, add_special_tokens=False)) for t in protocol.control_strings}
     found = ", ".join(f"{tag} {number}" for tag, number in lengths.items())
     health = Health.LOOK if max(lengths.values()) > MANY_TOKENS else Health.OK
@@ -169,8 +169,8 @@ def _tags(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Finding:
 
 
 def _agents(settings: Settings) -> list[Finding]:
-    crew = build_agents(settings, oracle_of(settings), use_cache=False)
-    tried = asyncio.run(try_all(settings, crew.agents, 1))
+    agent_set = build_agents(settings, oracle_of(settings), use_cache=False)
+    tried = asyncio.run(try_all(settings, agent_set.agents, 1))
     fix = "start its server or correct agents.*; `aipo agents check RECIPE` says more"
     return [
         Finding(
@@ -202,7 +202,7 @@ def _together(settings: Settings) -> list[Finding]:
         problems = parts.task.problems(split)
         findings += _looked("sampler agrees", lambda: _agrees(settings, parts, problems))
         if settings.agents.enabled:
-            findings += _looked("consultation", lambda: _consultation(parts, problems[0]))
+            findings += _looked("consultation", lambda: _consultation(settings, parts, problems[0]))
     return findings
 
 
@@ -211,8 +211,8 @@ def _agrees(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> li
     return [Finding("sampler agrees", Health.OK, "its log-probabilities are the training forward's")]
 
 
-def _consultation(parts: Parts, problem: Problem) -> list[Finding]:
-    settled = asyncio.run(rehearsed_consultation(parts, problem))
+def _consultation(settings: Settings, parts: Parts, problem: Problem) -> list[Finding]:
+    settled = asyncio.run(rehearsed_consultation(parts, settings.agents.specs(), problem))
     fine = settled.outcome in (ConsultOutcome.ANSWERED, ConsultOutcome.EMPTY)
     found = f"{settled.agent}: {settled.outcome} {settled.reply[:60]!r} {settled.detail}".strip()
     return [Finding("consultation", Health.OK if fine else Health.FAILED, found)]

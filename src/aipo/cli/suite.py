@@ -10,8 +10,8 @@ from contextlib import ExitStack, closing
 from hashlib import sha256
 from pathlib import Path
 
-from aipo.assembly.agents import build_agents
-from aipo.assembly.parts import make_task, oracle_of, prepare_process
+from aipo.assembly.agents import build_agents, oracle_of
+from aipo.assembly.parts import make_task, prepare_process
 from aipo.assembly.policy import SLOTS, SOLO, Entry, loaded_policy
 from aipo.assembly.suite_options import SuiteOptions, chosen_names, counts_of, files_of
 from aipo.cli.console import console, plain_errors
@@ -47,9 +47,9 @@ def evaluate_checkpoint(checkpoint: str, overrides: Sequence[str], options: Suit
         _refuse_bad_sampling(options)
         with ExitStack() as opened:
             entries = load_entries(settings, options, opened)
-            crew = build_agents(settings, oracle_of(settings)) if options.with_agents else None
+            agent_set = build_agents(settings, oracle_of(settings)) if options.with_agents else None
             prepare_process(settings)
-            policy = loaded_policy(settings, entries, crew, options)
+            policy = loaded_policy(settings, entries, agent_set, options)
             manifest = policy.manifest(checkpoint)
             opened.callback(claim(folder, manifest).release)
             samples = SampleFile(folder)

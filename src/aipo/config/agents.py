@@ -1,31 +1,24 @@
-"""The settings of the three agents: values for all of them, and a table for each that overrides them.
+"""The settings of the agents: values for all of them, and a table for each that overrides them.
 
-Owns names, bounds and how the two levels combine. Must not read the environment: a key's value is no setting.
-Invariant: what an agent's own table leaves out is the common value; nothing here holds a secret.
+What an agent's own table leaves out is the common value. Nothing here holds a secret: a key's value is no
+setting, and the environment is not read.
 """
 
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from aipo.agents.backends import BACKENDS
+from aipo.agents.named import AGENTS
+from aipo.agents.spec import AgentSpec
 from aipo.config.problems import Section
-from aipo.core.types import KNOWLEDGE, PAPER_AGENTS, VERIFY
+from aipo.core.types import PAPER_AGENTS
 
-
-def _known(name: str) -> str:
-    if name not in PAPER_AGENTS:
-        near = get_close_matches(name, PAPER_AGENTS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{name!r} is no agent; {hint}choose of {', '.join(PAPER_AGENTS)}")
-    return name
-
-
-AgentName = Annotated[str, AfterValidator(_known)]
-Backend = Literal["oracle", "dead", "garbage", "hostile", "remote", "local"]
 TokenLimitField = Literal["max_tokens", "max_completion_tokens"]
 Context = Literal["request", "problem+request", "problem+rollout+request"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -46,7 +39,7 @@ _UNREAD = {"stream", "stream_options", "n", "tools", "functions", "logprobs"}
 class AgentFields(BaseModel):
     """What one agent is made of, every field resolved."""
 
-    backend: Backend
+    backend: str
     base_url: str
     model: str
     api_key_env: str
@@ -66,9 +59,19 @@ class AgentFields(BaseModel):
     failure_rate: float
     latency_s: float
 
+    @property
+    def server(self) -> tuple[str, str]:
+        """Address and key: agents that have both in common share a server."""
+        return self.base_url, self.api_key_env
+
 
 class _Checked(Section):
     """Checks that the common values and an agent's own share."""
+
+    @field_validator("backend", check_fields=False)
+    @classmethod
+    def _known_backend(cls, value: str | None) -> str | None:
+        return value if value is None else BACKENDS.check(value)
 
     @field_validator("base_url", check_fields=False)
     @classmethod
@@ -109,7 +112,7 @@ class _Checked(Section):
 class AgentOverrides(_Checked):
     """One agent's own values; what is not set is `[agents]`'s."""
 
-    backend: Backend | None = Field(None, description="None: `agents.backend`; so for every field here.")
+    backend: str | None = Field(None, description="None: `agents.backend`; so for every field here.")
     base_url: str | None = Field(None, description="remote: see `agents.base_url`.")
     model: str | None = Field(None, description="remote, local: see `agents.model`.")
     api_key_env: str | None = Field(
@@ -134,15 +137,20 @@ class AgentOverrides(_Checked):
 
 
 class AgentSettings(_Checked):
-    """Who answers consultations. `[agents.verify]` and its like override these values for one agent."""
+    """Who answers consultations. `[agents.NAME]` overrides these values for the agent of that name."""
 
-    enabled: tuple[AgentName, ...] = Field(
-        PAPER_AGENTS, description="Agents the policy may consult; [] trains a plain RLVR algorithm."
+    model_config = ConfigDict(extra="allow")
+
+    enabled: tuple[str, ...] = Field(
+        PAPER_AGENTS,
+        description="Agents the policy may consult, your own as `module:attribute`; [] trains a plain RLVR "
+        "algorithm.",
     )
-    backend: Backend = Field(
+    backend: str = Field(
         "oracle",
         description="`remote`: an OpenAI-compatible endpoint. `local`: a transformers model in this process. "
-        "Scripted: `oracle` (by the task itself), `dead`, `garbage`, `hostile` (to rehearse).",
+        "Scripted: `oracle` (by the task itself), `dead`, `garbage`, `hostile` (to rehearse). Your own: "
+        "`module:attribute`.",
     )
     base_url: str = Field("", description=f"remote: address of the endpoint, as in `{_URL}`.")
     model: str = Field("", description="remote: the model's name there. local: its folder or hub id.")
@@ -195,9 +203,43 @@ class AgentSettings(_Checked):
     cache_megabytes: AtLeast1 = Field(
         1024, description="Size limit of the cache; what was not used for longest goes first."
     )
-    verify: AgentOverrides = Field(AgentOverrides(), description="The Verify Agent's own values.")
-    knowledge: AgentOverrides = Field(AgentOverrides(), description="The Knowledge Agent's own values.")
-    reasoning: AgentOverrides = Field(AgentOverrides(), description="The Reasoning Agent's own values.")
+    __pydantic_extra__: dict[str, AgentOverrides]
+
+    @field_validator("enabled")
+    @classmethod
+    def _agents(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(AGENTS.check, value))
+
+    @model_validator(mode="after")
+    def _tables(self) -> "AgentSettings":
+        # An agent of one's own is imported when it is needed: the records of a run must load without it.
+        if not any(":" in name for name in self.enabled):
+            self.refuse_other_names("agents", self.tables, {*AGENTS, *self.enabled})
+        return self
+
+    @staticmethod
+    def refuse_other_names(table: str, given: Iterable[str], known: Iterable[str]) -> None:
+        """Raise `ValueError` where a table has an entry for an agent that there is not."""
+        names = sorted(known)
+        for name in given:
+            if name not in names:
+                near = get_close_matches(name, names, 1)
+                hint = f"did you mean `{table}.{near[0]}`?" if near else f"there are: {', '.join(names)}"
+                raise ValueError(f"`{table}.{name}`: unknown key; {hint}")
+
+    @property
+    def tables(self) -> dict[str, AgentOverrides]:
+        """The agents' own tables, by name."""
+        return self.__pydantic_extra__ or {}
+
+    def specs(self) -> tuple[AgentSpec, ...]:
+        """Return the enabled agents, those of your own imported. Raises `RegistryError`."""
+        return tuple(AGENTS[name] for name in self.enabled)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the enabled agents, as their specs say."""
+        return tuple(spec.name for spec in self.specs())
 
     def of(self, agent: str) -> AgentFields:
         """Return an agent's values: its own where set, else the common ones.
@@ -207,7 +249,7 @@ class AgentSettings(_Checked):
         >>> AgentSettings(model="a", verify=AgentOverrides(model="b")).of("verify").model
         'b'
         """
-        own = {VERIFY: self.verify, KNOWLEDGE: self.knowledge}.get(agent, self.reasoning)
+        own = self.tables.get(agent, AgentOverrides())
         values = {name: getattr(self, name) for name in AgentFields.model_fields}
         if own.base_url not in (None, self.base_url):
             values["api_key_env"] = ""

@@ -185,11 +185,13 @@ def _assigned(model: type[BaseModel], key: tuple[str, ...], value: Any) -> Itera
     """Like `flatten` for one override, which may also name one entry of a table-valued field."""
     within: type[BaseModel] | None = model
     for depth, name in enumerate(key):
-        if within is None or name not in within.model_fields:
+        section = section_of(within, name) if within else None
+        is_table = section is not None and (depth + 1 < len(key) or isinstance(value, Mapping))
+        if within is None or (name not in within.model_fields and not is_table):
             holder = field_at(model, key[:depth]) if within is None else None
             yield key, value, holder is not None and isinstance(holder.default, dict)
             return
-        within = section_of(within, name)
+        within = section
     if within is not None and isinstance(value, Mapping):
         yield from flatten(within, value, key)
     else:

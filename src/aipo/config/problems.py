@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -94,9 +94,19 @@ def _named(key: Key) -> tuple[str, ...]:
 
 
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Return the section behind a field, also inside `tuple[...]` or `... | None`; none for plain values."""
+    """Return the section behind a field, also inside `tuple[...]` or `... | None`; none for plain values.
+
+    A model that has tables by names of the user's choice has the same section behind each of them.
+    """
     field = model.model_fields.get(name)
-    return None if field is None else next(_models(field.annotation), None)
+    return extra_section(model) if field is None else next(_models(field.annotation), None)
+
+
+def extra_section(model: type[BaseModel]) -> type[BaseModel] | None:
+    """Return the section of a model's tables by names of the user's choice; none where it has no such."""
+    if model.model_config.get("extra") != "allow":
+        return None
+    return next(_models(get_type_hints(model)["__pydantic_extra__"]), None)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -119,10 +129,10 @@ def field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
     """Return the field a key names; a key into a dict or tuple of plain values names its field."""
     field = None
     for name in _named(key):
-        if name not in model.model_fields:
-            return field
-        field = model.model_fields[name]
         section = section_of(model, name)
+        if name not in model.model_fields and section is None:
+            return field
+        field = model.model_fields.get(name)
         if section is None:
             return field
         model = section
@@ -137,7 +147,10 @@ def nearest_keys(model: type[BaseModel], key: Key) -> list[str]:
     wanted = dotted(_named(key))
     section, _, name = wanted.rpartition(".")
     known = list(keys_of(model))
-    beside = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
+    within: type[BaseModel] | None = model
+    for part in _named(key)[:-1]:
+        within = section_of(within, part) if within else None
+    beside = list(within.model_fields) if within else []
     if near := get_close_matches(name, beside, 1):
         return [f"{section}.{near[0]}".lstrip(".")]
     same_name = sorted((k for k in known if k.rpartition(".")[2] == name), key=lambda k: k.count("."))

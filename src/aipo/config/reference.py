@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from aipo.config.comparison import ComparisonRecipe
-from aipo.config.problems import NameIn, section_of
+from aipo.config.problems import NameIn, extra_section, section_of
 from aipo.config.settings import Settings
 from aipo.config.toml import toml_value
 
@@ -41,17 +41,14 @@ def describe() -> str:
 
 
 def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    described: dict[type[BaseModel], str] = {}
-    for name in model.model_fields:
+    names = [*model.model_fields, *(["NAME"] if extra_section(model) else [])]
+    for name in names:
         section = section_of(model, name)
         if section is None:
             continue
-        many = get_origin(model.model_fields[name].annotation) is tuple
+        info = model.model_fields.get(name)
+        many = info is not None and get_origin(info.annotation) is tuple
         yield f"## [[{prefix}{name}]]\n" if many else f"## [{prefix}{name}]\n"
-        if section in described:  # three agents have the same table
-            yield f"The fields of `[{described[section]}]`.\n"
-            continue
-        described[section] = prefix + name
         yield f"{_first_line(section)}\n"
         yield "| field | type | default | description |\n|---|---|---|---|"
         yield from (

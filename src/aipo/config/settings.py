@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from aipo.config.agents import AgentName, AgentSettings
+from aipo.agents.named import AGENTS
+from aipo.config.agents import AgentSettings
 from aipo.config.engines import EngineSettings
 from aipo.config.guards import GuardSettings
 from aipo.config.problems import NameIn
 from aipo.config.problems import Section as Section
-from aipo.core.types import PAPER_AGENTS
 
 LeakPolicyName = Literal["allow", "mask", "drop"]
 
@@ -127,9 +127,8 @@ class ConsultSettings(Section):
     max_feedback_tokens: int = Field(
         256, ge=1, description="Per reply, tags excluded; longer replies are cut."
     )
-    tags: dict[AgentName, str] = Field(
-        {name: name for name in PAPER_AGENTS},
-        description="Tag names, without angle brackets.",
+    tags: dict[str, str] = Field(
+        {}, description="By agent: its tag, without angle brackets, in place of the agent's own."
     )
     feedback_tag: str = Field("feedback", description="Tag name around an agent's words and notices.")
     leak_policy: LeakPolicyName = Field(
@@ -336,3 +335,10 @@ class Settings(Section):
     guards: GuardSettings = GuardSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     warmstart: WarmstartSettings = WarmstartSettings()
+
+    @model_validator(mode="after")
+    def _tags(self) -> "Settings":
+        if not any(":" in name for name in self.agents.enabled):
+            known = {*AGENTS, *self.agents.enabled}
+            self.agents.refuse_other_names("consult.tags", self.consult.tags, known)
+        return self

@@ -71,12 +71,13 @@ def _packaged(name: str) -> str:
 
 
 def _consulting(protocol: Protocol) -> str:
-    tags = {"feedback_open": protocol.feedback_open, "feedback_close": protocol.feedback_close}
-    kept = []
+    feedback = {"feedback_open": protocol.feedback_open, "feedback_close": protocol.feedback_close}
+    lines = []
     for line in _packaged("consulting").splitlines():
-        agent, _, words = line[1:].partition(" ") if line.startswith("@") else ("", "", line)
-        if not agent or agent in protocol.enabled:
-            kept.append(words)
-    for name in protocol.enabled:
-        tags |= {f"{name}_open": protocol.request_open(name), f"{name}_close": protocol.request_close(name)}
-    return Template("\n".join(kept)).substitute(tags)
+        if line != "@agents":
+            lines.append(Template(line).substitute(feedback))
+            continue
+        for name, offer in protocol.offers.items():
+            tags = {"open": protocol.request_open(name), "close": protocol.request_close(name)}
+            lines.append(Template(offer).substitute(tags))
+    return "\n".join(lines)

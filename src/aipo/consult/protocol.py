@@ -7,10 +7,10 @@ Tags and inline feedback follow docs/method.md#interaction [ours, after the prot
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from aipo.core.types import KNOWLEDGE, ConsultOutcome
+from aipo.core.types import ConsultOutcome
 
 NOTICES: Mapping[ConsultOutcome, str] = MappingProxyType(
     {
@@ -64,19 +64,25 @@ class Protocol:
     """
 
     tags: Mapping[str, str]
+    """By agent: of the enabled ones, and of those whose tags are control strings all the same."""
     feedback_tag: str
     enabled: tuple[str, ...]
+    must_be_asked: frozenset[str] = frozenset()
+    """Agents to whom an empty request is malformed; to the others it means "look at what I have"."""
+    offers: Mapping[str, str] = field(default_factory=dict)
+    """By agent, in order: the line of the packaged consulting prompt; `$open` and `$close` are its tags."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tags", dict(self.tags))
+        object.__setattr__(self, "offers", dict(self.offers))
         names = {f"consult.tags.{agent}": name for agent, name in self.tags.items()}
         names["consult.feedback_tag"] = self.feedback_tag
         owners: dict[str, str] = {}
-        for field, name in names.items():
-            _check_name(field, name)
+        for setting, name in names.items():
+            _check_name(setting, name)
             if name in owners:
-                raise ValueError(f"{field} = {name!r} is also {owners[name]}; give each its own name")
-            owners[name] = field
+                raise ValueError(f"{setting} = {name!r} is also {owners[name]}; give each its own name")
+            owners[name] = setting
         for agent in self.enabled:
             if agent not in self.tags:
                 raise ValueError(f"agents.enabled = {agent} has no tag; name one under consult.tags.{agent}")
@@ -116,8 +122,7 @@ class Protocol:
         """Return the first request in what the policy sampled since the last insertion; None if it made none.
 
         The first end tag of an enabled agent decides; characters after it do not matter. The request stands
-        between the last matching open tag before it and it, and holds no other tag. Verify and Reasoning read
-        the rollout, so an empty request means "look at what I have"; Knowledge must be asked something.
+        between the last matching open tag before it and it, and holds no other tag.
         """
         ends = ((text.find(self.request_close(agent)), agent) for agent in self.enabled)
         end, agent = min((found for found in ends if found[0] >= 0), default=(-1, None))
@@ -130,7 +135,7 @@ class Protocol:
         nested = next((tag for tag in self.control_strings if tag in body), None)
         if nested:
             return Malformed(f"{nested} inside {self.request_open(agent)}", start)
-        if agent == KNOWLEDGE and not body.strip():
+        if agent in self.must_be_asked and not body.strip():
             return Malformed(f"{self.request_open(agent)} asks nothing", start)
         return Request(agent, body.strip(), start)
 

@@ -172,7 +172,7 @@ def _changed(value: T, changes: Changes) -> T:
 
 def _of_recipe(settings: "Settings") -> Setting:
     rollout, consult, train, base = settings.rollout, settings.consult, settings.train, Workload()
-    enabled = [str(agent) for agent in settings.agents.enabled]
+    enabled = list(settings.agents.names)
     workload = {
         "prompts_per_step": train.prompts_per_step,
         "rollouts_per_prompt": max(1, rollout.rollouts_per_prompt),

@@ -19,6 +19,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from aipo.agents.named import AGENTS
+from aipo.core.registry import RegistryError
 from aipo.evaluation.records import methods_of
 from aipo.report.accuracy import accuracy_panels, boundary_panels, evaluations, policy_folders
 from aipo.report.curves import panels
@@ -36,6 +38,8 @@ from aipo.training.journal import ROLLOUTS, RunFolderError
 ROLLOUT_BYTES = 3_000_000
 """Of all rollouts in the file: with curves and code it stays below 5 MB."""
 MOST_REQUESTS = 12
+UNKNOWN_AGENT = ("#7a3a9a", "#d39bf0")
+"""On light and on dark paper."""
 SCRIPTS = ("dom.js", "text.js", "charts.js", "tables.js", "overview.js", "rollout.js", "viewer.js", "main.js")
 _ESCAPED = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 """What could end a script element or a line of it, and halves of characters, which UTF-8 cannot hold."""
@@ -104,11 +108,32 @@ def report_data(runs: Sequence[RunData], wanted: ReportSettings) -> dict[str, An
     }
 
 
-def _agents(runs: Sequence[RunData], shown: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the names that have a colour: the agents of the settings, then others that were asked."""
-    enabled = [agent for run in runs if run.settings for agent in run.settings.agents.enabled]
+def _agents(runs: Sequence[RunData], shown: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Return the colours of the agents of the settings, then of others that were asked.
+
+    An agent whose module is not here has the colours of all such.
+    """
+    named = dict.fromkeys(agent for run in runs if run.settings for agent in run.settings.agents.enabled)
     asked = [asked["agent"] for run in shown for asked in run["requests"] if asked["agent"] != MALFORMED]
-    return list(dict.fromkeys([*enabled, *asked]))
+    colours: dict[str, tuple[str, str]] = {}
+    for name in dict.fromkeys([*named, *asked]):
+        try:
+            spec = AGENTS[name]
+            colours[spec.name] = spec.colour
+        except RegistryError:
+            if ":" not in name:
+                colours.setdefault(name, UNKNOWN_AGENT)
+    return colours
+
+
+def _agent_style(agents: dict[str, tuple[str, str]]) -> str:
+    """Return the classes of the agents' colours, by their position."""
+    rules = []
+    for position, (light, dark) in enumerate(agents.values()):
+        own = f"light-dark({light}, {dark})"
+        paper = f"color-mix(in srgb, {own} 10%, var(--sheet))"
+        rules.append(f".agent-{position} {{ --own: {own}; --own-paper: {paper}; }}\n")
+    return "".join(rules)
 
 
 def _run(run: RunData, wanted: ReportSettings, runs: int) -> dict[str, Any]:
@@ -152,7 +177,7 @@ def html_page(title: str, data: Any) -> bytes:
     """Return the whole file."""
     script = "\n".join(_asset(name) for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
-    style = _asset("style.css")
+    style = _asset("style.css") + _agent_style(data.get("agents", {}))
     parts = {
         "TITLE": escape(f"{title} · aipo report"),
         "POLICY": escape(_security_policy(script, style)),

@@ -68,10 +68,11 @@ class Task(Protocol):
 
 
 class Oracle(Protocol):
-    """A programmatic expert for a task: what agents say."""
+    """A programmatic expert for a task: what some agents say."""
 
     def feedback(self, agent: str, problem: str, rollout: str, request: str) -> str:
-        """Return what `agent` says; an empty string when it has nothing to say."""
+        """Return what `agent` says; an empty string when it has nothing to say. Raises `KeyError` for an
+        agent that it does not know."""
         ...
 
 
@@ -141,5 +142,7 @@ class TaskSpec:
     max_response_tokens: int = MAX_RESPONSE_TOKENS
     oracle: Callable[[Wording], Oracle] | None = None
     """Makes the scripted expert that stands behind `agents.backend = 'oracle'`."""
+    agents: tuple[str, ...] = ()
+    """Names of the agents that the oracle has words of; their tags are words of the task's vocabulary."""
     curriculum: Callable[[int, Wording], Curriculum] | None = None
     """Takes the consultations that a rollout may make."""

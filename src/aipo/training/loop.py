@@ -221,7 +221,7 @@ class Trainer:
         with self.waits.track("sampling", f"step {step}"):
             groups, credits = await self._experience.sample_step(step, algorithm)
         clock.append(time.monotonic())
-        metrics = rollout_metrics(groups)
+        metrics = rollout_metrics(groups, self.sampler.consult.agents)
         metrics["agent_cost"] = metrics.get("agent_cost", 0.0) + self._experience.approval_cost
         metrics["sampled_groups"] = len(groups)
         metrics["teaching_groups"] = sum(any(c.teaches for c in credit) for credit in credits)

@@ -43,8 +43,11 @@ class ExpertTokens:
         return {"raw": self.raw, "distinct": self.distinct, "seen": sorted(self._seen)}
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Return a step's metrics; those without a rollout to speak of are left out."""
+def rollout_metrics(groups: Sequence[Group], agents: Iterable[str] = ()) -> dict[str, float]:
+    """Return a step's metrics; those without a rollout to speak of are left out.
+
+    `agents`: those that could be asked; the paper's three have their lines in every run.
+    """
     members = [(g, m) for g in groups for m in g.members]
     metrics: dict[str, float] = {}
     for condition in Condition:
@@ -62,7 +65,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics["zero_variance_share"] = sum(
             len({m.grade.verdict for m in g.members} - {Verdict.UNGRADED}) <= 1 for g in groups
         ) / len(groups)
-    _consultations(metrics, [m for _, m in members if m.condition is Condition.CONSULTING])
+    names = tuple(dict.fromkeys((*PAPER_AGENTS, *agents)))
+    _consultations(metrics, [m for _, m in members if m.condition is Condition.CONSULTING], names)
     return metrics
 
 
@@ -78,7 +82,7 @@ def _rewards(metrics: dict[str, float], name: str, members: Sequence[tuple[Group
             metrics[f"{name}/{stratum}"] = sum(values) / len(values)
 
 
-def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout]) -> None:
+def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout], names: Sequence[str]) -> None:
     if not members:
         return
     all_ = [c for m in members if m.rollout for c in m.rollout.consultations]
@@ -87,16 +91,16 @@ def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout]) 
         members
     )
     agents, outcomes = Counter(c.agent for c in all_), Counter(c.outcome for c in all_)
-    metrics.update({f"consultations/{agent}": agents[agent] / len(members) for agent in PAPER_AGENTS})
+    metrics.update({f"consultations/{agent}": agents[agent] / len(members) for agent in names})
     metrics.update({f"outcomes/{outcome}": float(outcomes[outcome]) for outcome in ConsultOutcome})
     leaks = Counter(c.agent for c in all_ if c.leaked)
-    metrics.update({f"leaks/{agent}": leaks[agent] / max(1, agents[agent]) for agent in PAPER_AGENTS})
+    metrics.update({f"leaks/{agent}": leaks[agent] / max(1, agents[agent]) for agent in names})
     metrics["agent_prompt_tokens"] = float(sum(c.usage.prompt_tokens for c in all_))
     metrics["agent_completion_tokens"] = float(sum(c.usage.completion_tokens for c in all_))
     metrics["agent_cost"] = sum(c.usage.cost for c in all_)
     failed = Counter((c.agent, c.outcome) for c in all_)
     unreadable = Counter(c.agent for c in all_ if c.failure is AgentFailure.UNREADABLE)
-    for agent in PAPER_AGENTS:
+    for agent in names:
         for outcome in NO_ANSWER:
             metrics[f"failures/{agent}/{outcome}"] = float(failed[agent, outcome])
         metrics[f"unreadable_replies/{agent}"] = float(unreadable[agent])

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aipo.agents.base import AgentError, AgentFailure, AgentQuery
-from aipo.agents.prompting import Context, agent_prompt
-from aipo.agents.replies import excerpt, read_reply, without_thinking
+from aipo.agents.named import AGENTS
+from aipo.agents.prompting import Context
+from aipo.agents.replies import excerpt, without_thinking
 from aipo.core.types import PAPER_AGENTS
 
 V, K, R = PAPER_AGENTS
@@ -46,14 +47,14 @@ REFUSED = [
 def test_a_reply_in_the_agents_format_is_read(
     agent: str, reply: str, words: str, approves: bool | None
 ) -> None:
-    reading = read_reply(agent, reply)
+    reading = AGENTS[agent].read(reply)
     assert (reading.words, reading.approves) == (words, approves)
 
 
 @pytest.mark.parametrize(("agent", "reply", "reason"), REFUSED)
 def test_a_reply_in_another_format_is_an_error_with_a_reason(agent: str, reply: str, reason: str) -> None:
     with pytest.raises(AgentError) as caught:
-        read_reply(agent, reply)
+        AGENTS[agent].read(reply)
     assert caught.value.failure is AgentFailure.UNREADABLE and reason in str(caught.value)
 
 
@@ -69,7 +70,7 @@ def test_no_thinking_is_left_in_any_text(text: str) -> None:
 def test_any_text_is_read_or_refused(agent: str, text: str) -> None:
     for reply in (text, f"VERDICT: {text}", f"VERDICT: wrong\nWHY: {text}", f"FACT: {text}", f"HINT: {text}"):
         try:
-            words = read_reply(agent, reply).words
+            words = AGENTS[agent].read(reply).words
         except AgentError as error:
             assert error.failure is AgentFailure.UNREADABLE and str(error).isprintable()
         else:
@@ -83,7 +84,7 @@ def test_reading_is_linear_in_the_reply(piece: str) -> None:
     begun = time.monotonic()
     for agent in PAPER_AGENTS:
         try:
-            read_reply(agent, piece * (250_000 // len(piece)))
+            AGENTS[agent].read(piece * (250_000 // len(piece)))
         except AgentError:
             continue
     assert time.monotonic() - begun < 3
@@ -98,7 +99,7 @@ def test_an_excerpt_is_short_and_printable() -> None:
 def test_an_agent_is_sent_what_its_context_allows_and_nothing_is_read_as_a_template(
     agent: str, context: Context
 ) -> None:
-    prompt = agent_prompt(agent)
+    prompt = AGENTS[agent].prompt
     system, user = prompt.messages(context.seen(QUERY))
     text = user["content"]
     assert (system["role"], user["role"]) == ("system", "user") and QUERY.request in text
@@ -113,13 +114,13 @@ def test_an_agent_is_sent_what_its_context_allows_and_nothing_is_read_as_a_templ
 @pytest.mark.parametrize("agent", [V, R])
 def test_an_empty_request_asks_to_look_at_what_is_there(agent: str) -> None:
     query = AgentQuery("PROBLEM", "ROLLOUT", "", seed=1)
-    _, user = agent_prompt(agent).messages(query)
+    _, user = AGENTS[agent].prompt.messages(query)
     assert "asks nothing in particular" in user["content"] and "ROLLOUT" in user["content"]
     with pytest.raises(AgentError, match="shows it nothing else"):
-        agent_prompt(agent).messages(Context.REQUEST.seen(query))
+        AGENTS[agent].prompt.messages(Context.REQUEST.seen(query))
 
 
 def test_prompts_have_versions_and_hashes_of_their_own() -> None:
-    prompts = [agent_prompt(agent) for agent in PAPER_AGENTS]
+    prompts = [AGENTS[agent].prompt for agent in PAPER_AGENTS]
     assert len({p.hash for p in prompts}) == 3 and all(len(p.hash) == 12 for p in prompts)
     assert all("version 1" in p.version and p.version not in p.system for p in prompts)

@@ -11,7 +11,8 @@ import pytest
 
 from aipo.agents.base import AgentError, AgentFailure, AgentQuery, AgentReply, Usage
 from aipo.agents.cache import CachedAgent, CacheError, ReplyStore
-from aipo.agents.prompting import Context, agent_prompt
+from aipo.agents.named import AGENTS
+from aipo.agents.prompting import Context
 from aipo.agents.remote import ChatSampling, Endpoint, Prices, RemoteAgent
 from aipo.agents.retry import RetryPolicy
 from aipo.core.types import PAPER_AGENTS
@@ -37,9 +38,7 @@ def server(running: ChatServer) -> ChatServer:
 def agent_at(endpoint: Endpoint, name: str = K, retries: int = 3, deadline_s: float = 5.0) -> RemoteAgent:
     how = ChatSampling(0.7, 0.8, 64)
     policy = RetryPolicy(retries, first_wait_s=0.01)
-    return RemoteAgent(
-        name, endpoint, "m", agent_prompt(name), how, policy, deadline_s, prices=Prices(1.0, 2.0)
-    )
+    return RemoteAgent(AGENTS[name], endpoint, "m", how, policy, deadline_s, prices=Prices(1.0, 2.0))
 
 
 def ask(agent: RemoteAgent | CachedAgent, query: AgentQuery = QUERY) -> AgentReply:

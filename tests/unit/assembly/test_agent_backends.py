@@ -16,23 +16,23 @@ from aipo.agents.base import AgentError, AgentFailure, AgentQuery
 from aipo.agents.cache import CachedAgent
 from aipo.agents.local import LocalAgent, LocalModel, LocalModelError
 from aipo.agents.misbehaving import HOSTILE_REPLIES, MisbehavingAgent, Misbehaviour
-from aipo.agents.prompting import agent_prompt
+from aipo.agents.named import AGENTS
 from aipo.agents.remote import ChatSampling, Prices, RemoteAgent
 from aipo.agents.replies import Reading
-from aipo.assembly.agents import build_agents
+from aipo.assembly.agents import build_agents, protocol_of
 from aipo.config.loader import SettingsError, dump_settings, load_settings
 from aipo.consult.codec import TagCodec
-from aipo.consult.protocol import Protocol
 from aipo.core.types import PAPER_AGENTS, ConsultOutcome
 from aipo.rollout.asking import ask
-from aipo.training.journal import AGENTS, record_agents
+from aipo.training import journal
+from aipo.training.journal import record_agents
 from support.policies import random_policy
 from support.tokenizers import byte_fallback_bpe, byte_level_bpe, word_level
 
 V, K, R = PAPER_AGENTS
 QUERY = AgentQuery("two dogs", "so", "legs of a spider", seed=3)
 REMOTE = ["agents.backend=remote", "agents.base_url=http://a:1/v1", "agents.model=common"]
-PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
+PROTOCOL = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
 
 
 class TestSettings:
@@ -74,12 +74,12 @@ class TestSettings:
         settings = load_settings(
             None, [*REMOTE, "agents.verify.backend=dead", f"agents.cache_folder={folder}"]
         )
-        crew = build_agents(settings, None)
-        kinds = [isinstance(crew.agents[name], CachedAgent) for name in PAPER_AGENTS]
-        assert kinds == [False, True, True] and set(crew.uncached) == {K, R}
+        agent_set = build_agents(settings, None)
+        kinds = [isinstance(agent_set.agents[name], CachedAgent) for name in PAPER_AGENTS]
+        assert kinds == [False, True, True] and set(agent_set.uncached) == {K, R}
         off = build_agents(settings, None, use_cache=False)
         assert not any(isinstance(agent, CachedAgent) for agent in off.agents.values())
-        identities = {name: crew.agents[name].identity for name in (K, R)}  # type: ignore[attr-defined]
+        identities = {name: agent_set.agents[name].identity for name in (K, R)}  # type: ignore[attr-defined]
         sampled = ("temperature=0.1", "top_p=0.3", "max_reply_tokens=9", "extra_body={ top_k = 5 }")
         for change in ("model=x", "context=request", *sampled):
             other = load_settings(None, [*REMOTE, f"agents.cache_folder={folder}", f"agents.{change}"])
@@ -107,10 +107,10 @@ class TestRecord:
         assert not record_agents(tmp_path, 0, first)
         assert not record_agents(tmp_path, 7, first)
         assert record_agents(tmp_path, 7, second)
-        entries = [(e["from_step"], e["agents"]) for e in json.loads((tmp_path / AGENTS).read_text())]
+        entries = [(e["from_step"], e["agents"]) for e in json.loads((tmp_path / journal.AGENTS).read_text())]
         assert entries == [(1, first), (8, second)]
         assert record_agents(tmp_path, 3, first)  # steps 4 to 7 are made again, by other agents
-        assert [e["from_step"] for e in json.loads((tmp_path / AGENTS).read_text())] == [1, 4]
+        assert [e["from_step"] for e in json.loads((tmp_path / journal.AGENTS).read_text())] == [1, 4]
 
 
 class TestMisbehaving:
@@ -147,13 +147,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
 class TestLocal:
     def agent(self, model: LocalModel, temperature: float = 1.0, tokens: int = 12) -> LocalAgent:
         how = ChatSampling(temperature, 0.9, tokens)
-        return LocalAgent(K, model, agent_prompt(K), how, prices=Prices(1.0, 2.0))
+        return LocalAgent(AGENTS[K], model, how, prices=Prices(1.0, 2.0))
 
     def written(
         self, model: LocalModel, monkeypatch: pytest.MonkeyPatch, seeds: list[int], **how: float
     ) -> list[str]:
         """Return what the model wrote, unread: a random one knows no format."""
-        monkeypatch.setattr("aipo.agents.local.read_reply", lambda agent, text: Reading(text))
+        monkeypatch.setattr("aipo.agents.spec.read_reply", lambda reader, text: Reading(text))
         agent = self.agent(model, **how)
 
         async def all_of_them() -> list[str]:

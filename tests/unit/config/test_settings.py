@@ -13,7 +13,7 @@ from aipo.config.loader import SettingsError, diff_settings, dump_settings, load
 from aipo.config.reference import describe
 from aipo.config.settings import Settings
 from aipo.config.toml import toml_text
-from aipo.core.types import KNOWLEDGE, VERIFY
+from aipo.core.types import VERIFY
 
 REPOSITORY = Path(__file__).parents[3]
 Write = Callable[[str, str], Path]
@@ -86,7 +86,7 @@ class TestLayers:
             "easy": 0.1,
         }
         assert load_settings(recipe, ["train.stratum_mix={}"]).train.stratum_mix == {}
-        assert load_settings(None, ["consult.tags.verify=ask"]).consult.tags[KNOWLEDGE] == "knowledge"
+        assert load_settings(None, ["consult.tags.verify=ask"]).consult.tags == {VERIFY: "ask"}
 
     def test_a_recipe_that_sets_one_field_of_a_section_keeps_the_defaults_of_the_others(
         self, write: Write
@@ -131,7 +131,7 @@ class TestMessages:
             ("algorithm.coefficient=flored", "'floored'"),
             ("agents.enabled=verify", "should be a list"),
             ("train=5", "`train` = 5: should be a table"),
-            ("consult.tags.verify=3", 'the default is `consult.tags.verify = "verify"`'),
+            ("consult.tags.verify=3", "the default is `consult.tags = {}`"),
             ("task.name=jsonl", "needs task.train_file"),
             ("train.steps", "not of the form section.field=value"),
             ("evaluate.pass_at=[1,", "malformed TOML"),

@@ -8,7 +8,7 @@ from aipo.core.types import PAPER_AGENTS, ConsultOutcome
 
 V, K, R = PAPER_AGENTS
 TAGS = {V: "verify", K: "knowledge", R: "reasoning"}
-PROTOCOL = Protocol(TAGS, "feedback", PAPER_AGENTS)
+PROTOCOL = Protocol(TAGS, "feedback", PAPER_AGENTS, must_be_asked=frozenset({K}))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from typing import Any, cast
 import pytest
 
 from aipo.agents.base import AgentError, AgentQuery, AgentReply, Usage
+from aipo.agents.named import AGENTS
+from aipo.assembly.agents import protocol_of
 from aipo.config.loader import load_settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
-from aipo.consult.protocol import Protocol
 from aipo.core.advantages import Advantage
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import (
@@ -38,7 +39,7 @@ from support.tokenizers import word_level
 
 CORRECT, INCORRECT, UNGRADED = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNGRADED
 WORDS = word_level()
-PROTOCOL = Protocol({agent: str(agent) for agent in PAPER_AGENTS}, "feedback", PAPER_AGENTS)
+PROTOCOL = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
 PROBLEMS = [Problem(f"p{i}", f"{i} dogs", "8", "hard") for i in range(8)]
 IDS = WORDS.encode("dogs 2 8 ;", add_special_tokens=False)
 

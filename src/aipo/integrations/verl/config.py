@@ -191,7 +191,7 @@ def _not_on_verl(settings: Settings) -> Iterator[str]:
         (t.source_gradients_every_steps > 0, "train.source_gradients_every_steps", "set it to 0"),
     )
     yield from (f"{what}: not offered on verl; {fix}" for found, what, fix in wanted if found)
-    for name in settings.agents.enabled:
+    for name in settings.agents.names:
         if settings.agents.of(name).backend == "local":
             yield (
                 f"agents.{name}: backend = 'local' would load a model in each agent-loop process; serve "

@@ -7,7 +7,8 @@ the loop's rollouts begin with.
 from pathlib import Path
 from typing import Any
 
-from aipo.assembly.parts import build_protocol, build_task
+from aipo.assembly.agents import build_protocol
+from aipo.assembly.parts import build_task
 from aipo.config.settings import Settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
@@ -42,7 +43,7 @@ class _Rows:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._protocol = build_protocol(settings.consult, settings.agents.enabled)
+        self._protocol = build_protocol(settings)
         self._tokenizer: Any = None
         self._forbidden: tuple[str, ...] = self._protocol.control_strings
         if settings.policy.model:

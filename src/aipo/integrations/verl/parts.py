@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from aipo.assembly.agents import build_agents
-from aipo.assembly.parts import build_prompts, build_task, oracle_of
+from aipo.assembly.agents import build_agents, oracle_of
+from aipo.assembly.parts import build_prompts, build_task
 from aipo.config.layers import Layers
 from aipo.config.settings import Settings
 from aipo.core.registry import Registry
@@ -84,9 +84,8 @@ def recipe_of(table: Mapping[str, Any]) -> Settings:
 def _sharing(settings: Settings, processes: int) -> Settings:
     """Return the settings of one of so many processes that ask the same endpoints."""
     agents = settings.agents
-    share = {"concurrency": max(1, agents.concurrency // processes)}
-    for name in agents.enabled:
-        own = getattr(agents, name)
+    share: dict[str, Any] = {"concurrency": max(1, agents.concurrency // processes)}
+    for name, own in agents.tables.items():
         if own.concurrency is not None:
             share[name] = own.model_copy(update={"concurrency": max(1, own.concurrency // processes)})
     return settings.model_copy(update={"agents": agents.model_copy(update=share)})

@@ -2,10 +2,10 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
-/** The class of an agent's colours; agents beyond the palette share it in turn. */
+/** The class of an agent's colours. */
 function agentClass(name) {
-  const position = DATA.agents.indexOf(name);
-  return position < 0 ? "" : `agent-${position % 4}`;
+  const position = Object.keys(DATA.agents || {}).indexOf(name);
+  return position < 0 ? "" : `agent-${position}`;
 }
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -1,5 +1,6 @@
 """The entries of the CPU tasks: each has a task, an oracle and a curriculum for its supervised start."""
 
+from aipo.core.types import PAPER_AGENTS
 from aipo.tasks.base import TaskSpec
 from aipo.tasks.cpu.leg_counting.oracle import LegCountingOracle
 from aipo.tasks.cpu.leg_counting.task import LONG, SHORT, LegCountingTask
@@ -19,6 +20,7 @@ CPU_TASKS = (
         source="drawn by reasoning-gym",
         max_response_tokens=SHORT_RESPONSE_TOKENS,
         oracle=LegCountingOracle,
+        agents=PAPER_AGENTS,
         curriculum=lambda consultations, wording: LegCountingCurriculum(consultations, wording, SHORT),
     ),
     TaskSpec(
@@ -29,6 +31,7 @@ CPU_TASKS = (
         source="drawn by reasoning-gym",
         max_response_tokens=SHORT_RESPONSE_TOKENS,
         oracle=LegCountingOracle,
+        agents=PAPER_AGENTS,
         curriculum=lambda consultations, wording: LegCountingCurriculum(consultations, wording, LONG),
     ),
     TaskSpec(
@@ -39,6 +42,7 @@ CPU_TASKS = (
         source="drawn by this package",
         max_response_tokens=SHORT_RESPONSE_TOKENS,
         oracle=ProductsOracle,
+        agents=PAPER_AGENTS,
         curriculum=ProductsCurriculum,
     ),
 )

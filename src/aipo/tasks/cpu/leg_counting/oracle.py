@@ -5,7 +5,7 @@ Invariant: it sees what an agent sees (problem, rollout, request) and never stat
 running sum of the last line equals the total all the same: a leak that this task has by construction.
 """
 
-from aipo.core.types import KNOWLEDGE, REASONING
+from aipo.core.types import KNOWLEDGE, REASONING, VERIFY
 from aipo.tasks.base import Wording
 from aipo.tasks.cpu.leg_counting.notation import (
     LABELS,
@@ -34,7 +34,9 @@ class LegCountingOracle:
         written = self._reader.words(rollout)
         if agent == REASONING:
             return _next_words(expected, written)
-        return _check(expected, written)
+        if agent == VERIFY:
+            return _check(expected, written)
+        raise KeyError(agent)
 
 
 def _fact(problem: str, request: str) -> str:

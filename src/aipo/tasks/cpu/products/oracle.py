@@ -7,7 +7,7 @@ value of the last line equals the answer all the same: a leak that this task has
 
 from collections.abc import Sequence
 
-from aipo.core.types import KNOWLEDGE, REASONING
+from aipo.core.types import KNOWLEDGE, REASONING, VERIFY
 from aipo.tasks.base import Wording
 from aipo.tasks.cpu.products.notation import (
     MARKS,
@@ -38,7 +38,9 @@ class ProductsOracle:
         whole, rest = _split_lines(self._reader.words(rollout), expected)
         if agent == REASONING:
             return _next_words(expected, whole, rest)
-        return _check(expected, whole)
+        if agent == VERIFY:
+            return _check(expected, whole)
+        raise KeyError(agent)
 
 
 def _value(request: str) -> str:

@@ -1,0 +1,174 @@
+"""What answers for an agent, by name: a server, a model in this process, the task's oracle and others.
+
+A back end of your own is named `module:attribute`: an agent (anything with `answer`), or a callable that
+takes the agent's spec and its settings and returns one. What cannot be made is one error that names field,
+value and fix.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from aipo.agents.base import Agent
+from aipo.agents.misbehaving import MisbehavingAgent, Misbehaviour
+from aipo.agents.prompting import Context
+from aipo.agents.scripted import Feedback, ScriptedAgent, Unreliability
+from aipo.agents.spec import AgentSpec
+from aipo.core.registry import Registry
+
+if TYPE_CHECKING:
+    from aipo.agents.remote import ChatSampling, Endpoint, Prices
+    from aipo.config.agents import AgentFields, AgentSettings
+
+
+class AgentSetupError(ValueError):
+    """The agents cannot be made from the settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Making:
+    """What a back end makes an agent from."""
+
+    spec: AgentSpec
+    fields: "AgentFields"
+    agents: "AgentSettings"
+    task: str
+    oracle: Feedback | None
+    """The task's, if it has one."""
+    oracle_knows: tuple[str, ...] = ()
+    """The agents whose words that oracle has."""
+    same_server: tuple["AgentFields", ...] = ()
+    """The settings of all agents at this one's address, its own among them."""
+    shared: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    """Servers and models that several agents use, by what they are."""
+
+    @property
+    def sampling(self) -> "ChatSampling":
+        """How replies are drawn."""
+        from aipo.agents.remote import ChatSampling
+
+        f = self.fields
+        extra = json.dumps(f.extra_body, sort_keys=True)
+        return ChatSampling(f.temperature, f.top_p, f.max_reply_tokens, f.token_limit_field, extra)
+
+    @property
+    def prices(self) -> "Prices":
+        """What its tokens cost."""
+        from aipo.agents.remote import Prices
+
+        return Prices(self.fields.price_prompt, self.fields.price_completion)
+
+    def endpoint(self) -> "Endpoint":
+        """Return the server; agents that share one share its limit: the lowest that one of them asks for."""
+        from aipo.agents.remote import Endpoint
+
+        key = ("remote", *self.fields.server)
+        if key not in self.shared:
+            most = min(f.concurrency for f in self.same_server)
+            self.shared[key] = Endpoint(*self.fields.server, most, self.agents.max_reply_bytes)
+        endpoint: Endpoint = self.shared[key]
+        return endpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """One back end."""
+
+    make: Callable[[Making], Agent]
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Fields that may not be empty, each with an example."""
+    is_external: bool = False
+    """Whether it can be missing, costs money and is worth a cache."""
+    recorded: frozenset[str] = frozenset()
+    """Fields that a run's record has."""
+
+
+def _remote(making: Making) -> Agent:
+    from aipo.agents.remote import RemoteAgent
+    from aipo.agents.retry import RetryPolicy
+
+    f = making.fields
+    return RemoteAgent(
+        making.spec,
+        making.endpoint(),
+        f.model,
+        making.sampling,
+        RetryPolicy(f.retries, f.retry_wait_s),
+        making.agents.timeout_s,
+        Context(f.context),
+        making.prices,
+    )
+
+
+def _local(making: Making) -> Agent:
+    from aipo.agents.local import LocalAgent, LocalModel
+
+    f = making.fields
+    key = ("local", f.model, f.device)
+    if key not in making.shared:
+        making.shared[key] = LocalModel(f.model, f.device)
+    return LocalAgent(making.spec, making.shared[key], making.sampling, Context(f.context), making.prices)
+
+
+def _oracle(making: Making) -> Agent:
+    name, f = making.spec.name, making.fields
+    if making.oracle is None:
+        raise AgentSetupError(
+            f"agents.{name}: backend = 'oracle', but task {making.task!r} has no oracle to "
+            "script agents with; set agents.backend = 'remote' and agents.base_url (docs/agents.md), "
+            "give agents of your own, or set agents.enabled = [] for plain RLVR"
+        )
+    if name not in making.oracle_knows:
+        raise AgentSetupError(
+            f"agents.{name}: backend = 'oracle', but the oracle of task {making.task!r} has words of "
+            f"{', '.join(making.oracle_knows)} only; set agents.{name}.backend to another one, or take "
+            f"{name} out of agents.enabled"
+        )
+    how_bad = Unreliability(f.error_rate, f.failure_rate, f.latency_s)
+    return ScriptedAgent(name, making.oracle, how_bad, making.spec.approves)
+
+
+def _misbehaving(how: Misbehaviour, making: Making) -> Agent:
+    return MisbehavingAgent(making.spec.name, how)
+
+
+def _is_backend(entry: object) -> bool:
+    return isinstance(entry, Backend) or callable(entry) or hasattr(entry, "answer")
+
+
+BACKENDS: Registry[Any] = Registry("agents.backend", _is_backend, "aipo.backends")
+BACKENDS.register(
+    "remote",
+    Backend(
+        make=_remote,
+        needs={"model": "qwen3-30b", "base_url": "http://localhost:8000/v1"},
+        is_external=True,
+    ),
+)
+BACKENDS.register("local", Backend(make=_local, needs={"model": "qwen3-30b"}, is_external=True))
+BACKENDS.register(
+    "oracle", Backend(make=_oracle, recorded=frozenset({"error_rate", "failure_rate", "latency_s"}))
+)
+for _how in Misbehaviour:
+    BACKENDS.register(_how.value, Backend(make=partial(_misbehaving, _how)))
+
+
+def backend_of(name: str) -> Backend:
+    """Return a back end, also one of the user's own. Raises `RegistryError`."""
+    found = BACKENDS[name]
+    if isinstance(found, Backend):
+        return found
+    if hasattr(found, "answer") and not isinstance(found, type):
+        return Backend(make=lambda making: cast(Agent, found))
+    return Backend(make=lambda making: _own(found(making.spec, making.fields), name, making))
+
+
+def _own(agent: Any, name: str, making: Making) -> Agent:
+    if not hasattr(agent, "answer"):
+        raise AgentSetupError(
+            f"agents.{making.spec.name}: backend = {name!r} made a {type(agent).__name__}, which cannot "
+            "answer; return an aipo.agents.base.Agent"
+        )
+    return cast(Agent, agent)
