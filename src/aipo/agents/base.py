@@ -1,7 +1,6 @@
 """What an agent is: a name and one coroutine from a query to a reply.
 
-Owns the boundary between rollouts and agents. Must not know engines, tasks or training.
-Invariant: an `AgentQuery` never holds the gold answer.
+An `AgentQuery` never holds the gold answer.
 """
 
 from dataclasses import dataclass

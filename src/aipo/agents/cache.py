@@ -1,8 +1,7 @@
-"""Replies kept on disk, so that a step that is run again after a crash asks nobody twice.
+"""Replies kept on disk, so that a step that runs again after a crash asks nobody twice.
 
-Owns keys, storage and its size limit. Must not know how the wrapped agent answers.
-Invariant: only replies are kept, never failures or empty ones, under a key of everything that they depend on;
-a cache that cannot be read or written costs a call, never a consultation. Several processes may share it.
+Only replies are kept, never failures or empty ones, under a key of everything that they depend on. A cache
+that cannot be read or written costs a call, never a consultation. Several processes may share it.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """Scripted agents that misbehave, shipped so that users can rehearse what their run does about it.
 
-Owns what can go wrong with an agent's words. Must not know tasks or transports.
-Invariant: what is said depends on the query's seed only, so a rehearsal can be repeated.
+What such an agent says depends only on the query's seed, so a rehearsal can be repeated.
 """
 
 import asyncio

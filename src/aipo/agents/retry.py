@@ -1,7 +1,6 @@
 """The one retry policy of remote agents.
 
-Owns which failures are worth another attempt and how long to wait for it. Must not know what is asked.
-Invariant: no wait goes past the consultation's deadline: what cannot be tried again in time fails at once.
+No wait goes past the consultation's deadline: what cannot be tried again in time fails at once.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Protocol text to token ids and back: the only place where tags, notices and feedback become ids.
 
-Owns the ids of the protocol under one tokenizer. Must not know rollouts, engines, agents or limits.
-Invariant: between the feedback tags of a block stand no special token's id and no control string's text.
+Between the feedback tags of a block there is no special token's id and no control string's text.
 """
 
 import re

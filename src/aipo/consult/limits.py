@@ -1,7 +1,6 @@
 """The limits of one rollout: consultations, tokens of a feedback, tokens of a response.
 
-Owns which limits fit together. Must not know tags, token ids or agents.
-Invariant: where consulting is allowed, a whole consultation and an answer fit into the response.
+Where consulting is allowed, a whole consultation and an answer fit into the response.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """pass@k: the chance that at least one of k samples of a problem is correct.
 
-Owns the unbiased estimator for one problem. Must not know records, seeds or intervals.
-Invariant: too few samples give NaN, never a number that looks like a result.
+Too few samples give NaN, never a number that looks like a result.
 """
 
 from math import nan, prod

@@ -1,7 +1,6 @@
 """Randomness as a path: every draw of a run has an address, so results do not depend on concurrency.
 
-Owns the derivation of seeds. Must not draw anything itself.
-Invariant: equal paths give equal seeds on every machine; different paths give independent ones.
+Equal paths give equal seeds on every machine; different paths give independent ones. Nothing is drawn here.
 """
 
 from hashlib import blake2b

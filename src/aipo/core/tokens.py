@@ -1,7 +1,6 @@
 """Aligned token streams: every id of a rollout together with its source and its sampling log-probability.
 
-Owns the alignment of ids, sources and log-probabilities. Must not know text, tags or models.
-Invariant: a stream that is misaligned cannot be built.
+A misaligned stream cannot be built.
 
 Alignment by example, one consultation inside a rollout:
 

@@ -1,8 +1,7 @@
 """Does a training file hold questions of an evaluation file? Exact matches and shared runs of 13 words.
 
-Owns the normalisation and the search. Must not know benchmarks or graders.
-Invariant: an evaluation question that stands in the training file, whole and up to case, space and
-punctuation, is always found.
+An evaluation question that the training file contains in full, up to case, space and punctuation, is always
+found.
 
 13-gram overlap is the rule of the GPT-3 report, https://arxiv.org/abs/2005.14165, appendix C. Simplification:
 one shared run is enough to count a question, so common phrases of 13 words count; a paraphrase is not found.

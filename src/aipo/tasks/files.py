@@ -1,7 +1,6 @@
 """Rows from files: JSON lines, a JSON list, Parquet or CSV, plain or packed with gzip.
 
-Owns reading, and the words in which a row's place is told. Must not know columns or tasks.
-Invariant: every row has a place (file and line, or file and row) that an error can name.
+Every row has a place (file and line, or file and row) that an error can name.
 """
 
 import csv

@@ -1,7 +1,6 @@
 """Problems from files of your own (JSON lines, a JSON list, Parquet, CSV), read by the names of two columns.
 
-Owns loading, checking, splitting and the choice of the matcher. Must not know settings, rollouts or hubs.
-Invariant: the splits are disjoint by problem text; a row that cannot be used stops the run and is named.
+The splits are disjoint by problem text. A row that cannot be used stops the run, and the error names it.
 """
 
 import math

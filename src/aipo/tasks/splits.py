@@ -1,7 +1,6 @@
 """Disjoint splits: what is held out from training, and how.
 
-Owns the rule. Must not know files or graders.
-Invariant: no two splits share a question, compared by its text.
+No two splits share a question, compared by its text.
 """
 
 import hashlib

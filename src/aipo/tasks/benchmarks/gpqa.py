@@ -1,7 +1,6 @@
 """GPQA: four choices whose order is fixed for each record and says nothing about the answer.
 
-Owns the shuffle and the check of the gold letters. Must not know files or grading.
-Invariant: the order depends on the record's id alone: not on the file's order, the run, or other rows.
+The order depends on the record's id alone: not on the file's order, the run or other rows.
 
 A loader that seeds its shuffle anew for each row puts the gold at A in all 198 rows, and a policy that always
 answers A then scores 100 %; hence `check_letters`. The permutation is of this project, so letters differ from

@@ -1,8 +1,7 @@
 """Reasoning-gym items, drawn once and frozen: a JSON-lines file beside a manifest that holds its hash.
 
-Owns the seeds of the splits, the drawing and the manifest. Must not know grading beyond a score.
-Invariant: no question of a drawn split stands in a split that was drawn before; what was frozen is read back
-byte by byte or refused.
+No question of a drawn split occurs in a split that was drawn before. What was frozen is read back byte by
+byte or refused.
 
 Items are never drawn again to evaluate: generators depend on the process's hash seed, so that the same seed
 gives other items in another process. Item i of a generator uses seed + i, hence seeds that are far apart.

@@ -1,7 +1,6 @@
 """The reasoning-gym set: which generators with which parameters, which are left out and why, and scoring.
 
-Owns the 27 configurations, their scorers and the rule that turns a score into a verdict. Must not know files.
-Invariant: no scorer here executes, or evaluates as an expression, what a policy wrote.
+No scorer here executes what a policy wrote, or evaluates it as an expression.
 
 The paper names "27 tasks x 10". The list is that of the first author's earlier public code [prototype], which
 drew train and test from one seed, so that the test items were training items; ours are apart

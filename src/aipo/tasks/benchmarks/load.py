@@ -1,8 +1,7 @@
 """A benchmark's rows from a local file or from the hub, checked before anything else sees them.
 
-Owns reading, the checks and the words of their errors. Must not know grading or settings.
-Invariant: what is returned has distinct ids and questions, golds and the counted number of rows; anything
-else is a `TaskError` that names the file, the line or row, and the fix.
+What is returned has distinct ids and questions, golds, and the expected number of rows. Anything else is a
+`TaskError` that names the file, the line or row, and the fix.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,6 @@
 """Programming problems: MBPP's asserts and LiveCodeBench's tests, from their columns to the one row.
 
-Owns both schemas and the reading of packed tests. Must not know how a program is run.
-Invariant: nothing that a data file holds is ever executed, or built into any object but a string.
+Nothing in a data file is ever executed, or turned into any object but a string.
 
 LiveCodeBench packs its private tests as base64 of zlib of a pickle of a JSON string; a pickle can run any
 code when it is opened (https://docs.python.org/3/library/pickle.html), hence `StringUnpickler`.

@@ -1,7 +1,6 @@
 """From a data set's own columns to the one row: mathematics, integers, and chat-shaped training rows.
 
-Owns what each schema's columns mean. Must not know files or hubs.
-Invariant: a row without a usable problem or gold raises `ValueError` with field, value and fix.
+A row without a usable problem or gold raises `ValueError` with field, value and fix.
 """
 
 import math

@@ -1,8 +1,7 @@
 """A benchmark as a task: problems by split and their grading, one protocol for each kind.
 
-Owns which grader stands behind which kind, and the processes that graders need. Must not know settings.
-Invariant: an evaluation-only benchmark has no training problems, whatever files it is given; golds, tests and
-entries leave this module only into a grader.
+An evaluation-only benchmark has no training problems, whatever files it is given. Golds, tests and entries
+leave this module only to be given to a grader.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
 """Does a benchmark's grading work on its own rows? Golds are right, other rows' golds and silence are not.
 
-Owns the three checks and their counts. Must not know terminals or settings.
-Invariant: every row is checked; a row that cannot be checked is counted, never passed over.
+Every row is checked; a row that cannot be checked is counted, never skipped silently.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """How a leg-counting problem and its solution are written: the one place that knows the notation.
 
-Owns the words, the worked line and the final line. Must not know agents, models or training.
-Invariant: `parse_problem(problem_text(items)) == items`, and `answer(solution(items)) == total(items)`.
+`parse_problem(problem_text(items)) == items`, and `answer(solution(items)) == total(items)`.
 
 A problem lists labelled items, `a 3 dog b 2 spider`. A solution has a line for each item (label, legs of one
 animal, legs of all of them, running sum) and the total. Numbers that are computed are written least

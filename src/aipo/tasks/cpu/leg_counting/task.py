@@ -1,7 +1,6 @@
 """The leg-counting task: problems drawn from reasoning-gym, split at the boundary, and their verdict.
 
-Owns the easy / hard split and the disjoint train / validation / test parts. Must not know agents or training.
-Invariant: no two splits share a question, whatever the order of its items.
+No two splits share a question, whatever the order of its items.
 
 easy: no animal that the warm start has not taught. hard: at least two such animals, whose legs have to be
 learnt. Problems with exactly one are left out. `leg_counting_long` has five or six animals, of which a hard

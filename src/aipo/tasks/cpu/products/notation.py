@@ -1,7 +1,6 @@
 """How a product, a sum and their solutions are written: the one place that knows the notation.
 
-Owns the words, the worked line, the plan of a solution and the final line. Must not know agents or training.
-Invariant: `parse_operation(problem_text(operation)) == operation`, and `answer(solution) == operation.value`.
+`parse_operation(problem_text(operation)) == operation`, and `answer(solution) == operation.value`.
 
 Numbers are written least significant digit first, so that carries move forward, and have fixed widths, so
 that slots line up: a factor is two words, a term of a sum and every result four. A line repeats an operation,

@@ -1,7 +1,6 @@
 """The products task: problems drawn from reasoning-gym, split at the boundary, and their verdict.
 
-Owns the strata and the train / validation / test parts. Must not know agents or training.
-Invariant: no two splits share a hard product (whatever the order of its factors) or a sum.
+No two splits share a hard product (whatever the order of its factors) or a sum.
 
 Strata: `one_by_one` (7 x 4), `two_by_one` (47 x 3), `two_by_tens` (47 x 30), `sum` (two terms of two to four
 digits, total of four digits at most), all of one line; `hard`: both factors have two non-zero digits, three
