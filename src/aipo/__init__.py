@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aipo.agents.base import AgentError as AgentError
     from aipo.agents.base import AgentQuery as AgentQuery
     from aipo.agents.base import AgentReply as AgentReply
+    from aipo.agents.spec import AgentSpec as AgentSpec
     from aipo.assembly.evaluation import evaluate as evaluate
     from aipo.assembly.run import TrainResult as TrainResult
     from aipo.assembly.run import train as train
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "agents.base": ("Agent", "AgentError", "AgentQuery", "AgentReply"),
+    "agents.spec": ("AgentSpec",),
     "assembly.evaluation": ("evaluate",),
     "assembly.run": ("TrainResult", "train"),
     "comparison.run": ("compare",),

@@ -61,6 +61,8 @@ try:
     app({arguments})
 finally:
     heavy = {{"torch", "transformers", "matplotlib", "numpy", "reasoning_gym"}} & set(sys.modules)
+    if "--help" in {arguments}:
+        heavy |= {{"asyncio"}} & set(sys.modules)
     assert not heavy, heavy
 """
 
@@ -131,6 +133,13 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_wrong_input_is_refused_before_anything_heavy_is_imported() -> None:
+    code = QUICK.format(arguments=["train", "recipes/tiny.toml", "train.stepz=3"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "did you mean `train.steps`?" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_python_m_aipo_is_aipo() -> None:

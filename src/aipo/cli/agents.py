@@ -1,8 +1,6 @@
 """`aipo agents`: the verbs about agents. What works behind one is imported when it is called."""
 
-import asyncio
 import json
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +37,8 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
     parsed, and the reason of every failure. Nothing is trained and no policy is loaded. The exit code is 1
     when an agent failed.
     """
+    import asyncio
+
     from rich.text import Text
 
     from aipo.agents.backends import AgentSetupError
@@ -67,6 +67,8 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
 
 
 def _table(tried: "Sequence[Tried]", agent_set: "AgentSet") -> "Table":
+    from statistics import median
+
     from rich.table import Table
     from rich.text import Text
 
@@ -90,7 +92,7 @@ def _table(tried: "Sequence[Tried]", agent_set: "AgentSet") -> "Table":
             about.get("model") or "-",
             about.get("host") or "-",
             about.get("prompt_sha256") or "-",
-            f"{statistics.median(t.latencies_s):.2f} s",
+            f"{median(t.latencies_s):.2f} s",
             tokens,
             f"{sum(u.cost for u in usage):.6f}",
             f"{len(came)}/{replies}" if replies else "-",

@@ -4,7 +4,6 @@
 says what happened: 0 as it must be, 1 not so, 2 bad input.
 """
 
-import asyncio
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,6 +79,8 @@ def validate_(name: Name, file: File = None, data: Data = None, workers: Workers
 
     Prints the counts. The exit code is 1 when a verdict is not as it must be, 2 when a row cannot be used.
     """
+    import asyncio
+
     from rich.table import Table
 
     from aipo.cli.console import console, plain_errors
