@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from aipo.config.reference import describe
+from aipo.tasks.cpu.settings import CpuSettings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
 if __name__ == "__main__":
-    PAGE.write_text(describe(), encoding="utf-8")
+    PAGE.write_text(describe(CpuSettings), encoding="utf-8")
     print(f"wrote {PAGE}")

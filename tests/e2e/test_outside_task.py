@@ -12,10 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from aipo.config.loader import dump_settings, load_settings
 from aipo.config.toml import toml_text
 from aipo.evaluation.records import read_records
 from support.outside_engine import SAMPLED
-from support.policies import random_policy, run_cli, succeed
+from support.policies import counting_recipe, random_policy, run_cli, succeed
 
 LUFFY = ["rollout.experts_per_prompt=1", "rollout.rollouts_per_prompt=3", "algorithm.coefficient=shaped"]
 SFT = ["rollout.experts_per_prompt=1", "rollout.rollouts_per_prompt=0", "algorithm.coefficient=likelihood"]
@@ -115,3 +116,14 @@ def test_an_engine_of_ones_own_samples_a_run(tmp_path: Path, policy: Path) -> No
     succeed("train", recipe, "engine.name=support.outside_engine:CountingEngine", "evaluate.at_steps=[]")
     sampled = sum(n for session, n in SAMPLED.items() if session)
     assert sampled >= sum(row["policy_tokens"] for row in metrics(tmp_path)) > 0
+
+
+def test_the_table_of_a_start_is_read_by_aipo_warmstart_alone(tmp_path: Path, policy: Path) -> None:
+    recipe = write_recipe(tmp_path, policy, {"name": "support.outside_task:Sums"})
+    recipe.write_text(recipe.read_text() + "\n[warmstart]\nstepz = 3\n")
+    assert "warmstart" not in dump_settings(load_settings(recipe, ["warmstart.layers=1"]))
+    counting = counting_recipe(tmp_path, warmstart={"stepz": 3})
+    said = " ".join(run_cli("warmstart", counting, f"run.output={tmp_path / 'w'}").output.split())
+    assert "`warmstart.stepz`: unknown key; did you mean `warmstart.steps`?" in said
+    said = " ".join(run_cli("warmstart", recipe, f"run.output={tmp_path / 'w'}").output.split())
+    assert "task.name = 'support.outside_task:Sums' has no warm start" in said

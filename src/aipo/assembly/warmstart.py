@@ -1,60 +1,79 @@
-"""The tiny policy that a CPU task begins with, trained on worked examples before any reinforcement learning.
+"""The policy that a task makes for its runs to begin with, before any reinforcement learning.
 
 It is made once: a folder that holds it already, made with the same settings, is left as it is.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from aipo.assembly.agents import build_protocol, wording_of
 from aipo.assembly.parts import prepare_process
+from aipo.config.layers import load_layers
 from aipo.config.loader import diff_settings, dump_settings, load_settings
 from aipo.config.settings import Settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import NOTICES
-from aipo.tasks.base import Trace
+from aipo.core.types import Condition
+from aipo.tasks.base import Start, StartRequest
 from aipo.tasks.registry import task_spec
 from aipo.training.events import Reporter, duration
 from aipo.training.model import save_policy
-from aipo.training.tiny import build_model, build_tokenizer
-from aipo.training.warmstart import WarmstartProgress, warm_start
+
+
+def start_of(settings: Settings) -> Start:
+    """Return how the task makes its first policy. Raises `ValueError` where it does not."""
+    if start := task_spec(settings.task.name).start:
+        return start
+    raise ValueError(
+        f"task.name = {settings.task.name!r} has no warm start; name a real model in policy.model, and in a "
+        "comparison set compare.warmstart = false"
+    )
+
+
+def load_start_settings(recipe: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Return a recipe's settings with the tables of its task's start. Raises `ValueError`."""
+    return load_layers(start_of(load_settings(recipe, overrides)).settings, recipe, overrides)
 
 
 def make_warm_start(settings: Settings, reporter: Reporter) -> Path:
-    """Train and save the tiny policy; return its folder. Nothing is done if it is there already."""
+    """Make and save the first policy; return its folder. Nothing is done if it is there already."""
     folder = settings.run.output / "policy"
     if (folder / "config.json").exists():
         _refuse_other_settings(settings)
         reporter.note(f"the warm start is there already: {folder}")
         return folder
-    make_curriculum = task_spec(settings.task.name).curriculum
-    if make_curriculum is None:
-        raise ValueError(f"task.name = {settings.task.name!r} has no supervised start; use a real model")
+    start, consult = start_of(settings), settings.consult
     prepare_process(settings)
-    consult = settings.consult
     protocol = build_protocol(settings, everyone=True)
-    curriculum = make_curriculum(consult.max_consultations, wording_of(protocol))
-    prompts = [consult.consulting_prompt or "", consult.solo_prompt or ""]
-    words = [*curriculum.vocabulary(), *" ".join([*NOTICES.values(), *prompts]).split()]
-    tokenizer = build_tokenizer(words, protocol.control_strings)
-    codec = TagCodec(tokenizer, protocol)
-    model = build_model(tokenizer, settings.warmstart)
 
-    def prompt_ids(example: Trace) -> list[int]:
-        solo = example.condition == "solo"
-        override = consult.solo_prompt if solo else consult.consulting_prompt
-        system = system_prompt(example.condition, protocol, override)
-        return chat_prompt_ids(tokenizer, system, example.problem, codec.forbidden)
+    def prompts(tokenizer: PreTrainedTokenizerBase) -> Callable[[str, Condition], Sequence[int]]:
+        codec = TagCodec(tokenizer, protocol)
 
-    parameters = sum(p.numel() for p in model.parameters())
-    reporter.note(f"warm start: {settings.warmstart.architecture}, {parameters:,} parameters")
+        def ids(problem: str, condition: Condition) -> Sequence[int]:
+            override = consult.solo_prompt if condition is Condition.SOLO else consult.consulting_prompt
+            system = system_prompt(condition, protocol, override)
+            return chat_prompt_ids(tokenizer, system, problem, codec.forbidden)
 
-    def step(done: WarmstartProgress) -> None:
-        remaining = duration(done.elapsed_s / done.step * (done.steps - done.step))
-        reporter.note(f"step {done.step}/{done.steps}  loss {done.loss:.4f}  remaining {remaining}")
+        return ids
 
-    warm_start(model, tokenizer, curriculum, prompt_ids, settings, step)
-    save_policy(model, tokenizer, folder)
+    def progress(step: int, steps: int, loss: float, elapsed_s: float) -> None:
+        remaining = duration(elapsed_s / step * (steps - step))
+        reporter.note(f"step {step}/{steps}  loss {loss:.4f}  remaining {remaining}")
+
+    spoken = [*NOTICES.values(), consult.consulting_prompt or "", consult.solo_prompt or ""]
+    request = StartRequest(
+        settings=settings,
+        wording=wording_of(protocol),
+        control_strings=protocol.control_strings,
+        words=" ".join(spoken).split(),
+        prompts=prompts,
+        note=reporter.note,
+        progress=progress,
+    )
+    save_policy(*start.make(request), folder)
     (settings.run.output / "settings.toml").write_text(dump_settings(settings))
     reporter.note(f"written to {folder}")
     return folder
@@ -66,7 +85,7 @@ def _refuse_other_settings(settings: Settings) -> None:
     if not stored.exists():
         return
     kept = ("warmstart.", "consult.", "task.", "run.seed")
-    changed = [d for d in diff_settings(load_settings(stored), settings) if d.startswith(kept)]
+    changed = [d for d in diff_settings(load_layers(type(settings), stored), settings) if d.startswith(kept)]
     if changed:
         raise ValueError(
             f"run.output = {str(settings.run.output)!r} holds a warm start with other settings; choose "

@@ -74,13 +74,12 @@ def warmstart(recipe: Recipe, overrides: Overrides = None) -> None:
     written to `policy/` in run.output, as a plain Hugging Face folder.
     """
     _refuse_bad_recipe(recipe, overrides or [])
-    from aipo.assembly.warmstart import make_warm_start
+    from aipo.assembly.warmstart import load_start_settings, make_warm_start
     from aipo.cli.console import plain_errors
     from aipo.cli.screen import Terminal
-    from aipo.config.loader import load_settings
 
     with plain_errors():
-        make_warm_start(load_settings(recipe, overrides or []), Terminal())
+        make_warm_start(load_start_settings(recipe, overrides or []), Terminal())
 
 
 @app.command()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from aipo.assembly.warmstart import start_of
 from aipo.comparison.jobs import Job, JobFailedError
 from aipo.comparison.records import read_run
 from aipo.comparison.report import RUNS
@@ -47,7 +48,8 @@ class Plan:
     def warm_start_settings(self) -> Settings:
         """Return the settings that the shared warm start is made with."""
         folder = self._output / "warmstart"
-        return common_settings(self._comparison, [f"run.output={folder}"])
+        model = start_of(common_settings(self._comparison)).settings
+        return common_settings(self._comparison, [f"run.output={folder}"], model)
 
     def tuning_jobs(self) -> list[tuple[Method, float, Job]]:
         """Return (method, learning rate, job) of every tuning run."""

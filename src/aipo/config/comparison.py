@@ -174,9 +174,12 @@ def method_settings(
     return load_settings(comparison.base, [*changes, *overrides])
 
 
-def common_settings(comparison: ComparisonSettings, overrides: Sequence[str] = ()) -> Settings:
+def common_settings(
+    comparison: ComparisonSettings, overrides: Sequence[str] = (), model: type[Settings] = Settings
+) -> Settings:
     """Return the settings that methods share, such as those of the warm start."""
-    return load_settings(comparison.base, [*comparison.overrides, *comparison.command_line, *overrides])
+    changes = [*comparison.overrides, *comparison.command_line, *overrides]
+    return load_layers(model, comparison.base, changes)
 
 
 def _problems_of_methods(comparison: ComparisonSettings) -> list[str]:

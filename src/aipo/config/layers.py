@@ -63,7 +63,10 @@ class Layers:
                 self._add(model, _assigned(model, key, value), layer)
 
     def _add(self, model: type[BaseModel], found: Iterable[Found], layer: str) -> None:
+        others = set(getattr(model, "other_tables", ())) - set(model.model_fields)
         for key, value, known in found:
+            if key[0] in others:
+                continue
             if known:
                 self.assignments.append(Assignment(key, value, layer))
             else:

@@ -33,11 +33,9 @@ method.
 """
 
 
-def describe() -> str:
-    """Return the Markdown reference of every setting: name, type, default, description."""
-    return (
-        "\n".join([_HEAD, *_sections(Settings), _COMPARE_HEAD, *_sections(ComparisonRecipe)]).rstrip() + "\n"
-    )
+def describe(model: type[Settings] = Settings) -> str:
+    """Return the Markdown reference of every setting of a model: name, type, default, description."""
+    return "\n".join([_HEAD, *_sections(model), _COMPARE_HEAD, *_sections(ComparisonRecipe)]).rstrip() + "\n"
 
 
 def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -5,7 +5,7 @@ Invariant: an unknown key is an error; a resolved `Settings` is complete and imm
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -305,22 +305,11 @@ class EvaluateSettings(Section):
     curve_samples_per_problem: int = Field(16, ge=1, description="Samples at those steps but the last.")
 
 
-class WarmstartSettings(Section):
-    """Supervised warm start of the tiny policy for the CPU task; not needed with a real model."""
-
-    architecture: Literal["qwen3", "llama"] = Field("qwen3", description="Of the tiny policy.")
-    hidden_size: int = Field(96, ge=16, description="Width.")
-    layers: int = Field(2, ge=1, description="Depth.")
-    heads: int = Field(4, ge=1, description="Attention heads.")
-    kv_heads: int = Field(2, ge=1, description="Key-value heads; fewer than heads: grouped queries.")
-    intermediate_size: int = Field(256, ge=16, description="Width of the feed-forward layers.")
-    steps: int = Field(900, ge=1, description="Supervised updates.")
-    sequences_per_step: int = Field(128, ge=1, description="Traces of an update.")
-    learning_rate: float = Field(3e-3, gt=0, description="Of AdamW, warmed up and decayed.")
-
-
 class Settings(Section):
     """All settings of a run."""
+
+    other_tables: ClassVar[tuple[str, ...]] = ("warmstart",)
+    """Tables of a recipe that a run does not read: those of a task that makes its first policy."""
 
     run: RunSettings = RunSettings()
     policy: PolicySettings = PolicySettings()
@@ -334,7 +323,6 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     guards: GuardSettings = GuardSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    warmstart: WarmstartSettings = WarmstartSettings()
 
     @model_validator(mode="after")
     def _tags(self) -> "Settings":

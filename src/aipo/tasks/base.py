@@ -6,14 +6,15 @@ A grader's failure is UNGRADED with a reason, never INCORRECT.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from aipo.config.settings import SandboxSettings, TaskSettings
+from aipo.config.settings import SandboxSettings, Settings, TaskSettings
 from aipo.core.types import Condition, ConsultOutcome
 from aipo.grading import Grade
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from aipo.tasks.benchmarks.benchmark import Benchmark
 
 __all__ = ["Grade", "Oracle", "Problem", "Split", "Task", "TaskError", "TaskSpec"]
@@ -96,28 +97,30 @@ class Wording:
         return f"<{self.feedback}> {self.notices[ConsultOutcome.REFUSED_LIMIT]} </{self.feedback}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """One supervised sequence: the assistant's turn as (words, is a target).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRequest:
+    """What a task is given to make its first policy from."""
 
-    A piece that is no target is context only; nothing of it is ever learnt by imitation.
-    """
+    settings: Settings
+    wording: Wording
+    control_strings: Sequence[str]
+    """Every tag of the protocol."""
+    words: Sequence[str]
+    """What notices and prompts are made of."""
+    prompts: "Callable[[PreTrainedTokenizerBase], Callable[[str, Condition], Sequence[int]]]"
+    """From a tokenizer to: the ids of a problem's prompt."""
+    note: Callable[[str], None]
+    progress: Callable[[int, int, float, float], None]
+    """Takes step, steps, loss and elapsed seconds."""
 
-    problem: str
-    condition: Condition
-    pieces: tuple[tuple[str, bool], ...]
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How a task makes the policy that its runs begin with (`aipo warmstart`)."""
 
-class Curriculum(Protocol):
-    """What a task's supervised start teaches: its words and its worked examples."""
-
-    def vocabulary(self) -> list[str]:
-        """Return every word of problems, solutions and feedback, in a fixed order."""
-        ...
-
-    def trace(self, rng: Random) -> Trace:
-        """Return a random trace; no held-out question is ever drawn."""
-        ...
+    settings: type[Settings]
+    """The settings of a run with the tables that are its own."""
+    make: "Callable[[StartRequest], tuple[PreTrainedModel, PreTrainedTokenizerBase]]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,5 +147,5 @@ class TaskSpec:
     """Makes the scripted expert that stands behind `agents.backend = 'oracle'`."""
     agents: tuple[str, ...] = ()
     """Names of the agents that the oracle has words of; their tags are words of the task's vocabulary."""
-    curriculum: Callable[[int, Wording], Curriculum] | None = None
-    """Takes the consultations that a rollout may make."""
+    start: Start | None = None
+    """None: runs begin with a model from elsewhere."""

@@ -28,15 +28,13 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
     Raises `PolicyError`.
     """
     if not settings.model:
-        raise PolicyError(
-            "policy.model is empty; name a folder or hub id, for the CPU task first run `aipo warmstart`"
-        )
+        raise PolicyError("policy.model is empty; name a folder or hub id, or first run `aipo warmstart`")
     folder = Path(settings.model)
     is_path = folder.exists() or settings.model.startswith((".", "/")) or len(folder.parts) > 2
     if is_path and not (folder / "config.json").is_file():
         raise PolicyError(
             f"policy.model = {settings.model!r} has no config.json; name a Hugging Face model folder, for "
-            "the CPU task first run `aipo warmstart`"
+            "a CPU task first run `aipo warmstart`"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from aipo.engines.base import Completion, GenerationRequest, Sampling
 from aipo.engines.transformers import TransformersEngine
-from aipo.training.tiny import build_tokenizer
+from aipo.tasks.cpu.tiny import build_tokenizer
 from support.engines import random_model
 
 TOKENIZER = build_tokenizer("a b c d e f".split(), [])

@@ -9,7 +9,8 @@ import pytest
 
 from aipo.consult.protocol import NOTICES
 from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Verdict
-from aipo.tasks.base import Problem, Split, Trace
+from aipo.tasks.base import Problem, Split
+from aipo.tasks.cpu.curriculum import Trace
 from aipo.tasks.cpu.leg_counting.notation import (
     FICTIONAL,
     KNOWN,

@@ -13,7 +13,9 @@ from aipo.assembly.parts import build_task
 from aipo.config.settings import TaskSettings
 from aipo.consult.protocol import NOTICES
 from aipo.core.types import PAPER_AGENTS, ConsultOutcome, Verdict
-from aipo.tasks.base import Problem, Split
+from aipo.tasks.base import Problem, Split, TaskSpec
+from aipo.tasks.cpu.leg_counting.task import LONG, SHORT
+from aipo.tasks.cpu.leg_counting.traces import LegCountingCurriculum
 from aipo.tasks.cpu.products.notation import (
     DONE,
     FICTIONAL,
@@ -41,9 +43,9 @@ from aipo.tasks.cpu.products.task import (
     held_out_questions,
     stratum_of,
 )
+from aipo.tasks.cpu.products.traces import ProductsCurriculum
 from aipo.tasks.cpu.specs import CPU_TASKS
 from aipo.tasks.cpu.worked import Reader
-from aipo.tasks.registry import task_spec
 from support.wording import WORDING
 
 TASK, ORACLE = ProductsTask(), ProductsOracle(WORDING)
@@ -293,14 +295,19 @@ def test_no_agent_breaks_on_whatever_a_rollout_holds() -> None:
 # the registry
 
 
-@pytest.mark.parametrize("name", [spec.name for spec in CPU_TASKS])
-def test_every_cpu_task_has_a_task_of_that_name_an_oracle_that_solves_it_and_a_curriculum(name: str) -> None:
-    spec = task_spec(name)
-    assert spec.oracle and spec.curriculum
-    task, curriculum = build_task(TaskSettings(name=name)), spec.curriculum(3, WORDING)
+CURRICULA = {
+    SHORT.name: LegCountingCurriculum(3, WORDING),
+    LONG.name: LegCountingCurriculum(3, WORDING, LONG),
+    ProductsTask.name: ProductsCurriculum(3, WORDING),
+}
+
+
+@pytest.mark.parametrize("spec", CPU_TASKS, ids=lambda spec: str(spec.name))
+def test_every_cpu_task_has_a_task_of_that_name_solutions_an_oracle_and_a_start(spec: TaskSpec) -> None:
+    task, curriculum = build_task(TaskSettings(name=spec.name)), CURRICULA[spec.name]
     problem = task.problems(Split.VALIDATION)[0]
     worked = problem.solution or ""
-    assert task.name == name
+    assert task.name == spec.name and spec.oracle and spec.start
     assert asyncio.run(task.grade(problem, worked)).verdict is Verdict.CORRECT
     assert {*problem.text.split(), *worked.split()} <= set(curriculum.vocabulary())
-    assert curriculum.trace(Random(0)) == spec.curriculum(3, WORDING).trace(Random(0))
+    assert curriculum.trace(Random(0)) == curriculum.trace(Random(0))

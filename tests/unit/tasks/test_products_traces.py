@@ -6,7 +6,8 @@ from random import Random
 import pytest
 
 from aipo.core.types import Condition
-from aipo.tasks.base import Split, Trace
+from aipo.tasks.base import Split
+from aipo.tasks.cpu.curriculum import Trace
 from aipo.tasks.cpu.products.notation import (
     DIGITS,
     FICTIONAL,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from random import Random
 
 from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, Condition
-from aipo.tasks.base import Trace, Wording
+from aipo.tasks.base import Wording
+from aipo.tasks.cpu.curriculum import Trace
 from aipo.tasks.cpu.leg_counting.notation import (
     FICTIONAL,
     KNOWN,
@@ -55,7 +56,7 @@ class TraceSettings:
 
 
 class LegCountingCurriculum:
-    """`aipo.tasks.base.Curriculum` of leg counting."""
+    """`aipo.tasks.cpu.curriculum.Curriculum` of leg counting."""
 
     def __init__(self, max_consultations: int, wording: Wording, variant: Variant = SHORT) -> None:
         self._wording, self._variant = wording, variant

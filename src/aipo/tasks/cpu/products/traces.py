@@ -16,7 +16,8 @@ from itertools import pairwise
 from random import Random
 
 from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, Condition
-from aipo.tasks.base import Trace, Wording
+from aipo.tasks.base import Wording
+from aipo.tasks.cpu.curriculum import Trace
 from aipo.tasks.cpu.products.notation import (
     EQUALS,
     FACTOR_DIGITS,
@@ -89,7 +90,7 @@ _EASY_WEIGHTS = {ONE_BY_ONE: 1, TWO_BY_ONE: 4, TWO_BY_TENS: 4, SUM: 4}
 
 
 class ProductsCurriculum:
-    """`aipo.tasks.base.Curriculum` of the products task."""
+    """`aipo.tasks.cpu.curriculum.Curriculum` of the products task."""
 
     def __init__(self, max_consultations: int, wording: Wording) -> None:
         self._wording = wording

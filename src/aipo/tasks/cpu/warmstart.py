@@ -1,4 +1,4 @@
-"""The warm start: supervised training of the tiny policy on a CPU task's traces.
+"""The warm start: supervised training of the tiny policy on traces of a CPU task.
 
 Only targets are learnt; what agents say about fictional things, and deliberate mistakes, are context. A real
 model needs no warm start: it already writes solutions and follows the prompt that offers the agents.
@@ -7,40 +7,47 @@ model needs no warm start: it already writes solutions and follows the prompt th
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from random import Random
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aipo.config.settings import Settings
-from aipo.tasks.base import Curriculum, Trace
+from aipo.core.types import Condition
+from aipo.tasks.base import StartRequest
+from aipo.tasks.cpu.curriculum import Curriculum, Trace
+from aipo.tasks.cpu.settings import CpuSettings
+from aipo.tasks.cpu.tiny import build_model, build_tokenizer
 
 IGNORED = -100
 LENGTH_BUCKETS = 4
 """A step's sequences are sorted by length and cut into this many parts, each padded by itself."""
 
-PromptIds = Callable[[Trace], Sequence[int]]
+Prompts = Callable[[str, Condition], Sequence[int]]
 
 
-@dataclass(frozen=True, slots=True)
-class WarmstartProgress:
-    """One progress report."""
+def make_policy(
+    curriculum: Curriculum, request: StartRequest
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the tiny policy of a curriculum, trained; seed torch before the call."""
+    settings = request.settings
+    assert isinstance(settings, CpuSettings)
+    tokenizer = build_tokenizer([*curriculum.vocabulary(), *request.words], request.control_strings)
+    prompts = request.prompts(tokenizer)
+    model = build_model(tokenizer, settings.warmstart)
+    parameters = sum(p.numel() for p in model.parameters())
+    request.note(f"warm start: {settings.warmstart.architecture}, {parameters:,} parameters")
+    _train(model, tokenizer, curriculum, prompts, settings, request.progress)
+    return model, tokenizer
 
-    step: int
-    steps: int
-    loss: float
-    elapsed_s: float
 
-
-def warm_start(
+def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     curriculum: Curriculum,
-    prompt_ids: PromptIds,
-    settings: Settings,
-    report: Callable[[WarmstartProgress], None],
+    prompts: Prompts,
+    settings: CpuSettings,
+    progress: Callable[[int, int, float, float], None],
 ) -> None:
     """Train `model` in place; the same seed gives the same weights on the same machine and thread count."""
     ws = settings.warmstart
@@ -54,14 +61,15 @@ def warm_start(
     model.train()
     for step in range(1, ws.steps + 1):
         traces = [curriculum.trace(rng) for _ in range(ws.sequences_per_step)]
-        sequences = [_sequence(prompt_ids(t), t, vocabulary, tokenizer.eos_token_id) for t in traces]
+        end_id = tokenizer.eos_token_id
+        sequences = [_sequence(prompts(t.problem, t.condition), t, vocabulary, end_id) for t in traces]
         loss = _step(model, sequences)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad(set_to_none=True)
         if step % 25 == 0 or step == ws.steps:
-            report(WarmstartProgress(step, ws.steps, loss, time.monotonic() - begun))
+            progress(step, ws.steps, loss, time.monotonic() - begun)
 
 
 def _learning_rate(step: int, steps: int) -> float:

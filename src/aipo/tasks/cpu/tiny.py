@@ -15,7 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from aipo.config.settings import WarmstartSettings
+from aipo.tasks.cpu.settings import WarmstartSettings
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
