@@ -181,8 +181,10 @@ class TestLimitsAndAgents:
 
     def test_agents_that_nothing_answers_for_are_refused(self, recipe: Path) -> None:
         room = ["consult.max_feedback_tokens=8", "rollout.max_response_tokens=64"]
-        message = refused(recipe, 'agents.enabled=["verify"]', *room)
+        message = refused(recipe, 'agents.enabled=["verify"]', "agents.backend=oracle", *room)
         assert_says(message, "task 'jsonl' has no oracle", "agents.enabled = []")
+        message = refused(recipe, 'agents.enabled=["verify"]', *room)
+        assert_says(message, "agents.verify: backend = 'remote' needs a model")
 
     def test_experts_that_nobody_writes_are_refused(self, recipe: Path) -> None:
         message = refused(recipe, "rollout.experts_per_prompt=1")

@@ -20,6 +20,7 @@ from aipo.integrations.verl.config import verl_config
 
 OVERRIDES = (
     "task.name=leg_counting",
+    "agents.backend=oracle",
     "consult.max_feedback_tokens=12",
     "consult.consulting_prompt=check",
     "consult.solo_prompt=of",

@@ -147,7 +147,7 @@ class AgentSettings(_Checked):
         "algorithm.",
     )
     backend: str = Field(
-        "oracle",
+        "remote",
         description="`remote`: an OpenAI-compatible endpoint. `local`: a transformers model in this process. "
         "Scripted: `oracle` (by the task itself), `dead`, `garbage`, `hostile` (to rehearse). Your own: "
         "`module:attribute`.",

@@ -25,7 +25,12 @@ def test_a_process_of_verl_has_what_aipo_train_has(tmp_path_factory: pytest.Temp
     policy = random_policy(tmp_path_factory, "qwen2.5")
     settings = load_settings(
         None,
-        [f"policy.model={policy}", "task.name=leg_counting", "consult.max_feedback_tokens=16"],
+        [
+            f"policy.model={policy}",
+            "task.name=leg_counting",
+            "agents.backend=oracle",
+            "consult.max_feedback_tokens=16",
+        ],
     )
     tokenizer = AutoTokenizer.from_pretrained(policy)
     there = build({"recipe": settings.model_dump(mode="json", exclude_none=True)}, tokenizer, processes=1)
