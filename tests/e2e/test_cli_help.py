@@ -28,7 +28,7 @@ VERBS = {
         "train.steps=50",
         "docs/settings.md",
         "metrics.jsonl",
-        "goes on",
+        "continues",
         "--no-cache",
     ],
     "evaluate": [
@@ -46,7 +46,7 @@ VERBS = {
         "--at-once",
         "--records",
         "validation",
-        "goes on",
+        "continues",
         "results.md",
     ],
     "report": ["--rollouts", "--baseline", "opens from disk"],

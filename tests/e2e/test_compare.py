@@ -1,6 +1,6 @@
 """`aipo compare`: from a recipe to a table and figures; interrupted, continued, repeated, from records alone.
 
-Proves: Ctrl-C ends its runs and the same command goes on; tuning happens on validation and the chosen rate
+Proves: Ctrl-C ends its runs and the same command continues; tuning happens on validation and the chosen rate
 is used; what is there is not run again; `--records` gives the same report byte for byte. One comparison is
 made for the whole module: runs are processes of their own, and each costs seconds of imports.
 """
@@ -207,7 +207,7 @@ def test_what_is_recorded_is_not_run_again_on_a_machine_without_the_runs(
     (records / "runs" / "aipo-0.json").unlink()
     out_of_time = comparison.again("--minutes", "0.0001", *elsewhere)
     assert out_of_time.exit_code == 0, out_of_time.output
-    assert "1 runs are left: the same command goes on" in out_of_time.output
+    assert "1 runs are left: the same command continues" in out_of_time.output
     assert "**incomplete**: 1 planned runs" in (tmp_path / "out" / "results.md").read_text()
 
 

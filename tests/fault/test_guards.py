@@ -3,7 +3,7 @@
 Each fault is injected into the second step of a real run of `aipo train`: NaN from the sampler, in
 log-probabilities, the loss, the gradient, advantages and weights; ratios and mismatches that explode; entropy
 that is gone; groups that teach nothing; tasks and agents that fail. Proves for each policy: exit code, the
-step's record, one paragraph, and that the same command goes on from a valid checkpoint.
+step's record, one paragraph, and that the same command continues from a valid checkpoint.
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """A policy server that breaks: its rollouts are UNGRADED in bounded time, siblings untouched, no reward.
 
 Faults come over real HTTP from the twin. Above train.max_ungraded_share the run stops with a summary and exit
-code 3; the same command goes on from the last checkpoint as if nothing had happened.
+code 3; the same command continues from the last checkpoint as if nothing had happened.
 """
 
 import asyncio

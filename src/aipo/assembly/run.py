@@ -1,7 +1,7 @@
 """A whole training run: put together, checked, trained, evaluated where the settings ask for it, exported.
 
-Nothing is written to the run's folder before all of the settings have been checked, and the same call goes on
-where an interrupted run was.
+Nothing is written to the run's folder before all of the settings have been checked. The same call continues
+an interrupted run.
 """
 
 import asyncio

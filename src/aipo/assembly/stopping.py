@@ -30,7 +30,7 @@ def end_now_is_an_error() -> Iterator[None]:
     except _EndNow as end:
         number = int(end.code or 0)
         raise SignalledError(
-            f"signal {number} came twice; the same command goes on from the last checkpoint", number
+            f"signal {number} came twice; the same command continues from the last checkpoint", number
         ) from None
 
 

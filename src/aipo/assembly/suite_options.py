@@ -51,9 +51,7 @@ class SuiteOptions:
     ] = ""
     output: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the evaluation; the same command goes on in it.", rich_help_panel=_SUITE
-        ),
+        typer.Option(help="Folder of the evaluation; the same command continues it.", rich_help_panel=_SUITE),
     ] = None
     with_agents: Annotated[
         Path | None,

@@ -52,7 +52,7 @@ def plain_errors() -> Iterator[None]:
         gc.freeze()  # or the interpreter looks through every object of torch once more: seconds, not worth it
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on from the last checkpoint", style="yellow")
+        errors.print("interrupted; the same command continues from the last checkpoint", style="yellow")
         gc.freeze()
         raise typer.Exit(EXIT_INTERRUPTED) from None
 

@@ -89,7 +89,7 @@ def train(
     no_cache: NoCache = False,
     allow_change: AllowChange = "",
 ) -> None:
-    """Train a policy. The same command goes on where an interrupted run was.
+    """Train a policy. The same command continues an interrupted run.
 
     Writes to run.output: settings.toml, metrics.jsonl (one line a step), rollouts.jsonl, checkpoints/ and, at
     the end, policy/, a plain Hugging Face folder. What remote and local agents said is kept in a cache, so
@@ -117,7 +117,7 @@ def evaluate(
     """Evaluate a policy without agents: accuracy and pass@k with intervals.
 
     A checkpoint is evaluated on benchmarks: Avg@n and pass@k alone, every sample kept; killed, the same
-    command goes on (docs/evaluation.md). A recipe is evaluated on its own task, in both solo modes.
+    command continues (docs/evaluation.md). A recipe is evaluated on its own task, in both solo modes.
     unanswered: a request gets no reply, the policy writes on. banned: request tags cannot be sampled. A third
     mode, agents, may be added to evaluate.modes to see what the agents are worth. Appends to evaluation.jsonl
     in run.output; modes in which this very policy and these problems are there already are not sampled again.
@@ -153,9 +153,9 @@ def compare(
 
     Learning rates are chosen on the validation split. Runs what is not recorded yet, and writes results.md,
     results.csv and figures to the comparison's folder, with a compact record of each run to keep.
-    Interrupted, the same command goes on, run by run. A folder of recipes is compared recipe by recipe. Given
-    folders of finished runs instead, it reads their evaluations and prints one table and one plot; given
-    folders of `aipo evaluate CHECKPOINT`, it compares them question by question (docs/evaluation.md).
+    Interrupted, the same command continues run by run. A folder of recipes is compared recipe by recipe.
+    Given folders of finished runs instead, it reads their evaluations and prints one table and one plot;
+    given folders of `aipo evaluate CHECKPOINT`, it compares them question by question (docs/evaluation.md).
     """
     _refuse_bad_comparison(recipe, overrides or [])
     from aipo.cli.compare import compare as run

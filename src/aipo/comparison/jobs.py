@@ -122,7 +122,7 @@ def _wait_for_end(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(timeout=END_S)
     except subprocess.TimeoutExpired:
-        process.kill()  # the same command goes on from its newest checkpoint
+        process.kill()  # the same command continues from its newest checkpoint
         process.wait()
 
 

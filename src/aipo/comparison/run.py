@@ -65,7 +65,7 @@ def _run(comparison: ComparisonSettings, pace: Pace, command: str, reporter: Rep
         make_warm_start(plan.warm_start_settings(), reporter)
     points = _tuned(plan, pace, reporter)
     if points is None:
-        reporter.note("time is up; the same command goes on")
+        reporter.note("time is up; the same command continues")
         return None
     runs = plan.runs(_chosen(comparison, points))
     planned = {run.job.title: run for run in runs}
@@ -96,7 +96,7 @@ def _run(comparison: ComparisonSettings, pace: Pace, command: str, reporter: Rep
     run_jobs([run.job for run in missing], pace, "comparison", done, reporter)
     left = note()
     took = duration(time.monotonic() - begun)
-    rest = f"; {left} runs are left: the same command goes on" if left else ""
+    rest = f"; {left} runs are left: the same command continues" if left else ""
     reporter.note(f"this call took {took}{rest}")
     return plan.records if left < len(runs) else None
 

@@ -157,7 +157,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     if len(samples) != manifest.samples:
         raise EvaluationError(
             f"{folder}: {len(samples)} of {manifest.samples} samples are there; the same `aipo evaluate` "
-            "command goes on, compare afterwards"
+            "command continues, compare afterwards"
         )
     return Evaluation(str(folder), manifest, samples)
 

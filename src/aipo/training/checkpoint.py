@@ -67,7 +67,7 @@ class Checkpoints:
             raise NotSavedError(
                 f"the checkpoint of step {step} could not be written to {str(self._folder)!r} ({error}); "
                 f"checkpoints that are there: {self.steps() or 'none'}. Make room, or lower "
-                "train.keep_checkpoints; the same command goes on from the newest of them"
+                "train.keep_checkpoints; the same command continues from the newest of them"
             ) from error
         final = self._put(aside, step)
         self.drop_old()

@@ -209,7 +209,7 @@ class Guards:
     def _paragraph(self, what: str, setting: str) -> str:
         end = "" if what.endswith("\n") else ". "
         return (
-            f"step {self._step}: {what}{end}A valid checkpoint is there and the same command goes on "
+            f"step {self._step}: {what}{end}A valid checkpoint is there and the same command continues "
             f"from it; if it stops here again, change what causes this, or name guards.{setting} with "
             "--allow-change (docs/recovery.md)"
         )

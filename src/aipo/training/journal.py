@@ -67,7 +67,7 @@ class Journal:
         except OSError as error:
             raise NotRecordedError(
                 f"{str(self.folder / name)!r} could not be written ({error}); make room. The same command "
-                "goes on from the newest checkpoint, and a torn line is dropped then"
+                "continues from the newest checkpoint, and a torn line is dropped then"
             ) from error
 
     def sync(self) -> None:

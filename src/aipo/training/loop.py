@@ -208,7 +208,7 @@ class Trainer:
         except EngineError as error:
             raise StopRunError(
                 f"after step {self.step} the policy's engine did not load the new weights: {error}\n"
-                "The same command goes on from the last checkpoint"
+                "The same command continues from the last checkpoint"
             ) from error
 
     async def _one_step(self, step: int) -> dict[str, float]:
@@ -285,5 +285,5 @@ class Trainer:
 
 
 def _signalled(step: int, signal_number: int) -> SignalledError:
-    why = f"signal {signal_number} after step {step}; the same command goes on"
+    why = f"signal {signal_number} after step {step}; the same command continues"
     return SignalledError(why, signal_number)

@@ -68,7 +68,7 @@ class Ranks:
         except RuntimeError as error:  # gloo has no other kind, whatever happened
             raise LostRankError(
                 f"rank {self.rank}: another rank has ended, or was silent for more than run.rank_timeout_s = "
-                f"{self._timeout_s:g} ({error}). The same command goes on from the newest checkpoint"
+                f"{self._timeout_s:g} ({error}). The same command continues from the newest checkpoint"
             ) from error
         return found
 

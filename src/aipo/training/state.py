@@ -135,7 +135,7 @@ class RunState:
             if not torch.isfinite(parameter).all():
                 raise NonFiniteError(
                     f"after step {step} the weights {name} are not finite numbers; no checkpoint of them was "
-                    "written. The same command goes on from the newest one before"
+                    "written. The same command continues from the newest one before"
                 )
 
     # going back

@@ -74,7 +74,7 @@ class Watchdog:
         why = (
             f"nothing has moved for {quiet_s:.0f} s, more than guards.stall_s = {self._limits.stall_s:g}; "
             f"the run was waiting for\n{self._waits.describe()}\n"
-            "A valid checkpoint is there and the same command goes on from it; find out why this does not "
+            "A valid checkpoint is there and the same command continues from it; find out why this does not "
             "answer, or name guards.stall_s with --allow-change (docs/recovery.md)"
         )
         self._waits.stop(StalledError(why))

@@ -86,7 +86,7 @@ def test_a_family_rolls_out_consults_learns_resumes_and_is_exported(name: str, t
     card = (policy / "README.md").read_text()
     assert "| policy updates | 2 of 2 |" in card and "    train.reward:" in card
 
-    # The same command goes on from the first checkpoint and comes to the same bits.
+    # The same command continues from the first checkpoint and comes to the same bits.
     kept = {path: (run / path).read_bytes() for path in ("metrics.jsonl", "rollouts.jsonl")}
     weights = {path.name: path.read_bytes() for path in policy.glob("*.safetensors")}
     for path in sorted((run / "checkpoints" / "step-000002").rglob("*"), reverse=True):
