@@ -21,7 +21,6 @@ from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
-from aipo.rollout.leaks import LeakPolicy
 from aipo.tasks.base import Task, TaskSpec
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import refuse_evaluation_file
@@ -147,7 +146,7 @@ def build_prompts(
         limits,
         agents,
         settings.agents.timeout_s,
-        LeakPolicy(consult.leak_policy),
+        consult.leak_policy,
     )
     longest = rollout.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
     return Prompts(tokenizer, context, consult.consulting_prompt, consult.solo_prompt, longest)

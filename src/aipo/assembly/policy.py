@@ -24,7 +24,6 @@ from aipo.evaluation.samples import SampleFile
 from aipo.evaluation.sampling import NO_LIMIT, WITH_AGENTS, Evaluator, SamplingPlan, least_room
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
-from aipo.rollout.leaks import LeakPolicy
 from aipo.tasks.base import Problem, Task
 from aipo.training.events import Reporter
 from aipo.training.model import load_policy
@@ -183,7 +182,7 @@ def loaded_policy(
         limits,
         agent_set.agents if agent_set else {},
         settings.agents.timeout_s,
-        LeakPolicy(consult.leak_policy),
+        consult.leak_policy,
     )
     if agent_set is not None:
         _refuse_no_room(entries, context)

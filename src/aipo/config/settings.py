@@ -15,8 +15,7 @@ from aipo.config.engines import EngineSettings
 from aipo.config.guards import GuardSettings
 from aipo.config.problems import NameIn
 from aipo.config.problems import Section as Section
-
-LeakPolicyName = Literal["allow", "mask", "drop"]
+from aipo.core.types import LeakPolicy, SoloMode
 
 
 class RunSettings(Section):
@@ -131,8 +130,8 @@ class ConsultSettings(Section):
         {}, description="By agent: its tag, without angle brackets, in place of the agent's own."
     )
     feedback_tag: str = Field("feedback", description="Tag name around an agent's words and notices.")
-    leak_policy: LeakPolicyName = Field(
-        "allow",
+    leak_policy: LeakPolicy = Field(
+        LeakPolicy.ALLOW,
         description="Feedback that states the final answer: let it pass, hide the answer in it (`mask`), or "
         "drop it. Counted in every case.",
     )
@@ -295,8 +294,8 @@ class EvaluateSettings(Section):
     split: Literal["validation", "test"] = Field("test", description="Choose settings on `validation` only.")
     problems: int = Field(64, ge=1, description="Per stratum; fewer if the split has fewer.")
     samples_per_problem: int = Field(64, ge=1, description="n of pass@k.")
-    modes: tuple[Literal["unanswered", "banned", "agents"], ...] = Field(
-        ("unanswered", "banned"), description="Two solo modes, and `agents` to see what those are worth."
+    modes: tuple[SoloMode | Literal["agents"], ...] = Field(
+        tuple(SoloMode), description="Two solo modes, and `agents` to see what those are worth."
     )
     pass_at: tuple[int, ...] = Field((1, 8, 64), description="Values of k; one above n is shown as missing.")
     temperature: float = Field(1.0, gt=0, description="Of evaluation samples.")

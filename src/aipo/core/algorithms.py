@@ -42,9 +42,9 @@ ALGORITHMS.register(
     "reinforce_plus_plus_baseline",
     Algorithm(arxiv="2501.03262", estimator="group_centred_batch_normalised", clip=_EVEN),
 )
+_GSPO = Clip(3e-4, 4e-4)
 ALGORITHMS.register(
-    "gspo",
-    Algorithm(arxiv="2507.18071", surrogate="sequence", aggregation="sequence_mean", clip=Clip(3e-4, 4e-4)),
+    "gspo", Algorithm(arxiv="2507.18071", surrogate="sequence", aggregation="sequence_mean", clip=_GSPO)
 )
 # CISPO clips from above only: low = 1 leaves the ratio free from below.
 ALGORITHMS.register("cispo", Algorithm(arxiv="2506.13585", surrogate="cispo", clip=Clip(1.0, 4.0)))

@@ -6,9 +6,8 @@ coefficient is one entry of `COEFFICIENTS`: its term, its formulas in words, and
 
 Agent-free deployment needs the policy to produce the feedback's content itself. The ideal weight is p / q
 with q the agent's probability, which is unknown for most agents: q := 1 is unbiased for a deterministic agent
-but its gradient, p, vanishes on exactly the tokens that are new. `floored` keeps that denominator and puts a
-floor under the gradient; it is this project's reconstruction of AIPO (arXiv 2605.08401; its formula is not
-public).
+but its gradient, p, vanishes on exactly the tokens that are new. `floored` puts a floor under that gradient:
+this project's reconstruction of AIPO (arXiv 2605.08401; its formula is not public).
 """
 
 from math import log

@@ -1,7 +1,6 @@
 """What a coefficient on FEEDBACK tokens is: its entry in the registry, and the settings that its term reads.
 
-The entry holds all that others need to train with, draw and describe it, so that nobody lists coefficients a
-second time. The formulas themselves are in `core/coefficients.py`.
+The entry holds all that others need to train with it, draw and describe it; formulas: `core/coefficients.py`.
 """
 
 from collections.abc import Callable, Mapping

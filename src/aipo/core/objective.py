@@ -40,25 +40,23 @@ class Term(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyTerm:
+class _PolicyTerm:
     """The base algorithm's surrogate on POLICY tokens."""
 
     settings: SurrogateSettings
     sources: Sequence[Source] = (Source.POLICY,)
 
     def teaches(self, advantage: Advantage) -> bool:
-        """Say whether there is an advantage."""
         return advantage.policy != 0
 
     def value(self, log_p: Tensor, batch: TokenBatch) -> Tensor:
-        """Return the surrogate; (B, T)."""
         return surrogate_term(
             log_p, batch.log_p_old, batch.policy_advantage, batch.policy_mask, self.settings
         )
 
 
 @dataclass(frozen=True, slots=True)
-class FeedbackTerm:
+class _FeedbackTerm:
     """lambda C(p) A_F on FEEDBACK tokens."""
 
     settings: CoefficientSettings
@@ -66,11 +64,9 @@ class FeedbackTerm:
     sources: Sequence[Source] = (Source.FEEDBACK,)
 
     def teaches(self, advantage: Advantage) -> bool:
-        """Say whether there is an advantage."""
         return advantage.feedback != 0
 
     def value(self, log_p: Tensor, batch: TokenBatch) -> Tensor:
-        """Return the weighted coefficient times the advantage; (B, T)."""
         return self.weight * feedback_term(log_p, batch.log_p_old, batch.feedback_advantage, self.settings)
 
 
@@ -97,8 +93,8 @@ class ObjectiveSettings:
     @property
     def terms(self) -> tuple[Term, ...]:
         """All summands; the first is POLICY's."""
-        feedback = (FeedbackTerm(self.coefficient, self.feedback_weight),) if self.feedback_trained else ()
-        return (PolicyTerm(self.surrogate), *feedback, *self.further)
+        feedback = (_FeedbackTerm(self.coefficient, self.feedback_weight),) if self.feedback_trained else ()
+        return (_PolicyTerm(self.surrogate), *feedback, *self.further)
 
     def teaches(self, row: Row) -> bool:
         """Say whether any token of a row has a gradient; the other rows need no backward pass."""

@@ -36,7 +36,7 @@ class Surrogate:
     term: Callable[[Tensor, Tensor, Tensor, Tensor, Clip], Tensor]
     """From log p, log p_old, A and the mask of POLICY tokens, of shape (B, T), to the term of each token."""
     ratio: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """From log p, log p_old and that mask to the ratio that is clipped."""
+    """From log p, log p_old and that mask to what is clipped."""
     about: str
     arxiv: str
 

@@ -70,3 +70,13 @@ class SoloMode(StrEnum):
     """A request gets no reply; the policy writes on."""
     BANNED = "banned"
     """The request tags cannot be sampled."""
+
+
+class LeakPolicy(StrEnum):
+    """What is done with feedback that states the final answer."""
+
+    ALLOW = "allow"
+    MASK = "mask"
+    """The answer is hidden in it; what is left is feedback."""
+    DROP = "drop"
+    """None of it is fed back: the outcome is EMPTY."""

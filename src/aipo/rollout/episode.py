@@ -16,10 +16,10 @@ from aipo.consult.limits import Limits
 from aipo.consult.protocol import Malformed, Protocol, Request
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import Segment, TokenStream
-from aipo.core.types import Condition, ConsultOutcome, SoloMode, Source, StopReason
+from aipo.core.types import Condition, ConsultOutcome, LeakPolicy, SoloMode, Source, StopReason
 from aipo.engines.base import Engine, EngineError, GenerationRequest, Sampling
 from aipo.rollout.asking import Answer, ask
-from aipo.rollout.leaks import Hide, LeakPolicy, guarded
+from aipo.rollout.leaks import Hide, guarded
 
 NOT_FINITE = "the policy gave log-probabilities that are not finite numbers"
 """Why a rollout fails when weights or logits have become NaN or infinite."""

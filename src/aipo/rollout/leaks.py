@@ -7,20 +7,11 @@ function that finds its answer in a text. It matters because feedback that hands
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+
+from aipo.core.types import LeakPolicy
 
 Hide = Callable[[str], str | None]
 """A reply to the same reply without the final answer, or None where it does not state it."""
-
-
-class LeakPolicy(StrEnum):
-    """What is done with feedback that states the final answer."""
-
-    ALLOW = "allow"
-    MASK = "mask"
-    """The answer is hidden in it; what is left is feedback."""
-    DROP = "drop"
-    """None of it is fed back: the outcome is EMPTY."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,8 @@ import pytest
 
 from aipo.agents.base import AgentQuery, AgentReply
 from aipo.core.tokens import stripped_copy
-from aipo.core.types import ConsultOutcome, Source
+from aipo.core.types import ConsultOutcome, LeakPolicy, Source
 from aipo.rollout.episode import rollout
-from aipo.rollout.leaks import LeakPolicy
 from support.engines import Script
 from support.episodes import ANSWERED, EMPTY, WORDS, Answering, consult_of, ids_of, spec_of
 
