@@ -5,7 +5,7 @@ Invariant: an unknown key is an error; a resolved `Settings` is complete and imm
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,12 @@ from aipo.config.guards import GuardSettings
 from aipo.config.problems import NameIn
 from aipo.config.problems import Section as Section
 from aipo.core.types import LeakPolicy, SoloMode
+
+if TYPE_CHECKING:
+    EvaluationMode = str
+else:
+    EvaluationMode = Literal[(*map(str, SoloMode), "agents")]
+"""A solo mode, or `agents`; plain strings, because they are part of seed paths."""
 
 
 class RunSettings(Section):
@@ -294,8 +300,8 @@ class EvaluateSettings(Section):
     split: Literal["validation", "test"] = Field("test", description="Choose settings on `validation` only.")
     problems: int = Field(64, ge=1, description="Per stratum; fewer if the split has fewer.")
     samples_per_problem: int = Field(64, ge=1, description="n of pass@k.")
-    modes: tuple[SoloMode | Literal["agents"], ...] = Field(
-        tuple(SoloMode), description="Two solo modes, and `agents` to see what those are worth."
+    modes: tuple[EvaluationMode, ...] = Field(
+        tuple(map(str, SoloMode)), description="Two solo modes, and `agents` to see what those are worth."
     )
     pass_at: tuple[int, ...] = Field((1, 8, 64), description="Values of k; one above n is shown as missing.")
     temperature: float = Field(1.0, gt=0, description="Of evaluation samples.")
