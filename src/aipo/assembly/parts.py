@@ -152,12 +152,11 @@ def build_prompts(
     return Prompts(tokenizer, context, consult.consulting_prompt, consult.solo_prompt, longest)
 
 
-def by_name(agents: Mapping[str, Agent] | Iterable[Agent] | None) -> dict[str, Agent] | None:
-    """Return a user's agents by their names, of which they have been given with or without."""
-    if agents is None:
-        return None
-    own = agents.values() if isinstance(agents, Mapping) else agents
-    return {agent.name: agent for agent in own}
+def by_name(agents: Mapping[str, Agent] | Iterable[Agent] | None) -> Mapping[str, Agent] | None:
+    """Return a user's agents by their names, also where they come as a list; None stays None."""
+    if agents is None or isinstance(agents, Mapping):
+        return agents
+    return {agent.name: agent for agent in agents}
 
 
 def build_task(settings: TaskSettings, sandbox: SandboxSettings | None = None) -> Task:
