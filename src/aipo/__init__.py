@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aipo.agents.base import AgentReply as AgentReply
     from aipo.agents.spec import AgentSpec as AgentSpec
     from aipo.assembly.evaluation import evaluate as evaluate
+    from aipo.assembly.evaluation_options import EvaluationOptions as EvaluationOptions
     from aipo.assembly.run import TrainResult as TrainResult
     from aipo.assembly.run import train as train
     from aipo.comparison.run import compare as compare
@@ -38,6 +39,7 @@ _NAMES = {
     "agents.base": ("Agent", "AgentError", "AgentQuery", "AgentReply"),
     "agents.spec": ("AgentSpec",),
     "assembly.evaluation": ("evaluate",),
+    "assembly.evaluation_options": ("EvaluationOptions",),
     "assembly.run": ("TrainResult", "train"),
     "comparison.run": ("compare",),
     "config.loader": ("load_settings",),

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import aipo
 from aipo.core.types import Verdict
 from aipo.grading import Grade
 from aipo.tasks.benchmarks.task import BenchmarkTask
@@ -86,6 +87,13 @@ def test_every_sample_is_kept_with_what_made_it(policy: Path, aime: Path, tmp_pa
     assert (score["questions"], score["samples"], score["average"], score["graded"]) == (5, 2, 0.0, 10)
     assert score["population"][1] == pytest.approx(0.5218, abs=1e-4), "exact bound of 0 of 5 questions"
     assert [each["k"] for each in score["pass_at"]] == [1, 2]
+    options = aipo.EvaluationOptions(
+        benchmarks="aime24", files=f"aime24={aime}", output=tmp_path / "e", samples="2", problems=5,
+        max_response_tokens="12",
+    )  # fmt: skip
+    (record,) = aipo.evaluate(policy, options=options)
+    assert (record.split, record.mode) == ("aime24", "unanswered") and lines(tmp_path / "e") == found
+    assert [(r.problem, r.samples, r.correct) for r in record.results] == [(f"a/{n}", 2, 0) for n in range(5)]
 
 
 def test_kill_9_and_the_same_command_end_as_if_nothing_had_happened(
@@ -180,7 +188,7 @@ def test_bad_input_is_one_error_before_a_policy_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded: list[object] = []
-    monkeypatch.setattr("aipo.assembly.policy.load_policy", lambda *found: loaded.append(found))
+    monkeypatch.setattr("aipo.assembly.checkpoint.load_policy", lambda *found: loaded.append(found))
     arguments = [str(aime.parent) if word == "DATA" else word for word in arguments]
     assert words in refused(policy, *arguments, "--output", tmp_path / "e")
     assert not loaded and not (tmp_path / "e").exists()

@@ -299,6 +299,38 @@ def test_another_policy_or_other_questions_in_the_same_folder_are_evaluated_anew
         assert len(records.read_text().splitlines()) == before + added, arguments
 
 
+def test_an_evaluation_that_was_cut_off_goes_on_sample_by_sample(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, graded, ends_after = LegCountingTask.grade, 0, 40
+
+    async def grade(self: LegCountingTask, problem: Any, response: str) -> Grade:
+        nonlocal graded
+        graded += 1
+        if graded > ends_after:
+            raise KeyboardInterrupt
+        return await exact(self, problem, response)
+
+    monkeypatch.setattr(LegCountingTask, "grade", grade)
+    sizes = ["evaluate.problems=10", "evaluate.samples_per_problem=2", "evaluate.pass_at=[1]"]
+
+    def command(name: str) -> list[str | Path]:
+        own = [f"run.output={tmp_path / name}", 'evaluate.modes=["unanswered"]', *sizes]
+        return ["evaluate", counting_recipe(tmp_path), *own, "--checkpoint", policy]
+
+    ends_after = 33  # of 40; the first batch holds 32
+    assert run_cli(*command("cut")).exit_code == 130
+    assert len((tmp_path / "cut" / "samples.jsonl").read_text().splitlines()) == 32
+    graded, ends_after = 0, 40
+    succeed(*command("cut"))
+    assert graded == 8, "what was there is not made again"
+    graded = 0
+    succeed(*command("whole"))
+    for name in ("samples.jsonl", "evaluation.jsonl"):
+        texts = [(tmp_path / each / name).read_text().replace(f'"{each}"', "") for each in ("cut", "whole")]
+        assert texts[0] == texts[1], name
+
+
 def test_an_evaluation_that_cannot_be_written_is_a_plain_stop(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

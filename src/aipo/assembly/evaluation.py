@@ -3,20 +3,25 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 
 from aipo.agents.base import Agent
+from aipo.assembly.benchmarks import DIGEST_DIGITS, digest
+from aipo.assembly.checkpoint import evaluate_checkpoint
+from aipo.assembly.evaluation_options import NO_OPTIONS, EvaluationOptions
 from aipo.assembly.parts import Parts, assemble, by_name
 from aipo.config.settings import Settings
 from aipo.engines.base import Sampling
-from aipo.evaluation.manifest import fingerprint
+from aipo.evaluation.manifest import fingerprint, locked
 from aipo.evaluation.records import SCHEMA, EvaluationRecord, append_record, read_records
-from aipo.evaluation.samples import results
+from aipo.evaluation.samples import SAMPLES, SampleFile, results
 from aipo.evaluation.sampling import Evaluator, SamplingPlan, first_of_each_stratum
-from aipo.tasks.base import Split, Task
+from aipo.tasks.base import Problem, Split, Task
 from aipo.training.events import Reporter, Silent
 from aipo.training.journal import EVALUATION, TIMINGS, NotRecordedError
 
@@ -26,34 +31,40 @@ NOTHING_KNOWN: Mapping[str, str | int | float] = MappingProxyType({})
 
 
 def evaluate(
-    settings: Settings,
+    policy: Settings | Path | str,
     *,
     checkpoint: Path | str = "",
     method: str = "policy",
     task: Task | None = None,
     agents: Mapping[str, Agent] | Iterable[Agent] | None = None,
     reporter: Reporter | None = None,
+    options: EvaluationOptions = NO_OPTIONS,
 ) -> list[EvaluationRecord]:
-    """Evaluate a policy without agents on the settings' task, in each mode of `evaluate.modes`.
+    """Evaluate a policy without agents: settings on their task, a checkpoint on benchmarks.
 
-    Appends to `evaluation.jsonl` in run.output and returns the records; what is recorded there of this very
-    policy and these problems is not sampled again.
+    Settings: in each mode of `evaluate.modes`. Appends to `evaluation.jsonl` in run.output and returns the
+    records; what is recorded there of this very policy and these problems is not sampled again. A checkpoint:
+    as `assembly.checkpoint.evaluate_checkpoint` does; one record for each benchmark, named by `split`.
 
     Args:
-        settings: From `load_settings`.
+        policy: From `load_settings`; or a model folder or hub id, for which `options` and `reporter` count.
         checkpoint: The policy; without it, `policy.model`.
         method: What tables call this policy.
         task: Your own task, in the place of the one that the settings name.
         agents: Your own agents, for the mode `agents`.
         reporter: Where progress goes; without one, to the logger `aipo`. Nothing is printed.
+        options: Which benchmarks, and how they are sampled; the command's options.
 
     Raises:
         ValueError: The settings are wrong or do not fit together.
         StopRunError: Too many samples could not be graded; nothing of them was recorded.
     """
+    if not isinstance(policy, Settings):
+        return evaluate_checkpoint(str(policy), options, reporter=reporter).records()
+    settings = policy
     if checkpoint:
-        policy = settings.policy.model_copy(update={"model": str(checkpoint)})
-        settings = settings.model_copy(update={"policy": policy})
+        model = settings.policy.model_copy(update={"model": str(checkpoint)})
+        settings = settings.model_copy(update={"policy": model})
     n, reporter = settings.evaluate.samples_per_problem, reporter or Reporter()
     with closing(assemble(settings, by_name(agents), True, settings.run.output, task)) as parts:
         return asyncio.run(evaluate_run(settings, parts, 0, n, method, _known(settings), reporter))
@@ -71,7 +82,8 @@ async def evaluate_run(
     """Evaluate in every mode of the settings, append the records, and return those of this step.
 
     A mode that is recorded already is not sampled again, if that was this very evaluation: the same step,
-    method, split, problems and samples, and what is `known` of the policy and of the sampling.
+    method, split, problems and samples, and what is `known` of the policy and of the sampling. Where
+    something is known, each sample is kept in `samples.jsonl` and not made again; in training nothing is.
     """
     plan, path = settings.evaluate, settings.run.output / EVALUATION
     problems = first_of_each_stratum(parts.task.problems(Split(plan.split)), plan.problems)
@@ -93,25 +105,50 @@ async def evaluate_run(
         mended="give the same command: nothing of this evaluation was recorded",
         reporter=reporter,
     )
-    for mode in plan.modes:
-        if mode in done:
-            continue
-        begun = time.monotonic()
-        how = SamplingPlan(
-            mode=mode,
-            samples=samples,
-            sampling=Sampling(temperature=plan.temperature, exact_log_probs=False),
-            seed_path=(plan.seed, "evaluate", mode),
-            max_response_tokens=settings.rollout.max_response_tokens,
-            benchmark=parts.task.name,
-            condition=mode,
-        )
-        counts = results(await evaluator.run(problems, how))
-        done[mode] = EvaluationRecord(
-            SCHEMA, run, method or run, settings.run.seed, step, plan.split, mode, counts, dict(known)
-        )
-        _record(path, done[mode], time.monotonic() - begun)
+    with locked(path.with_name(SAMPLES)) if known else nullcontext(False) as ours:
+        log = SampleFile(path.parent) if ours else None  # of two at once, one keeps its samples
+        if log is not None:
+            log.append([])  # cuts off what a crash tore
+        recorded = {k: s for k, s in log.read().items() if s.graded} if log else {}
+        for mode in plan.modes:
+            if mode in done:
+                continue
+            begun = time.monotonic()
+            how = _plan(settings, parts, mode, samples)
+            if log is not None:
+                how = replace(how, policy=str(known["policy"]), questions=_digest(settings, parts, problems))
+            counts = results(await evaluator.run(problems, how, log, recorded))
+            done[mode] = EvaluationRecord(
+                SCHEMA, run, method or run, settings.run.seed, step, plan.split, mode, counts, dict(known)
+            )
+            _record(path, done[mode], time.monotonic() - begun)
     return [done[mode] for mode in plan.modes]
+
+
+def _plan(settings: Settings, parts: Parts, mode: str, samples: int) -> SamplingPlan:
+    plan = settings.evaluate
+    return SamplingPlan(
+        mode=mode,
+        samples=samples,
+        sampling=Sampling(temperature=plan.temperature, exact_log_probs=False),
+        seed_path=(plan.seed, "evaluate", mode),
+        max_response_tokens=settings.rollout.max_response_tokens,
+        benchmark=parts.task.name,
+        condition=mode,
+    )
+
+
+def _digest(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> str:
+    """Return a digest of the problems, and of all settings that decide a sample and its verdict."""
+    deciding = {
+        "problems": digest(parts.task, problems),
+        "temperature": settings.evaluate.temperature,
+        "consult": settings.consult.model_dump(mode="json"),
+        "limits": [settings.rollout.max_prompt_tokens, settings.rollout.max_response_tokens],
+        "policy": [settings.policy.dtype, settings.engine.name],
+        "agents": {str(name): dict(record) for name, record in parts.agent_set.record.items()},
+    }
+    return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def _known(settings: Settings) -> dict[str, str | int | float]:

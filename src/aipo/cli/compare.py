@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 
 from aipo.cli.console import console, plain_errors
-from aipo.cli.evaluations import are_evaluations, compare_evaluations
+from aipo.cli.evaluate import are_evaluations, compare_evaluations
 from aipo.cli.screen import Terminal
 from aipo.comparison.jobs import Pace
 from aipo.comparison.run import compare as run_comparison

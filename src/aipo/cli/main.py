@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import typer
 
 from aipo import __version__
-from aipo.assembly.suite_options import NO_OPTIONS, SuiteOptions, suite_parameters
+from aipo.assembly.evaluation_options import NO_OPTIONS, EvaluationOptions, evaluation_parameters
 from aipo.cli import agents, data, tasks, verl
 from aipo.cli.options import (
     AllowChange,
@@ -106,13 +106,13 @@ def train(
 
 
 @app.command()
-@with_options("suite", suite_parameters(), SuiteOptions)
+@with_options("options", evaluation_parameters(), EvaluationOptions)
 def evaluate(
     recipe: RecipeOrCheckpoint,
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
     method: Method = "policy",
-    suite: SuiteOptions = NO_OPTIONS,
+    options: EvaluationOptions = NO_OPTIONS,
 ) -> None:
     """Evaluate a policy without agents: accuracy and pass@k with intervals.
 
@@ -126,7 +126,7 @@ def evaluate(
 
     if recipe.suffix == ".toml" or recipe.is_file():
         with plain_errors():
-            if given := suite.given():
+            if given := options.given():
                 raise ValueError(f"{', '.join(given)}: for a checkpoint, not for a recipe ({recipe})")
         _refuse_bad_recipe(recipe, overrides or [])
         from aipo.cli.evaluate import evaluate as run
@@ -136,9 +136,9 @@ def evaluate(
     with plain_errors():
         if checkpoint is not None or method != "policy":
             raise ValueError(f"--checkpoint and --method are for a recipe; {recipe} is the checkpoint")
-    from aipo.cli.suite import evaluate_checkpoint
+    from aipo.cli.evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(str(recipe), overrides or [], suite)
+    evaluate_checkpoint(str(recipe), overrides or [], options)
 
 
 @app.command()

@@ -7,9 +7,10 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from aipo.training.durable import write_whole
 
@@ -83,36 +84,39 @@ class Manifest:
         return {each.name: each for each in self.benchmarks}[name]
 
 
-@dataclass(slots=True)
-class Claim:
-    """The right to write to an evaluation folder, held until it is released or the process ends."""
+@contextmanager
+def claim(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """Make the folder, or go on in it; nobody else writes to it meanwhile.
 
-    lock: IO[str]
-
-    def release(self) -> None:
-        """Let others write."""
-        self.lock.close()
-
-
-def claim(folder: Path, manifest: Manifest) -> Claim:
-    """Make the folder, or go on in it. Raises `EvaluationError` for another evaluation's or a foreign one."""
-    refuse_other(folder, manifest)
+    Raises `EvaluationError` for another evaluation's folder, a foreign one, or one that is being written to.
+    """
+    _refuse_other(folder, manifest)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / LOCK).open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise EvaluationError(
-            f"--output {folder} is being written to by another process; wait for it or choose another folder"
-        ) from None
-    path = folder / MANIFEST
-    if not path.exists():
-        write_whole(path, json.dumps(asdict(manifest), indent=1) + "\n")
-    return Claim(lock)
+    with locked(folder / LOCK) as free:
+        if not free:
+            raise EvaluationError(
+                f"--output {folder} is being written to by another process; wait for it or choose another "
+                "folder"
+            )
+        path = folder / MANIFEST
+        if not path.exists():
+            write_whole(path, json.dumps(asdict(manifest), indent=1) + "\n")
+        yield
 
 
-def refuse_other(folder: Path, manifest: Manifest) -> None:
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a file's lock; yield whether it was free. The end of the process lets go of it too."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _refuse_other(folder: Path, manifest: Manifest) -> None:
     """Refuse a folder that holds another evaluation, or files that are none. Raises `EvaluationError`."""
     if is_evaluation(folder):
         if changed := differences(read_manifest(folder), manifest):

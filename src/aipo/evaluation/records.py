@@ -1,4 +1,4 @@
-"""The evaluation record: what one run scored in one mode, one JSON object a line.
+"""The evaluation record: what one run scored in one mode, one JSON object a line; and files of such lines.
 
 A record that is read back equals the one that was written, or reading fails with file and line.
 """
@@ -6,11 +6,12 @@ A record that is read back equals the one that was written, or reading fails wit
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
+T = TypeVar("T")
 SCHEMA = 1
 """Version of the record's fields; a change of their meaning raises it."""
 
@@ -90,27 +91,45 @@ class EvaluationRecord:
 
 
 def append_record(path: Path, record: EvaluationRecord) -> None:
-    """Append one record to a JSONL file, which is made if need be, and flush it to the disk.
+    """Append one record to a file; see `append_lines`. Raises `ValueError` for NaN or infinity in `meta`."""
+    append_lines(path, json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_lines(path: Path, lines: str) -> None:
+    """Append whole lines to a file, which is made if need be, and flush them to the disk.
 
     What a crash left of an unfinished last line is cut off first, so that it never stands before a whole one.
-    One writer per file at a time; nothing is locked. Raises `ValueError` for a NaN or an infinity in `meta`.
+    One writer per file at a time; nothing is locked.
     """
-    line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         _mend_tail(file)
-        file.write(line.encode())
+        file.write(lines.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_records(paths: Path | Iterable[Path]) -> list[EvaluationRecord]:
-    """Return the records of one file or several, in order.
+def read_lines(path: Path, make: Callable[[Any], T], what: str) -> Iterator[tuple[int, T]]:
+    """Yield what `make` makes of each line, with the line's number.
 
     A torn last line (no newline at its end and no whole JSON) is what a crash leaves: it is ignored with a
-    `RuntimeWarning`. Anything else that is no record raises `RecordError` with file and line.
+    `RuntimeWarning`. Anything else that is no `what` raises `RecordError` with file and line.
     """
-    return [record for path in ([paths] if isinstance(paths, Path) else paths) for record in _read(path)]
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and _is_torn(line):
+            warnings.warn(f"{path}:{number}: torn last line ignored", RuntimeWarning, stacklevel=3)
+            return
+        try:
+            yield number, make(json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            raise RecordError(f"{path}:{number}: not a {what}: {error}") from error
+
+
+def read_records(paths: Path | Iterable[Path]) -> list[EvaluationRecord]:
+    """Return the records of one file or several, in order; see `read_lines`."""
+    files = [paths] if isinstance(paths, Path) else paths
+    return [record for path in files for _, record in read_lines(path, _from_json, "record")]
 
 
 def at_last_step(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:
@@ -129,18 +148,6 @@ def at_last_step(records: Iterable[EvaluationRecord]) -> list[EvaluationRecord]:
 def methods_of(records: Iterable[EvaluationRecord]) -> tuple[str, ...]:
     """Return the methods in order of first appearance, the order in which they are shown."""
     return tuple(dict.fromkeys(record.method for record in records))
-
-
-def _read(path: Path) -> Iterator[EvaluationRecord]:
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and _is_torn(line):
-            warnings.warn(f"{path}:{number}: torn last line ignored", RuntimeWarning, stacklevel=3)
-            return
-        try:
-            yield _from_json(json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
-            raise RecordError(f"{path}:{number}: not a record: {error}") from error
 
 
 def _from_json(row: Any) -> EvaluationRecord:
@@ -163,10 +170,10 @@ def _is_torn(line: bytes) -> bool:
 
 def _mend_tail(file: BinaryIO) -> None:
     """Let the file end with a newline: complete a whole last line, cut off a torn one."""
+    if file.tell() == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n":
+        return
     file.seek(0)
     lines = file.read().splitlines(keepends=True)
-    if not lines or lines[-1].endswith(b"\n"):
-        return
     if _is_torn(lines[-1]):
         file.truncate(sum(map(len, lines[:-1])))
     else:

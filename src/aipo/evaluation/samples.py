@@ -5,14 +5,13 @@ that a later line may replace an UNGRADED one.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from aipo.core.types import StopReason, Verdict
 from aipo.evaluation.records import SCHEMA as RECORD_SCHEMA
-from aipo.evaluation.records import EvaluationRecord, ProblemResult, RecordError
+from aipo.evaluation.records import EvaluationRecord, ProblemResult, RecordError, append_lines, read_lines
 
 SAMPLES = "samples.jsonl"
 SCHEMA = 1
@@ -22,8 +21,8 @@ ALL = "all"
 TOO_LONG = "prompt_too_long"
 """Reason of a problem that the policy's context cannot take: wrong for this policy, never left out."""
 
-Key = tuple[str, str, str, int]
-"""Condition, benchmark, problem id, sample index."""
+Key = tuple[str, str, str, str, str, int]
+"""Policy, questions, condition, benchmark, problem id, sample index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +61,7 @@ class Sample:
     @property
     def key(self) -> Key:
         """What the sample is the only one of."""
-        return (self.condition, self.benchmark, self.problem, self.index)
+        return self.policy, self.questions, self.condition, self.benchmark, self.problem, self.index
 
     @property
     def graded(self) -> bool:
@@ -83,42 +82,17 @@ class SampleFile:
 
     def append(self, samples: Sequence[Sample]) -> None:
         """Append samples in one write and flush them to the disk."""
-        lines = "".join(json.dumps({"schema": SCHEMA, **asdict(sample)}) + "\n" for sample in samples)
-        with self.path.open("ab") as file:
-            file.write(lines.encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def mend(self) -> None:
-        """Cut off what a crash left of an unfinished last line, so that it never stands before a whole one.
-
-        Its sample counts as never made, also where the line lacks its newline only.
-        """
-        if not self.path.exists():
-            return
-        with self.path.open("r+b") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                file.truncate(whole)
-                os.fsync(file.fileno())
+        rows = ({"schema": SCHEMA, **asdict(sample)} for sample in samples)
+        append_lines(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read(self) -> dict[Key, Sample]:
-        """Return the samples in order; a torn last line is passed over.
+        """Return the samples in order; see `read_lines`.
 
-        Raises `RecordError` with file and line for anything else that is no sample, and for a graded sample
-        that is there twice.
+        Raises `RecordError` with file and line for what is no sample, and for a graded sample that is there
+        twice.
         """
-        if not self.path.exists():
-            return {}
-        # Only \n ends a line. What follows the last one is torn.
-        lines = self.path.read_bytes().split(b"\n")[:-1]
         found: dict[Key, Sample] = {}
-        for number, line in enumerate(lines, start=1):
-            try:
-                sample = _from_json(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
-                raise RecordError(f"{self.path}:{number}: not a sample: {error}") from error
+        for number, sample in read_lines(self.path, _from_json, "sample") if self.path.exists() else ():
             if sample.key in found and found[sample.key].graded:
                 raise RecordError(f"{self.path}:{number}: sample {sample.key} is there twice")
             found[sample.key] = sample

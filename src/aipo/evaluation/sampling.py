@@ -27,6 +27,7 @@ from aipo.rollout.episode import ConsultContext, RolloutSpec
 from aipo.rollout.group import MemberRollout, Sampler
 from aipo.tasks.base import Grade, Problem
 from aipo.training.events import Reporter, StopRunError
+from aipo.training.journal import NotRecordedError
 
 WITH_AGENTS = "agents"
 """The mode in which the policy may consult; the others are `SoloMode`s."""
@@ -59,7 +60,7 @@ class SamplingPlan:
 
     def key(self, problem: Problem, index: int) -> Key:
         """Return what a sample is recorded as."""
-        return self.condition, self.benchmark, problem.id, index
+        return self.policy, self.questions, self.condition, self.benchmark, problem.id, index
 
 
 def first_of_each_stratum(problems: Sequence[Problem], number: int) -> list[Problem]:
@@ -107,7 +108,7 @@ class Evaluator:
             batch = left[start : start + self.batch]
             new = await asyncio.gather(*(self._sample(plan, *place) for place in batch))
             if log is not None:
-                log.append(new)
+                _append(log, new)
             found |= {sample.key: sample for sample in new}
             due = len(found) == len(places) or time.monotonic() - said > LINES_EVERY_S
             said = time.monotonic() if due else said
@@ -184,6 +185,15 @@ class Evaluator:
             f"{self.ungraded_option} {self.max_ungraded_share:g} of {planned}; the commonest reason: "
             f"{reason:.200}. Mend it (`aipo doctor` says whether engine and grader work), then {self.mended}"
         )
+
+
+def _append(log: SampleFile, new: Sequence[Sample]) -> None:
+    try:
+        log.append(new)
+    except OSError as error:
+        raise NotRecordedError(
+            f"{str(log.path)!r} could not be written ({error}); make room. The same command goes on"
+        ) from error
 
 
 def least_room(consult: ConsultContext) -> int:

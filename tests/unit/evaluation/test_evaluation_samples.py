@@ -43,14 +43,14 @@ def test_samples_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert list(file.read().values()) == [ONE, replace(ONE, index=1), replace(ONE, problem="r")]
 
 
-@pytest.mark.parametrize("cut", range(1, 30, 7))
+@pytest.mark.parametrize("cut", range(2, 30, 7))
 def test_a_torn_last_line_is_passed_over_and_cut_off_before_the_next(tmp_path: Path, cut: int) -> None:
     file = SampleFile(tmp_path)
     file.append([ONE, replace(ONE, index=1)])
     with file.path.open("r+b") as opened:
         opened.truncate(len(opened.read()) - cut)
-    assert list(file.read().values()) == [ONE]
-    file.mend()
+    with pytest.warns(RuntimeWarning, match="torn last line"):
+        assert list(file.read().values()) == [ONE]
     file.append([replace(ONE, index=1)])
     assert list(file.read().values()) == [ONE, replace(ONE, index=1)]
 
@@ -83,15 +83,16 @@ def test_samples_of_another_policy_or_other_questions_are_refused(tmp_path: Path
 
 def test_a_folder_is_filled_under_one_manifest_by_one_process(tmp_path: Path) -> None:
     folder = tmp_path / "e"
-    held = claim(folder, MANIFEST)
-    assert is_evaluation(folder) and differences(read_manifest(folder), MANIFEST) == []
-    with pytest.raises(EvaluationError, match="another process"):
-        claim(folder, MANIFEST)
-    held.release()
-    claim(folder, replace(MANIFEST, checkpoint="elsewhere", made_with={"torch": "9"})).release()
+    with claim(folder, MANIFEST):
+        assert is_evaluation(folder) and differences(read_manifest(folder), MANIFEST) == []
+        with pytest.raises(EvaluationError, match="another process"), claim(folder, MANIFEST):
+            pass
+    with claim(folder, replace(MANIFEST, checkpoint="elsewhere", made_with={"torch": "9"})):
+        pass
     other = replace(MANIFEST, sampling={"temperature": 0.6}, seed=1)
-    with pytest.raises(EvaluationError, match=r"sampling.temperature: 1.0 \| 0.6\n  seed: 0 \| 1"):
-        claim(folder, other)
+    match = r"sampling.temperature: 1.0 \| 0.6\n  seed: 0 \| 1"
+    with pytest.raises(EvaluationError, match=match), claim(folder, other):
+        pass
 
 
 def test_a_manifest_of_another_schema_or_none_is_told(tmp_path: Path) -> None:

@@ -1,30 +1,34 @@
-"""A checkpoint that is evaluated on benchmarks: the loaded policy, room in its context, engine, samples.
+"""A checkpoint that is evaluated on benchmarks: the loaded policy, room in its context, engine, results.
 
 The manifest says everything that the numbers depend on.
 """
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from aipo.assembly.agents import AgentSet, build_protocol
+from aipo.assembly.agents import AgentSet, build_agents, oracle_of
+from aipo.assembly.benchmarks import Entry, load_entries
 from aipo.assembly.engines import PolicyEngine, build_engine
-from aipo.assembly.suite_options import SuiteOptions
+from aipo.assembly.evaluation_options import NO_OPTIONS, EvaluationOptions
+from aipo.assembly.parts import build_prompts, prepare_process
+from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
-from aipo.consult.codec import TagCodec
-from aipo.consult.limits import Limits
 from aipo.consult.prompts import prompt_hash, system_prompt
 from aipo.core.types import Condition, SoloMode
-from aipo.engines.base import Sampling
-from aipo.evaluation.manifest import EvaluationError, Manifest, Questions, fingerprint
+from aipo.engines.base import Engine, Sampling
+from aipo.evaluation.manifest import EvaluationError, Manifest, claim, fingerprint
+from aipo.evaluation.pages import ScorePage
 from aipo.evaluation.samples import SampleFile
 from aipo.evaluation.sampling import NO_LIMIT, WITH_AGENTS, Evaluator, SamplingPlan, least_room
+from aipo.evaluation.scores import Evaluation, read_evaluation
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
-from aipo.tasks.base import Problem, Task
 from aipo.training.events import Reporter
 from aipo.training.model import load_policy
 
@@ -35,27 +39,92 @@ BATCH_OF_SLOTS = 4
 """Samples of a batch, in slots: its last, longest responses then hold up little."""
 GRADERS = ("aipo", "math-verify", "reasoning-gym")
 COMPUTES = ("torch", "transformers", "tokenizers")
+MEANINGFUL = (
+    *("run.device", "run.threads", "policy.dtype", "policy.attention", "rollout.slots"),
+    *("engine.", "sandbox.", "agents.", "consult.", "task.grade_timeout_s", "task.grade_workers"),
+)
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    options: EvaluationOptions = NO_OPTIONS,
+    overrides: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Evaluate a model folder or hub id on benchmarks, alone; with agents too, where the options ask for it.
+
+    Names, files and settings are checked before any compute. The folder of the evaluation (`options.output`,
+    or one named after the checkpoint) keeps the manifest, every sample and the results; killed, the same call
+    goes on in it. `overrides` are changes of settings such as `rollout.slots=8`.
+
+    Raises:
+        ValueError: Names, files, rows or settings cannot be used.
+        StopRunError: Too many samples could not be graded.
+    """
+    _refuse_no_policy(checkpoint)
+    settings = _settings(checkpoint, overrides, options)
+    folder = options.output or default_output(checkpoint)
+    _refuse_bad_sampling(options)
+    with ExitStack() as opened:
+        entries = load_entries(settings, options, opened)
+        agent_set = build_agents(settings, oracle_of(settings)) if options.with_agents else None
+        prepare_process(settings)
+        policy = _loaded(settings, entries, agent_set, options)
+        manifest = policy.manifest(checkpoint)
+        opened.enter_context(claim(folder, manifest))
+        samples = SampleFile(folder)
+        samples.append([])  # cuts off what a crash tore
+        with closing(policy.engine(manifest, folder)) as engine:
+            asyncio.run(policy.sample(manifest, samples, engine.engine, reporter or Reporter()))
+        evaluation = read_evaluation(folder)
+        ScorePage(evaluation).write(folder)
+    return evaluation
+
+
+def _settings(checkpoint: str, overrides: Sequence[str], options: EvaluationOptions) -> Settings:
+    """Return the settings: those of `--with-agents`, if any, changed by the overrides that mean something."""
+    for override in overrides:
+        if not override.startswith(MEANINGFUL):
+            raise ValueError(
+                f"{override}: has no meaning for a checkpoint on benchmarks; what may be changed: "
+                f"{', '.join(key.rstrip('.') for key in MEANINGFUL)}; the rest are options, see `aipo "
+                "evaluate --help`"
+            )
+    recipe = options.with_agents
+    if recipe is not None and not recipe.is_file():
+        raise ValueError(f"--with-agents {recipe}: no such recipe; give a TOML file with a table `agents`")
+    settings = load_settings(recipe, [*([] if recipe else [f"rollout.slots={SLOTS}"]), *overrides])
+    if recipe and not settings.agents.enabled:
+        raise ValueError(f"--with-agents {recipe}: agents.enabled is empty; name agents there")
+    return settings.model_copy(update={"policy": settings.policy.model_copy(update={"model": checkpoint})})
+
+
+def _refuse_no_policy(checkpoint: str) -> None:
+    """Refuse a folder that holds no model, before anything is loaded."""
+    folder = Path(checkpoint)
+    if (folder / "config.json").is_file() or not (folder.exists() or _looks_like_a_path(checkpoint)):
+        return
+    inside = folder / "policy"
+    hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
+    raise EvaluationError(
+        f"{checkpoint}: no config.json in it; give a Hugging Face model folder, a hub id, or a recipe "
+        f"(a .toml file){hint}"
+    )
+
+
+def default_output(checkpoint: str) -> Path:
+    """Return where an evaluation goes without `--output`."""
+    return Path("runs") / "evaluations" / "-".join(Path(checkpoint).parts[-2:]).lstrip("/-.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A benchmark that is ready to be asked."""
-
-    questions: Questions
-    task: Task
-    problems: tuple[Problem, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedPolicy:
+class _LoadedPolicy:
     """A policy with its prompts and consult, and how it is sampled."""
 
     settings: Settings
     entries: Sequence[Entry]
     agent_set: AgentSet | None
-    sampling: Sampling
-    solo_mode: SoloMode
-    seed: int
+    options: EvaluationOptions
     model: PreTrainedModel
     prompts: Prompts
 
@@ -82,39 +151,33 @@ class LoadedPolicy:
             checkpoint=checkpoint,
             policy=_named(checkpoint, self.model),
             sampling={
-                "temperature": self.sampling.temperature,
-                "top_p": self.sampling.top_p,
-                "solo_mode": self.solo_mode.value,
+                "temperature": self.options.temperature,
+                "top_p": self.options.top_p,
+                "solo_mode": self.options.solo_mode,
                 "dtype": self.settings.policy.dtype,
                 "context": self.context,
                 "engine": self.settings.engine.name,
             },
             prompts={name: prompt_hash(text) for name, text in texts.items()},
-            seed=self.seed,
+            seed=self.options.seed,
             benchmarks=tuple(entry.questions for entry in self.entries),
             graders={name: version(name) for name in GRADERS},
             agents=agents,
             made_with={name: version(name) for name in COMPUTES} | {"device": self.settings.run.device},
         )
 
-    async def sample(
-        self,
-        manifest: Manifest,
-        file: SampleFile,
-        engine: PolicyEngine,
-        options: SuiteOptions,
-        reporter: Reporter,
-    ) -> None:
+    async def sample(self, manifest: Manifest, file: SampleFile, engine: Engine, reporter: Reporter) -> None:
         """Make every sample that is missing. Raises `StopRunError` where too many could not be graded."""
+        options = self.options
         recorded = {k: s for k, s in file.read().items() if s.graded or not options.retry_ungraded}
         for condition in manifest.conditions:
             for entry in self.entries:
                 own = entry.questions
                 plan = SamplingPlan(
-                    mode=self.solo_mode.value if condition == SOLO else WITH_AGENTS,
+                    mode=options.solo_mode if condition == SOLO else WITH_AGENTS,
                     samples=own.samples,
-                    sampling=self.sampling,
-                    seed_path=(self.seed, "benchmarks", own.name, condition),
+                    sampling=Sampling(options.temperature, options.top_p, exact_log_probs=False),
+                    seed_path=(options.seed, "benchmarks", own.name, condition),
                     max_response_tokens=own.max_response_tokens,
                     benchmark=own.name,
                     condition=condition,
@@ -122,7 +185,7 @@ class LoadedPolicy:
                     policy=manifest.policy,
                 )
                 evaluator = Evaluator(
-                    sampler=Sampler(engine.engine, self.prompts.consult, entry.task, self.prompts),
+                    sampler=Sampler(engine, self.prompts.consult, entry.task, self.prompts),
                     batch=self.slots(manifest) * BATCH_OF_SLOTS,
                     context=self.context,
                     max_ungraded_share=options.max_ungraded_share,
@@ -143,7 +206,7 @@ class LoadedPolicy:
             "slots": self.slots(manifest),
             "max_prompt_tokens": prompt_tokens,
             "max_response_tokens": capacity - prompt_tokens,
-            "temperature": self.sampling.temperature or 1.0,
+            "temperature": self.options.temperature or 1.0,
         }
         settings = self.settings.model_copy(update={"rollout": self.settings.rollout.model_copy(update=room)})
         return build_engine(settings, self.model, self.prompts.tokenizer, folder)
@@ -167,34 +230,22 @@ class LoadedPolicy:
         return prompt_tokens, capacity
 
 
-def loaded_policy(
-    settings: Settings, entries: Sequence[Entry], agent_set: AgentSet | None, options: SuiteOptions
-) -> LoadedPolicy:
+def _loaded(
+    settings: Settings, entries: Sequence[Entry], agent_set: AgentSet | None, options: EvaluationOptions
+) -> _LoadedPolicy:
     """Load the policy of the settings. Raises `ValueError` subclasses, each one sentence with the fix."""
     model, tokenizer = load_policy(settings.policy, settings.run.device)
-    consult = settings.consult
-    protocol = build_protocol(settings)
-    # The limit of a response is each question's own.
-    limits = Limits(consult.max_consultations if agent_set else 0, consult.max_feedback_tokens, NO_LIMIT)
-    context = ConsultContext(
-        protocol,
-        TagCodec(tokenizer, protocol),
-        limits,
-        agent_set.agents if agent_set else {},
-        settings.agents.timeout_s,
-        consult.leak_policy,
-    )
+    agents = agent_set.agents if agent_set else {}
+    prompts = build_prompts(settings, tokenizer, agents, NO_LIMIT, NO_LIMIT)  # limits are each question's own
     if agent_set is not None:
-        _refuse_no_room(entries, context)
-    return LoadedPolicy(
+        _refuse_no_room(entries, prompts.consult)
+    return _LoadedPolicy(
         settings=settings,
         entries=entries,
         agent_set=agent_set,
-        sampling=Sampling(options.temperature, options.top_p, exact_log_probs=False),
-        solo_mode=SoloMode(options.solo_mode),
-        seed=options.seed,
+        options=options,
         model=model,
-        prompts=Prompts(tokenizer, context, consult.consulting_prompt, consult.solo_prompt, NO_LIMIT),
+        prompts=prompts,
     )
 
 
@@ -216,3 +267,14 @@ def _named(checkpoint: str, model: PreTrainedModel) -> str:
         return fingerprint(folder)
     commit = getattr(model.config, "_commit_hash", None) or "unknown"
     return f"{checkpoint}@{commit:.12}"
+
+
+def _refuse_bad_sampling(options: EvaluationOptions) -> None:
+    if options.solo_mode not in list(SoloMode):
+        raise ValueError(f"--solo-mode {options.solo_mode}: must be one of {', '.join(SoloMode)}")
+    if options.top_p <= 0:
+        raise ValueError(f"--top-p {options.top_p}: must be above 0; for greedy samples give --temperature 0")
+
+
+def _looks_like_a_path(checkpoint: str) -> bool:
+    return checkpoint.startswith((".", "/", "~")) or len(Path(checkpoint).parts) > 2

@@ -1,103 +1,65 @@
 """Options of `aipo evaluate` and how they become values: lists of names, and numbers by benchmark.
 
-Owns their wording and their errors. Must not load anything: the help is quick. Invariant: a value that cannot
-be used is a `ValueError` that names option, value and fix.
+Nothing is loaded here: the help is quick. A value that cannot be used is a `ValueError` that names option,
+value and fix.
 """
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 DEFAULT = "default"
-_SUITE = "With a checkpoint"
 
 
-@dataclass(frozen=True, slots=True)
-class SuiteOptions:
+def _option(help_: str, *names: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=help_, rich_help_panel="With a checkpoint", **limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationOptions:
     """What `aipo evaluate CHECKPOINT` takes beside it; each field is an option of the command line."""
 
     benchmarks: Annotated[
         str,
-        typer.Option(
-            help="all: the paper's eight; or names with commas between, as `aipo tasks list` prints them; "
-            "any task.name too, also your own as module:attribute. Without: all.",
-            rich_help_panel=_SUITE,
+        _option(
+            "all: the paper's eight; or names with commas between, as `aipo tasks list` prints them; any "
+            "task.name too, also your own as module:attribute. Without: all."
         ),
     ] = ""
     samples: Annotated[
         str,
-        typer.Option(
-            help="n of Avg@n: 4, or by benchmark: aime24=32,default=4. Without: each benchmark's own.",
-            rich_help_panel=_SUITE,
-        ),
+        _option("n of Avg@n: 4, or by benchmark: aime24=32,default=4. Without: each benchmark's own."),
     ] = ""
     data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with local files, named as in docs/benchmarks.md: math500.jsonl.",
-            rich_help_panel=_SUITE,
-        ),
+        Path | None, _option("Folder with local files, named as in docs/benchmarks.md: math500.jsonl.")
     ] = None
     files: Annotated[
-        str,
-        typer.Option(
-            help="Local files by benchmark: math500=FILE,aime24=FILE. Without a file: the hub.",
-            rich_help_panel=_SUITE,
-        ),
+        str, _option("Local files by benchmark: math500=FILE,aime24=FILE. Without a file: the hub.")
     ] = ""
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the evaluation; the same command continues it.", rich_help_panel=_SUITE),
-    ] = None
+    output: Annotated[Path | None, _option("Folder of the evaluation; the same command continues it.")] = None
     with_agents: Annotated[
         Path | None,
-        typer.Option(
-            help="Recipe whose agents are consulted in a second condition, to see what they are worth.",
-            rich_help_panel=_SUITE,
-        ),
+        _option("Recipe whose agents are consulted in a second condition, to see what they are worth."),
     ] = None
-    temperature: Annotated[
-        float, typer.Option(min=0, help="Of the samples; 0: greedy.", rich_help_panel=_SUITE)
-    ] = 1.0
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="1: all tokens.", rich_help_panel=_SUITE)] = 1.0
+    temperature: Annotated[float, _option("Of the samples; 0: greedy.", min=0)] = 1.0
+    top_p: Annotated[float, _option("1: all tokens.", min=0, max=1)] = 1.0
     max_response_tokens: Annotated[
-        str,
-        typer.Option(
-            help="Limit of a response: 8192, or by benchmark, as for --samples.", rich_help_panel=_SUITE
-        ),
+        str, _option("Limit of a response: 8192, or by benchmark, as for --samples.")
     ] = ""
-    problems: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Use only the first N questions of each stratum; 0: all.", rich_help_panel=_SUITE
-        ),
-    ] = 0
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.", rich_help_panel=_SUITE)] = 0
+    problems: Annotated[int, _option("Use only the first N questions of each stratum; 0: all.", min=0)] = 0
+    seed: Annotated[int, _option("Of the samples.", min=0)] = 0
     solo_mode: Annotated[
-        str,
-        typer.Option(
-            help="Alone: a request gets no reply (unanswered), or cannot be sampled (banned).",
-            rich_help_panel=_SUITE,
-        ),
+        str, _option("Alone: a request gets no reply (unanswered), or cannot be sampled (banned).")
     ] = "unanswered"
     max_ungraded_share: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Above this share of samples without a verdict it stops.",
-            rich_help_panel=_SUITE,
-        ),
+        float, _option("Above this share of samples without a verdict it stops.", min=0, max=1)
     ] = 0.05
     retry_ungraded: Annotated[
-        bool,
-        typer.Option(
-            "--retry-ungraded", help="Make samples without a verdict once more.", rich_help_panel=_SUITE
-        ),
+        bool, _option("Make samples without a verdict once more.", "--retry-ungraded")
     ] = False
 
     def given(self) -> list[str]:
@@ -109,15 +71,15 @@ class SuiteOptions:
         ]
 
 
-NO_OPTIONS = SuiteOptions()
+NO_OPTIONS = EvaluationOptions()
 
 
-def suite_parameters() -> list[inspect.Parameter]:
-    """Return each field of `SuiteOptions` as a parameter of a command."""
-    hints, place = get_type_hints(SuiteOptions, include_extras=True), inspect.Parameter.KEYWORD_ONLY
+def evaluation_parameters() -> list[inspect.Parameter]:
+    """Return each field of `EvaluationOptions` as a parameter of a command."""
+    hints, place = get_type_hints(EvaluationOptions, include_extras=True), inspect.Parameter.KEYWORD_ONLY
     return [
         inspect.Parameter(each.name, place, annotation=hints[each.name], default=each.default)
-        for each in fields(SuiteOptions)
+        for each in fields(EvaluationOptions)
     ]
 
 
