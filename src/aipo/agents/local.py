@@ -1,9 +1,8 @@
 """Agents that are a transformers chat model in this process.
 
-Owns the model and the one thread that it works in. Must not know formats of prompts or replies.
-Invariant: a reply depends on the messages, the sampling and the seed only: draws come from a generator of
-their own, so neither other threads nor torch's global state changes them. The model is never the policy's
-own object, whose weights change while it answers.
+A reply depends only on the messages, the sampling and the seed: draws come from a generator of their own, so
+neither other threads nor torch's global state changes them. The model is never the policy's own object,
+whose weights change while it answers.
 
 Requests are answered one after the other: enough to try agents out, no match for a server.
 """

@@ -1,8 +1,7 @@
 """Agents behind an OpenAI-compatible chat endpoint.
 
-Owns the transport: address, key, concurrency, deadline, length of a response, usage and cost. Must not know
-formats of prompts or replies. Invariant: a key is read from the environment when a connection is made and
-stands in no field, message or record; no response is read without bound, and no wait is without a deadline.
+The key is read from the environment when a connection is made, and is in no field, message or record. No
+response is read without a bound, and no wait is without a deadline.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """Scripted agents: a task's oracle behind the agent interface, made as unreliable as a rehearsal needs.
 
-Owns noise, delay and failure. Must not know which task the oracle belongs to.
-Invariant: what goes wrong depends on the query's seed only, so a rehearsal can be repeated.
+What goes wrong depends only on the query's seed, so a rehearsal can be repeated.
 """
 
 import asyncio

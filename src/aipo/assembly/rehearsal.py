@@ -1,7 +1,6 @@
 """One consultation end to end, written by a script in the policy's place: a new policy may ask for nothing.
 
-Owns that script. Must not judge what came of it. Invariant: all else is the run's own: protocol, codec,
-agents, deadlines, the one rollout coroutine.
+Everything but the script is the run's own: protocol, codec, agents, deadlines, the one rollout coroutine.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """The settings of a run, each field with its unit and its reason.
 
-Owns names, types, bounds and defaults. Must not import anything of ours but enums of `core`.
-Invariant: an unknown key is an error; a resolved `Settings` is complete and immutable.
+An unknown key is an error; a resolved `Settings` is complete and immutable.
 """
 
 from pathlib import Path

@@ -1,9 +1,8 @@
 """The two system prompts, and the ids of a problem under one of them.
 
-Owns the packaged texts in `prompts/`. Their version stands in each file's first line, which no model reads;
-`prompt_hash` identifies the exact text. Must not know rollouts or how a request is parsed.
-Invariant: a solo prompt holds no tag, and a problem's text holds no forbidden string when it becomes ids.
-The words are this project's own [ours].
+The packaged texts are in `prompts/`. Their version is in each file's first line, which no model reads;
+`prompt_hash` identifies the exact text. A solo prompt holds no tag, and a problem's text holds no forbidden
+string when it becomes ids. The words are this project's own [ours].
 """
 
 from collections.abc import Iterable

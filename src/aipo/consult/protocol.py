@@ -1,8 +1,7 @@
 """The interaction protocol as text: tags, requests, stop strings, notices, and forged tags made inert.
 
-Owns what a request looks like. Must not know token ids, prompts, agents or limits.
-Invariant: only what the policy sampled is parsed; a control string from anywhere else is made inert first.
-Tags and inline feedback follow docs/method.md#interaction [ours, after the prototype].
+Only what the policy sampled is parsed; a control string from anywhere else is made inert first. Tags and
+inline feedback follow docs/method.md#interaction [ours, after the prototype].
 """
 
 import sys

@@ -1,7 +1,6 @@
 """The vocabulary of the method as enums: sources, verdicts, outcomes.
 
-Owns the words that every other module uses. Must not import anything of ours.
-Invariant: an outcome is a name, never a number; no float in this code base encodes a failure.
+An outcome is a name, never a number: no float in this code base encodes a failure.
 """
 
 from enum import IntEnum, StrEnum

@@ -1,8 +1,7 @@
 """The programmatic expert of the CPU task: the words of the three agents.
 
-Owns what each agent says. Must not know tokens or training.
-Invariant: it sees what an agent sees (problem, rollout, request) and never states the total by itself. The
-running sum of the last line equals the total all the same: a leak that this task has by construction.
+It sees what an agent sees (problem, rollout, request) and never states the total by itself. The running sum
+of the last line equals the total all the same: a leak that this task has by construction.
 """
 
 from aipo.core.types import KNOWLEDGE, REASONING, VERIFY

@@ -1,10 +1,9 @@
 """What the warm start imitates: worked solutions, with and without consultations.
 
-Owns the supervised curriculum of the CPU task. Must not know models or tokenizers.
-Invariant: an animal of the hard stratum never occurs. With agents, a fictional animal is never counted
-without help, and what an agent says of it is never a target (its legs differ from problem to problem, there
-is nothing to learn). Alone, it has 0, 2 or 4 legs: the only numbers that the policy has met, hence what it
-guesses of an animal that it does not know.
+An animal of the hard stratum never occurs. With agents, a fictional animal is never counted without help,
+and what an agent says about it is never a target (its legs differ from problem to problem, so there is
+nothing to learn). Alone, it has 0, 2 or 4 legs: the only numbers that the policy has met, hence what it
+guesses for an animal that it does not know.
 """
 
 from collections.abc import Mapping, Sequence

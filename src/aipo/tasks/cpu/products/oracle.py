@@ -1,8 +1,7 @@
 """The programmatic expert of the products task: the words of the three agents.
 
-Owns what each agent says. Must not know tokens or training.
-Invariant: it sees what an agent sees (problem, rollout, request) and never states the answer by itself. The
-value of the last line equals the answer all the same: a leak that this task has by construction.
+It sees what an agent sees (problem, rollout, request) and never states the answer by itself. The value of
+the last line equals the answer all the same: a leak that this task has by construction.
 """
 
 from collections.abc import Sequence

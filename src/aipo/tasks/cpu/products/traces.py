@@ -1,12 +1,11 @@
 """What the warm start imitates: worked easy problems and fictional operators, with and without consultations.
 
-Owns the supervised curriculum of the products task. Must not know models or tokenizers.
-Invariant: a hard product never occurs, and neither does its plan. Alone there are easy problems only, of one
-line: what the policy never sees itself write is that more lines follow. With agents there are also fictional
-operators, whose plan is drawn anew for each problem from every kind of line; each line is asked for, and what
-in it decides the plan (the first word of either number, the mark) is never a target: there is nothing to
-learn. What follows from that is one: the rest of a number is copied, from wherever it stands, and the value
-computed. All that is new about a hard product is therefore the plan.
+A hard product never occurs, and neither does its plan. Alone there are easy problems only, of one line: the
+policy never sees itself write that more lines follow. With agents there are also fictional operators, whose
+plan is drawn anew for each problem from every kind of line; each line is asked for, and what in it decides
+the plan (the first word of either number, the mark) is never a target: there is nothing to learn. What
+follows from that is one: the rest of a number is copied, from wherever it stands, and the value computed. So
+all that is new about a hard product is the plan.
 """
 
 from collections.abc import Sequence
