@@ -171,7 +171,7 @@ def test_a_server_that_takes_no_weights_after_an_update_stops_the_run(
     monkeypatch.setattr(loop.Trainer, "_one_step", then_refuse)
     result = run_cli("train", recipe)
     assert result.exit_code == 3, result.output
-    assert "after step 1 the policy's engine did not take the new weights" in " ".join(result.output.split())
+    assert "after step 1 the policy's engine did not load the new weights" in " ".join(result.output.split())
 
 
 def test_a_broken_server_leaves_no_record_of_an_evaluation(recipe: Path, twin: Twin, tmp_path: Path) -> None:
