@@ -34,7 +34,7 @@ PROMPT_TOKENS = 32
 WORD = 500
 """What is asked for: any word will do."""
 LIMITS = Limits(max_consultations=3, max_feedback_tokens=16, max_response_tokens=240)
-PROTOCOL = Protocol({KNOWLEDGE: "knowledge"}, "feedback", (KNOWLEDGE,))
+PROTOCOL = Protocol(tags={KNOWLEDGE: "knowledge"}, feedback_tag="feedback", enabled=(KNOWLEDGE,))
 
 
 def latency_s(seed: int) -> float:

@@ -72,7 +72,7 @@ def refused(recipe: Path, *overrides: str) -> str:
 class TestBadSettings:
     def test_an_unknown_backend_is_refused_with_those_there_are(self, recipe: Recipe) -> None:
         message = refused(recipe(), "agents.backend=remot")
-        assert "`agents.backend`" in message and '"remot"' in message and "'remote'" in message
+        assert "`agents.backend`" in message and "'remot'" in message and "'remote'" in message
 
     @pytest.mark.parametrize(
         ("overrides", "parts"),

@@ -27,7 +27,7 @@ from aipo.training.log_probs import token_log_probs
 from support.policies import run_cli, succeed
 
 KNOWN = "a spider has eight legs"
-OWN = {KNOWLEDGE: ScriptedAgent(KNOWLEDGE, lambda *_: KNOWN)}
+OWN = {KNOWLEDGE: ScriptedAgent(name=KNOWLEDGE, oracle=lambda *_: KNOWN)}
 
 
 @pytest.fixture

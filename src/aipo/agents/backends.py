@@ -127,7 +127,9 @@ def _oracle(making: Making) -> Agent:
             f"{name} out of agents.enabled"
         )
     how_bad = Unreliability(f.error_rate, f.failure_rate, f.latency_s)
-    return ScriptedAgent(name, making.oracle, how_bad, making.spec.approves)
+    return ScriptedAgent(
+        name=name, oracle=making.oracle, unreliability=how_bad, approves=making.spec.approves
+    )
 
 
 def _misbehaving(how: Misbehaviour, making: Making) -> Agent:

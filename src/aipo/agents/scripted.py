@@ -29,7 +29,7 @@ class Unreliability:
     """Seconds before a reply or a failure."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptedAgent:
     """`aipo.agents.base.Agent` that asks an oracle."""
 

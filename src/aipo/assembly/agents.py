@@ -115,11 +115,11 @@ def protocol_of(
     by_name = {spec.name: spec for spec in enabled}
     offered = [name for name in dict.fromkeys((*order, *by_name)) if name in by_name]
     return Protocol(
-        chosen,
-        feedback_tag,
-        tuple(spec.name for spec in enabled),
-        frozenset(spec.name for spec in enabled if spec.must_be_asked),
-        {name: by_name[name].offer for name in offered},
+        tags=chosen,
+        feedback_tag=feedback_tag,
+        enabled=tuple(spec.name for spec in enabled),
+        must_be_asked=frozenset(spec.name for spec in enabled if spec.must_be_asked),
+        offers={name: by_name[name].offer for name in offered},
     )
 
 

@@ -43,7 +43,7 @@ class Malformed:
     """Where the open tag begins in the parsed text; where the end tag begins if there is no open tag."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """The tags of a run. Names stand without angle brackets: `verify` means `<verify>` and `</verify>`.
 
@@ -51,7 +51,7 @@ class Protocol:
     for an enabled agent without a tag.
 
     >>> tags = {"knowledge": "knowledge", "verify": "verify"}
-    >>> protocol = Protocol(tags, "feedback", enabled=("knowledge",))
+    >>> protocol = Protocol(tags=tags, feedback_tag="feedback", enabled=("knowledge",))
     >>> protocol.stop_strings
     ('</knowledge>',)
     >>> protocol.parse("A spider ... <knowledge> legs of a spider </knowledge>")

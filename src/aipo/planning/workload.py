@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from math import exp, log
 from random import Random
 
-from aipo.core.types import PAPER_AGENTS
-
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -79,7 +77,7 @@ class Trajectory:
 
 
 def _agents() -> dict[str, float]:
-    return dict.fromkeys(PAPER_AGENTS, 0.5)
+    return {"verify": 0.5, "knowledge": 0.5, "reasoning": 0.5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

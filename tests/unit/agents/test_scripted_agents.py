@@ -19,7 +19,7 @@ def oracle(agent: str, problem: str, rollout: str, request: str) -> str:
 
 def ask(seed: int, request: str = "a", **how: float) -> str:
     """Return the agent's words, FAILED where it raises."""
-    agent = ScriptedAgent(KNOWLEDGE, oracle, Unreliability(**how))
+    agent = ScriptedAgent(name=KNOWLEDGE, oracle=oracle, unreliability=Unreliability(**how))
     try:
         return asyncio.run(agent.answer(AgentQuery("problem", "rollout", request, seed))).text
     except AgentError as error:
@@ -29,7 +29,7 @@ def ask(seed: int, request: str = "a", **how: float) -> str:
 
 def test_by_default_it_says_what_the_oracle_says_of_all_it_is_asked() -> None:
     seen: list[tuple[str, ...]] = []
-    agent = ScriptedAgent(VERIFY, lambda *asked: seen.append(asked) or "ok")
+    agent = ScriptedAgent(name=VERIFY, oracle=lambda *asked: seen.append(asked) or "ok")
     assert asyncio.run(agent.answer(AgentQuery("problem", "rollout", "request", 5))).text == "ok"
     assert seen == [(VERIFY, "problem", "rollout", "request")]
 
@@ -74,7 +74,7 @@ def test_latency_delays_replies_and_failures_and_changes_neither(failure_rate: f
 
 
 def test_agents_that_delay_do_so_side_by_side() -> None:
-    agent = ScriptedAgent(VERIFY, oracle, Unreliability(latency_s=0.05))
+    agent = ScriptedAgent(name=VERIFY, oracle=oracle, unreliability=Unreliability(latency_s=0.05))
 
     async def many() -> None:
         await asyncio.gather(*(agent.answer(AgentQuery("p", "", "", seed)) for seed in range(40)))

@@ -103,7 +103,7 @@ def test_a_notice_with_unknown_words_is_refused_with_the_fix() -> None:
 
 @TOKENIZERS
 def test_every_request_tag_can_be_banned_enabled_or_not(build) -> None:
-    codec = TagCodec(build(), Protocol(NAMES, "feedback", (VERIFY,)))
+    codec = TagCodec(build(), Protocol(tags=NAMES, feedback_tag="feedback", enabled=(VERIFY,)))
     banned = codec.banned_sequences()
     assert {codec.text(ids) for ids in banned} == {"<verify>", "<knowledge>", "<reasoning>"}
     assert build is not word_level or all(len(ids) == 1 for ids in banned)
@@ -198,7 +198,7 @@ def test_the_consulting_prompt_describes_enabled_agents_only() -> None:
 
 
 def test_without_enabled_agents_both_conditions_get_the_solo_prompt() -> None:
-    nobody = Protocol(NAMES, "feedback", ())
+    nobody = Protocol(tags=NAMES, feedback_tag="feedback", enabled=())
     assert system_prompt(Condition.CONSULTING, nobody, None) == system_prompt(Condition.SOLO, nobody, None)
 
 

@@ -8,7 +8,7 @@ from aipo.core.types import PAPER_AGENTS, ConsultOutcome
 
 V, K, R = PAPER_AGENTS
 TAGS = {V: "verify", K: "knowledge", R: "reasoning"}
-PROTOCOL = Protocol(TAGS, "feedback", PAPER_AGENTS, must_be_asked=frozenset({K}))
+PROTOCOL = Protocol(tags=TAGS, feedback_tag="feedback", enabled=PAPER_AGENTS, must_be_asked=frozenset({K}))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_parse(text: str, expected: Request | Malformed | None) -> None:
 
 
 def test_an_agent_that_is_not_enabled_is_text_but_its_tags_stay_control_strings() -> None:
-    protocol = Protocol(TAGS, "feedback", (V,))
+    protocol = Protocol(tags=TAGS, feedback_tag="feedback", enabled=(V,))
     assert protocol.stop_strings == ("</verify>",)
     assert protocol.parse("<knowledge> legs </knowledge>") is None
     assert protocol.parse("<knowledge> legs </knowledge> <verify> x </verify>") == Request(V, "x", 30)
@@ -47,7 +47,7 @@ def test_an_agent_that_is_not_enabled_is_text_but_its_tags_stay_control_strings(
 
 
 def test_no_enabled_agent_means_no_request() -> None:
-    assert Protocol(TAGS, "feedback", ()).parse("<verify> x </verify>") is None
+    assert Protocol(tags=TAGS, feedback_tag="feedback", enabled=()).parse("<verify> x </verify>") is None
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_names_that_cannot_work_are_refused(
     tags: dict[str, str], feedback_tag: str, enabled: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Protocol(tags, feedback_tag, enabled)
+        Protocol(tags=tags, feedback_tag=feedback_tag, enabled=enabled)
 
 
 def test_a_protocol_does_not_change_with_the_mapping_it_was_built_from() -> None:
     tags = dict(TAGS)
-    protocol = Protocol(tags, "feedback", (V,))
+    protocol = Protocol(tags=tags, feedback_tag="feedback", enabled=(V,))
     tags[V] = "other"
     assert protocol.request_open(V) == "<verify>"
 
