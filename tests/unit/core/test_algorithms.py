@@ -174,6 +174,16 @@ def test_a_setting_replaces_one_part_of_an_algorithm_and_none_keeps_it() -> None
     assert changed.surrogate == "sequence"
 
 
+def test_an_algorithm_from_outside_the_package_is_one_entry() -> None:
+    of = algorithm("support.outside_algorithm:ALGORITHM", "floored", split_baselines=False)
+    (rows,) = batched([group("CIci"), group("CCcc")], of, 1, LONGEST)
+    sampled = [row for row in rows if row.stream.count(Source.POLICY)]
+    assert [row.advantage.policy for row in sampled] == [1.0, 0.0, 1.0, 0.0] + [0.0] * 4
+    loss, gradient = loss_and_gradient(rows, of)
+    assert loss.isfinite() and gradient.isfinite().all() and gradient.any()
+    assert base_algorithm(of).clip == Clip(1.0, 3.0)
+
+
 @quiet
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=9))
 def test_rloo_is_the_reward_over_the_mean_of_the_others_by_brute_force(noise: list[float]) -> None:
