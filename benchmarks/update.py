@@ -69,7 +69,9 @@ def updater_of(model: PreTrainedModel, guarded: bool = True) -> Updater:
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     prepared, wrapped = accelerator.prepare(PolicyForward(model), optimiser)
     t = settings.train
-    wanted = UpdateSettings(1.0, t.microbatch_tokens, t.max_grad_norm, pad_id=0)
+    wanted = UpdateSettings(
+        temperature=1.0, microbatch_tokens=t.microbatch_tokens, max_grad_norm=t.max_grad_norm, pad_id=0
+    )
     guard = Guards(settings) if guarded else None
     return Updater(accelerator, prepared, wrapped, wanted, guard)
 

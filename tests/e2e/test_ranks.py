@@ -117,7 +117,12 @@ def update_of_one(microbatch_tokens: int) -> tuple[list[torch.Tensor], Updater, 
     """The same in this process; the gradient is that of the objective on the whole mini-batch at once."""
     model = double_model()
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
-    updater = Updater(Accelerator(cpu=True), model, optimiser, UpdateSettings(1.0, microbatch_tokens, 1e6, 0))
+    updater = Updater(
+        Accelerator(cpu=True),
+        model,
+        optimiser,
+        UpdateSettings(temperature=1.0, microbatch_tokens=microbatch_tokens, max_grad_norm=1e6, pad_id=0),
+    )
     found = updater.apply([UNEVEN_ROWS], OBJECTIVE, by_source=True, keep_feedback=True)
     return gradient_of(UNEVEN_ROWS), updater, found
 

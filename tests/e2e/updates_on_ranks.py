@@ -45,7 +45,14 @@ def main(output: Path, kind: str, microbatch_tokens: int, fault: str) -> None:
     split = all(isinstance(parameter, DTensor) for parameter in prepared.parameters())
     if fault and ranks.rank == 1:
         update.token_log_probs = spoilt
-    updater = Updater(accelerator, prepared, own, UpdateSettings(1.0, microbatch_tokens, 1e6, 0), None, ranks)
+    updater = Updater(
+        accelerator,
+        prepared,
+        own,
+        UpdateSettings(temperature=1.0, microbatch_tokens=microbatch_tokens, max_grad_norm=1e6, pad_id=0),
+        None,
+        ranks,
+    )
     try:
         metrics = updater.apply([UNEVEN_ROWS], OBJECTIVE, by_source=not fault, keep_feedback=True)
         error = ""

@@ -18,7 +18,7 @@ from aipo.rollout.group import Group, MemberRollout
 from aipo.training.algorithm import base_algorithm
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
     """A stream and its advantages; weights come later, from the whole batch."""
 
@@ -54,14 +54,21 @@ def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: 
     for member, advantage in zip(group.members, advantages, strict=False):
         if advantage is None or member.rollout is None:
             continue
-        result.append(Credit(member.rollout.stream, advantage))
+        result.append(Credit(stream=member.rollout.stream, advantage=advantage))
         if algorithm.stripped_copies and advantage.feedback > 0 and _deserves_copy(member):
             copy = stripped_copy(member.rollout.stream, member.rollout.consult_spans, group.solo_prompt_ids)
-            result.append(Credit(copy, Advantage(0.0, advantage.feedback), member.id, group.problem.text))
+            result.append(
+                Credit(
+                    stream=copy,
+                    advantage=Advantage(0.0, advantage.feedback),
+                    copy_of=member.id,
+                    problem=group.problem.text,
+                )
+            )
     for stream, advantage in zip(group.experts, advantages[len(group.members) :], strict=True):
         assert advantage is not None
         credit = advantage.policy if sampled else 1.0
-        result.append(Credit(stream, Advantage(0.0, credit)))
+        result.append(Credit(stream=stream, advantage=Advantage(0.0, credit)))
     return result
 
 

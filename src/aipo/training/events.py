@@ -41,7 +41,7 @@ class SignalledError(StopRunError):
         self.exit_code = _SIGNALLED + signal_number
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LastConsultation:
     """One consultation of the step, to be looked at; its words are foreign text."""
 
@@ -51,7 +51,7 @@ class LastConsultation:
     reply: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """What a display gets after each step."""
 

@@ -38,7 +38,7 @@ class RollBackError(Exception):
     """The step ends with the weights of the newest periodic checkpoint."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Kept:
     """What the next step's guards depend on; part of a checkpoint."""
 

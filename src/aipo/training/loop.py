@@ -83,11 +83,11 @@ class Trainer:
         prepared, self._optimiser = self._prepared()
         t = settings.train
         update = UpdateSettings(
-            settings.rollout.temperature,
-            t.microbatch_tokens,
-            t.max_grad_norm,
-            pad_id(tokenizer),
-            settings.algorithm.mismatch_truncation,
+            temperature=settings.rollout.temperature,
+            microbatch_tokens=t.microbatch_tokens,
+            max_grad_norm=t.max_grad_norm,
+            pad_id=pad_id(tokenizer),
+            mismatch_truncation=settings.algorithm.mismatch_truncation,
         )
         self._guards = Guards(settings)
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
@@ -171,7 +171,14 @@ class Trainer:
         with self.waits.track("what follows a step", f"step {self.step}"), self._ranks.together():
             if self._ranks.is_main:
                 await after_step(
-                    Progress(self.step, total, metrics, elapsed_s, done, self._last_consultation)
+                    Progress(
+                        step=self.step,
+                        steps=total,
+                        metrics=metrics,
+                        elapsed_s=elapsed_s,
+                        steps_done_now=done,
+                        last_consultation=self._last_consultation,
+                    )
                 )
         state.after_step_due = False
         due = self.step % self._settings.train.checkpoint_every_steps == 0 or self.step == total

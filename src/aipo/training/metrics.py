@@ -112,7 +112,9 @@ def last_consultation(groups: Sequence[Group]) -> LastConsultation | None:
     if not said:
         return None
     last = said[-1]
-    return LastConsultation(last.agent or "nobody", last.request, last.outcome, last.reply)
+    return LastConsultation(
+        agent=last.agent or "nobody", request=last.request, outcome=last.outcome, reply=last.reply
+    )
 
 
 def spending(groups: Sequence[Group]) -> dict[str, float]:

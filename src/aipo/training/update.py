@@ -31,7 +31,7 @@ _LARGEST = frozenset({"mismatch_max"})
 """Of the sums of a mini-batch, what is no sum."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateSettings:
     """What an update needs to know besides its rows."""
 

@@ -18,7 +18,12 @@ def screen() -> tuple[Console, StringIO]:
 
 def progress(step: int, said: LastConsultation | None = None, **metrics: float) -> Progress:
     return Progress(
-        step, 10, {"reward_solo": step / 10, "grad_norm": 2.0, **metrics}, 30.0 * step, step, said
+        step=step,
+        steps=10,
+        metrics={"reward_solo": step / 10, "grad_norm": 2.0, **metrics},
+        elapsed_s=30.0 * step,
+        steps_done_now=step,
+        last_consultation=said,
     )
 
 
@@ -26,7 +31,14 @@ def test_it_shows_where_the_run_is_its_numbers_and_the_last_consultation() -> No
     console, out = screen()
     with LiveScreen(console, "runs/mine") as show:
         show(progress(2))
-        show(progress(4, LastConsultation("knowledge", "legs of a crab", "answered", "crab 10")))
+        show(
+            progress(
+                4,
+                LastConsultation(
+                    agent="knowledge", request="legs of a crab", outcome="answered", reply="crab 10"
+                ),
+            )
+        )
     last = out.getvalue()[out.getvalue().rindex("runs/mine") :]
     for words in (
         "4/10",
@@ -44,7 +56,9 @@ def test_it_shows_where_the_run_is_its_numbers_and_the_last_consultation() -> No
 def test_foreign_words_cannot_write_to_the_terminal_nor_fill_it() -> None:
     console, out = screen()
     with LiveScreen(console, "r") as show:
-        show(progress(1, LastConsultation("verify", HOSTILE, "answered", HOSTILE)))
+        show(
+            progress(1, LastConsultation(agent="verify", request=HOSTILE, outcome="answered", reply=HOSTILE))
+        )
     drawn = out.getvalue()
     assert "\x1b[2J" not in drawn and "\x07" not in drawn and "\u202e" not in drawn
     assert "[2J ]0;owned [bold]" in drawn  # shown, not obeyed

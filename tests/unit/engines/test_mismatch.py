@@ -33,7 +33,12 @@ def metrics_of(offsets: tuple[float, ...]) -> dict[str, float]:
     )
     row = Row(stream=TokenStream(segments), advantage=Advantage(1.0, 1.0), weight=0.1)
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
-    updater = Updater(Accelerator(cpu=True), model, optimiser, UpdateSettings(1.0, 64, 100.0, 0))
+    updater = Updater(
+        Accelerator(cpu=True),
+        model,
+        optimiser,
+        UpdateSettings(temperature=1.0, microbatch_tokens=64, max_grad_norm=100.0, pad_id=0),
+    )
     return updater.apply([[row], [row]], ObjectiveSettings())
 
 

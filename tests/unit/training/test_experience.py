@@ -198,7 +198,7 @@ def test_a_solo_verdict_is_no_reason_to_charge_rollouts_that_all_ended_alike() -
 def test_either_advantage_is_enough_to_teach(policy: float, feedback: float, teaches: bool) -> None:
     produced = member("p#0", CORRECT, 3).rollout
     assert produced is not None
-    assert Credit(produced.stream, Advantage(policy, feedback)).teaches is teaches
+    assert Credit(stream=produced.stream, advantage=Advantage(policy, feedback)).teaches is teaches
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,9 @@ def test_in_a_group_an_expert_is_one_more_correct_solo_member(split: bool, estim
     credits = credits_of(group(*members, experts=1), algorithm(**changes), LONGEST)
     relative = group_relative([1.0, *[0.0] * 6, 1.0], estimator)
     assert [credit.advantage.policy for credit in credits[:7]] == relative[:7]
-    assert credits[7] == Credit(expert_stream(SOLO_PROMPT, (70, 71, 72)), Advantage(0.0, relative[7]))
+    assert credits[7] == Credit(
+        stream=expert_stream(SOLO_PROMPT, (70, 71, 72)), advantage=Advantage(0.0, relative[7])
+    )
 
 
 def test_an_expert_is_credited_with_its_advantage_whatever_feedback_is_credited_with() -> None:

@@ -59,7 +59,9 @@ def updated(
     """Take one step of plain gradient descent with rate 1, so that the change of a weight is its gradient."""
     model = random_model(CONFIG)
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
-    settings = UpdateSettings(1.0, 24, 1e6, 0, truncation)
+    settings = UpdateSettings(
+        temperature=1.0, microbatch_tokens=24, max_grad_norm=1e6, pad_id=0, mismatch_truncation=truncation
+    )
     updater = Updater(Accelerator(cpu=True), model, optimiser, settings)
     return model, updater.apply([rows], objective, by_source)
 
@@ -211,7 +213,12 @@ def test_how_a_mini_batch_is_cut_changes_no_gradient(
     model = double_model()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
-    settings = UpdateSettings(1.0, rows_in_each * len(EVEN_ROWS[0].stream), 1e6, 0)
+    settings = UpdateSettings(
+        temperature=1.0,
+        microbatch_tokens=rows_in_each * len(EVEN_ROWS[0].stream),
+        max_grad_norm=1e6,
+        pad_id=0,
+    )
     Updater(Accelerator(cpu=True), model, optimiser, settings).apply([EVEN_ROWS], OBJECTIVE)
     assert learnt == [rows_in_each] * parts
     for old, new, expected in zip(before, model.parameters(), gradient_of(EVEN_ROWS), strict=True):
