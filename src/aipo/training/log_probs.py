@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 
+from aipo.training.prefixes import PackedRows
+
 LOGITS_AT_ONCE = 2**25
 """Logits at a time where nobody says otherwise: 128 MiB in float32, 220 positions of Qwen's 151,936."""
 CHECKED_TOKENS = 16
@@ -41,6 +43,33 @@ def token_log_probs(
     forward = PolicyForward(model) if isinstance(model, PreTrainedModel) else model
     log_p, entropy = forward(ids, temperature, first)
     return log_p, entropy
+
+
+def packed_log_probs(model: nn.Module, rows: PackedRows, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return what `token_log_probs` says of the batch that the rows were packed from; (B, T) each."""
+    forward = PolicyForward(model) if isinstance(model, PreTrainedModel) else model
+    log_p, entropy = forward(rows.ids, temperature, packed=rows)
+    return rows.spread(log_p), rows.spread(entropy)
+
+
+def attention_masks(model: PreTrainedModel, rows: PackedRows) -> Tensor | dict[str, Tensor]:
+    """Return the mask that the model's layers take, or one for each kind of layer."""
+    config: Any = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None) or 0
+    kinds = set(getattr(config, "layer_types", None) or ())
+    additive = config._attn_implementation == "eager"
+
+    def mask(window: int) -> Tensor:
+        allowed = rows.allowed(window)
+        if not additive:
+            return allowed
+        return torch.zeros_like(allowed, dtype=model.dtype).masked_fill_(
+            ~allowed, torch.finfo(model.dtype).min
+        )
+
+    if len(kinds) > 1 or "sliding_attention" in kinds:
+        return {kind: mask(window if kind == "sliding_attention" else 0) for kind in kinds}
+    return mask(0 if kinds else window)
 
 
 class PolicyForward(nn.Module):
@@ -65,8 +94,13 @@ class PolicyForward(nn.Module):
         self._checked = False
         self._layers = _checkpointing_layers(policy) if gradient_checkpointing else []
 
-    def forward(self, ids: Tensor, temperature: float, first: int = 1) -> tuple[Tensor, Tensor]:
-        """See `token_log_probs`."""
+    def forward(
+        self, ids: Tensor, temperature: float, first: int = 1, packed: PackedRows | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `token_log_probs`, and `packed_log_probs`, whose rows take the place of `ids`."""
+        if packed is not None:
+            with _checkpointing(self._layers):
+                return self._packed(packed, temperature)
         chunk = self.chunk_of(ids.shape[0] * (ids.shape[1] - first))
         with _checkpointing(self._layers):
             if not chunk or not self._usable_head(ids):
@@ -125,6 +159,28 @@ class PolicyForward(nn.Module):
         with torch.no_grad():
             entropy = -log_p.exp().mul_(log_p).sum(-1)[:, :-1]
         return pad(chosen, (first, 0)), pad(entropy, (first, 0))
+
+    def _packed(self, rows: PackedRows, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return log p and entropy of the wanted tokens, (M,) each."""
+        inputs = {
+            "input_ids": rows.ids,
+            "position_ids": rows.positions,
+            "attention_mask": attention_masks(self.policy, rows),
+            "use_cache": False,
+        }
+        chunk = self.chunk_of(len(rows.targets))
+        if not self._usable_head(rows.ids):
+            logits = self.policy(**inputs).logits
+            return _chosen(logits.reshape(-1, logits.shape[-1])[rows.predictors], rows.targets, temperature)
+        assert self._head is not None
+        hidden = self.policy.get_decoder()(**inputs).last_hidden_state
+        wanted = hidden.reshape(-1, hidden.shape[-1])[rows.predictors]
+        layer = self.policy.get_output_embeddings()
+        if not chunk and self._head == Head():
+            return _chosen(layer(wanted), rows.targets, temperature)
+        plan = _Plan(self._head, temperature, chunk or len(rows.targets))
+        log_p, entropy = _ChunkedLogProbs.apply(wanted, layer.weight, layer.bias, rows.targets, plan)
+        return log_p, entropy
 
     def _chunked(self, ids: Tensor, temperature: float, first: int, chunk: int) -> tuple[Tensor, Tensor]:
         assert self._head is not None
@@ -250,6 +306,14 @@ def _product_gradient(
     gradient.scatter_add_(-1, chosen.unsqueeze(-1), given.unsqueeze(-1))
     gradient.div_(plan.temperature)
     return plan.head.backward_(gradient, scores.mul_(plan.temperature))
+
+
+def _chosen(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return log p of the targets (n,) and the entropy, of logits (n, vocabulary)."""
+    of_all = torch.log_softmax(_at_least_float32(logits) / temperature, dim=-1)
+    with torch.no_grad():
+        entropy = -of_all.exp().mul_(of_all).sum(-1)
+    return of_all.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
