@@ -22,9 +22,16 @@ class CacheFilled(Exception):
     """Ends a forward pass that only fills the cache, as soon as its last layer has written."""
 
 
-class _Window:
-    """Which rows and columns the current forward pass reads and writes."""
+BLOCK_TOKENS = 128
+"""Columns are added in multiples of this."""
+KEPT_BYTES = 2**26
+"""What `free` leaves alone: giving back less is not worth asking for it again."""
 
+
+class _Window:
+    """Which rows and columns the current forward pass reads and writes, and how many there is memory for."""
+
+    shape: tuple[int, int] = (0, 0)
     rows: slice = slice(0, 0)
     row_index: Tensor
     column_index: Tensor
@@ -34,22 +41,37 @@ class _Window:
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, (slots, capacity, heads, head size)."""
+    """Keys and values of one layer, (rows, columns, heads, head size), both growing with what is used."""
 
     is_sliding = False
 
-    def __init__(self, window: _Window, slots: int, capacity: int) -> None:
+    def __init__(self, window: _Window, capacity: int) -> None:
         super().__init__()
-        self._window, self._shape = window, (slots, capacity)
+        self._window, self._capacity = window, capacity
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def empty(like: Tensor) -> Tensor:
-            return torch.zeros(
-                *self._shape, like.shape[1], like.shape[3], dtype=like.dtype, device=like.device
-            )
+            shape = (*self._window.shape, like.shape[1], like.shape[3])
+            return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
         self.keys, self.values = empty(key_states), empty(value_states)
         self.is_initialized = True
+
+    def grow(self) -> None:
+        """Make room for the window's shape; what is held stays where it is."""
+        if self.keys is None or self.values is None:
+            return
+        self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+
+    def _grown(self, states: Tensor) -> Tensor:
+        grown = states.new_zeros(*self._window.shape, *states.shape[2:])
+        grown[: states.shape[0], : states.shape[1]] = states
+        return grown
+
+    def free(self) -> None:
+        """Give the memory back, with all that is held."""
+        self.keys = self.values = None
+        self.is_initialized = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -75,11 +97,11 @@ class _SlotLayer(CacheLayerMixin):
         return self._window.width
 
     def get_max_length(self) -> int:
-        return self._shape[1]
+        return self._capacity
 
 
 class SlotCache:
-    """`slots` rows of up to `capacity` tokens for one model."""
+    """`slots` rows of up to `capacity` tokens for one model; its memory grows with what is in use."""
 
     def __init__(
         self, config: PretrainedConfig, slots: int, capacity: int, dtype: torch.dtype = torch.float32
@@ -98,9 +120,9 @@ class SlotCache:
                 "(engine.name = 'vllm', docs/engines.md), or use a model with full or sliding-window "
                 "attention layers only"
             )
-        self.capacity = capacity
+        self.capacity, self._slots = capacity, slots
         self._window = _Window()
-        self._layers = [_SlotLayer(self._window, slots, capacity) for _ in layer_types]
+        self._layers = [_SlotLayer(self._window, capacity) for _ in layer_types]
         self.cache = Cache(layers=list(self._layers))
         self._layer_types = set(layer_types)
         self._config, self._dtype = text, dtype
@@ -108,6 +130,33 @@ class SlotCache:
     def fill_only(self, wanted: bool) -> None:
         """Say whether the next passes raise `CacheFilled` once they have written all keys and values."""
         self._window.last = self._layers[-1] if wanted else None
+
+    @property
+    def bytes(self) -> int:
+        """Memory that keys and values take now."""
+        return sum(states.nbytes for states in self._states())
+
+    def free(self) -> None:
+        """Give the memory back, if it is much; for when no row is in use, as during an update."""
+        if self.bytes > KEPT_BYTES:
+            self._window.shape = (0, 0)
+            for layer in self._layers:
+                layer.free()
+
+    @torch.inference_mode()
+    def _reserve(self, rows: int, columns: int) -> None:
+        """Have memory for some rows and columns: a half more than there was, in blocks, up to the limits."""
+        had_rows, had_columns = self._window.shape
+        if rows <= had_rows and columns <= had_columns:
+            return
+        if rows > had_rows:
+            rows = max(rows, had_rows * 3 // 2)
+        if columns > had_columns:
+            columns = -(-max(columns, had_columns * 3 // 2) // BLOCK_TOKENS) * BLOCK_TOKENS
+        rows, columns = max(rows, had_rows), max(columns, had_columns)
+        self._window.shape = min(rows, self._slots), min(columns, self.capacity)
+        for layer in self._layers:
+            layer.grow()
 
     def open(
         self, rows: slice, held: list[int], fed: int, device: torch.device
@@ -126,6 +175,7 @@ class SlotCache:
         w.row_index = torch.arange(rows.start, rows.stop, device=device).unsqueeze(1)
         w.column_index = positions
         w.width = min(max(held) + fed, self.capacity)
+        self._reserve(rows.stop, w.width)
         columns = torch.arange(w.width, device=device)
         mask = columns <= positions.unsqueeze(-1)
         return positions, self._masks(mask, columns, positions)
@@ -149,6 +199,7 @@ class SlotCache:
     @torch.inference_mode()  # as the forward passes are, whose memory this is
     def swap(self, a: int, b: int, length: int) -> None:
         """Exchange the first `length` positions of two rows."""
+        self._reserve(max(a, b) + 1, length)
         for states in self._states():
             kept = states[a, :length].clone()
             states[a, :length] = states[b, :length]
@@ -157,6 +208,7 @@ class SlotCache:
     @torch.inference_mode()
     def copy(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copy the first `length` positions of row `sources[i]` to row `targets[i]`, all at once."""
+        self._reserve(max(*sources, *targets) + 1, length)
         for states in self._states():
             states[targets, :length] = states[sources, :length]
 

@@ -101,6 +101,11 @@ class TransformersEngine:
             self._index[last.session] = position
         self._wake()
 
+    def free(self) -> None:
+        """Give the memory of the cache back between two steps; does nothing while a session is open."""
+        if not self._rows:
+            self._cache.free()
+
     def _wake(self) -> None:
         if self._runner is None or self._runner.done():
             self._runner = asyncio.get_running_loop().create_task(self._run())
