@@ -248,6 +248,11 @@ class TrainSettings(Section):
         description="Positions whose logits are in memory at a time; 0: a whole micro-batch's. None: whole "
         "up to 2^25 logits, else in chunks of that size.",
     )
+    share_prefixes: bool = Field(
+        True,
+        description="Beginnings that rows share, such as a group's prompt, go through the model once in an "
+        "update, where that is exact and cheaper than padding (policies above a few million parameters).",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class CacheFilled(Exception):
@@ -113,7 +113,7 @@ class SlotCache:
         # Mistral and its like name no layer types: with a window, every layer slides.
         kind = "full_attention" if self._sliding_window is None else "sliding_attention"
         layer_types = getattr(text, "layer_types", None) or [kind] * text.num_hidden_layers
-        if other := set(layer_types) - _ATTENTION_LAYERS:
+        if other := set(layer_types) - ATTENTION_LAYERS:
             raise ValueError(
                 f"policy.model: layers of type {sorted(other)} keep a recurrent state or need another mask, "
                 "which the in-process engine cannot give them; sample from a vLLM server instead "

@@ -4,7 +4,11 @@ A token's weight is that of its whole mini-batch, however that is cut into micro
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
 
 from aipo.config.settings import AlgorithmSettings
 from aipo.core.advantages import ESTIMATORS, Advantage, whitened
@@ -12,12 +16,27 @@ from aipo.core.batch import Row, weighted_rows
 from aipo.core.types import Source
 from aipo.training.algorithm import base_algorithm, objective_settings
 from aipo.training.credit import Credit
+from aipo.training.log_probs import PolicyForward
+from aipo.training.prefixes import PassCost, cheapest_trees, distinct_tokens
 
 PASS_TOKENS_CPU, PASS_TOKENS_GPU = 32, 1024
 """What a forward and backward pass costs beside its tokens, in tokens: on a CPU next to nothing (measured:
 benchmarks/update.py); on a GPU, which small passes leave idle, 50 ms of launching kernels [estimated]."""
+MOST_PACKED_TOKENS_CPU = 2048
+"""Distinct tokens of a packed pass on a CPU, where more make no token cheaper."""
 ENOUGH_TOKENS_CPU = 1024
 """Padded tokens beyond which a pass on a CPU becomes no cheaper for each, but leaves the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """Rows that go through the model in one pass."""
+
+    rows: list[Row]
+    counted: bool = True
+    """Whether it is to be counted; a rank's filler is not."""
+    trees: tuple[int, ...] = ()
+    """How many of the rows, in order, are packed into each prefix tree; (): all are padded."""
 
 
 def minibatches(
@@ -58,7 +77,7 @@ def _whitened(credits: Sequence[Sequence[Credit]]) -> list[list[Credit]]:
 
 def microbatches_of_rank(
     rows: Sequence[Row], max_tokens: int, pass_tokens: int, rank: int, size: int
-) -> list[tuple[list[Row], bool]]:
+) -> list[Microbatch]:
     """Return what one of `size` ranks takes of the rows, as `microbatches`; equally many parts on all ranks.
 
     A rank that has fewer fills up with a row that weighs nothing, because ranks wait for one another in each
@@ -66,9 +85,13 @@ def microbatches_of_rank(
     """
     ordered = sorted(rows, key=lambda row: len(row.stream))
     shares = [microbatches(ordered[other::size], max_tokens, pass_tokens) for other in range(size)]
-    missing = max(map(len, shares)) - len(shares[rank])
-    filler = [([replace(row, weight=0.0)], False) for row in ordered[:1]]
-    return [(part, True) for part in shares[rank]] + filler * missing
+    return filled_up([Microbatch(part) for part in shares[rank]], max(map(len, shares)), ordered)
+
+
+def filled_up(parts: list[Microbatch], number: int, rows: Sequence[Row]) -> list[Microbatch]:
+    """Return a rank's parts with as many that weigh nothing as make them `number`."""
+    filler = [Microbatch([replace(row, weight=0.0)], counted=False) for row in rows[:1]]
+    return parts + filler * (number - len(parts))
 
 
 def microbatches(rows: Sequence[Row], max_tokens: int, pass_tokens: int = 0) -> list[list[Row]]:
@@ -95,3 +118,42 @@ def microbatches(rows: Sequence[Row], max_tokens: int, pass_tokens: int = 0) -> 
         parts.append(rows[first : end[first]])
         first = end[first]
     return parts
+
+
+class SharedPrefixes:
+    """Cuts a mini-batch into packed micro-batches, where that is cheaper than padding and the model can."""
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
+        """`model`: a `PolicyForward`, however wrapped, or a transformers model."""
+        plain = accelerator.unwrap_model(model)
+        self._forward = PolicyForward(plain) if isinstance(plain, PreTrainedModel) else plain
+        self._device, self._cost = accelerator.device, PassCost.of(self._forward.policy)
+
+    def microbatches(
+        self, rows: Sequence[Row], max_tokens: int, rank: int, size: int
+    ) -> list[Microbatch] | None:
+        """Return the micro-batches of one of `size` ranks; None where the rows are to be padded."""
+        if self._device.type == "cpu":
+            max_tokens = min(max_tokens, MOST_PACKED_TOKENS_CPU)
+        trees = cheapest_trees([row.stream.ids for row in rows], max_tokens, self._cost)
+        if trees is None or not self._forward.can_pack():
+            return None
+        lengths = [distinct_tokens([rows[i].stream.ids for i in tree]) for tree in trees]
+        order = sorted(range(len(trees)), key=lambda i: lengths[i])
+        shares = [self._passes(order[other::size], lengths, max_tokens) for other in range(size)]
+        parts = []
+        for one_pass in shares[rank]:
+            packed = [trees[tree] for tree in one_pass]
+            members = [rows[i] for tree in packed for i in tree]
+            parts.append(Microbatch(members, trees=tuple(map(len, packed))))
+        return filled_up(parts, max(map(len, shares)), rows)
+
+    @staticmethod
+    def _passes(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Return trees, given in the order of their lengths, by pass: none pads to more than `max_tokens`."""
+        passes: list[list[int]] = []
+        for tree in order:
+            if not passes or (len(passes[-1]) + 1) * lengths[tree] > max_tokens:
+                passes.append([])
+            passes[-1].append(tree)
+        return passes

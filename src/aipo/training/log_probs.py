@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 
-from aipo.training.prefixes import PackedRows
+from aipo.engines.slots import ATTENTION_LAYERS
+from aipo.training.prefixes import PackedRows, packed_rows, prefix_tree
 
 LOGITS_AT_ONCE = 2**25
 """Logits at a time where nobody says otherwise: 128 MiB in float32, 220 positions of Qwen's 151,936."""
@@ -92,6 +93,7 @@ class PolicyForward(nn.Module):
         self._vocabulary_size = int(policy.config.get_text_config(decoder=True).vocab_size)
         self._head: Head | None = None
         self._checked = False
+        self._packs: bool | None = None
         self._layers = _checkpointing_layers(policy) if gradient_checkpointing else []
 
     def forward(
@@ -106,6 +108,26 @@ class PolicyForward(nn.Module):
             if not chunk or not self._usable_head(ids):
                 return self._whole(ids, temperature, first)
             return self._chunked(ids, temperature, first, chunk)
+
+    def can_pack(self) -> bool:
+        """Compare packed log-probabilities with padded ones on two short sequences, once; say if they agree.
+
+        Rows of a model that ignores its mask, or whose layers keep a recurrent state, are padded.
+        """
+        config: Any = self.policy.config.get_text_config(decoder=True)
+        if set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS:
+            return False
+        if self._packs is None:
+            spread = [i * 7919 % self._vocabulary_size for i in range(CHECKED_TOKENS)]
+            half = CHECKED_TOKENS // 2
+            pair = [tuple(spread), (*spread[:half], *reversed(spread[half:]))]
+            rows = packed_rows([prefix_tree(pair)], [[1, 1]], 0).to(self.policy.device)
+            with torch.no_grad():
+                expected, _ = self(torch.tensor(pair, device=self.policy.device), 1.0)
+                found = rows.spread(self(rows.ids, 1.0, packed=rows)[0])
+            most = MAX_CHECK_ERROR.get(self.policy.dtype, 1e-4)
+            self._packs = float((expected - found).abs().mean()) <= most
+        return self._packs
 
     def chunk_of(self, positions: int) -> int:
         """Return how many of these positions are computed at a time; 0: all at once."""

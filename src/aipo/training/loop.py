@@ -88,6 +88,7 @@ class Trainer:
             max_grad_norm=t.max_grad_norm,
             pad_id=pad_id(tokenizer),
             mismatch_truncation=settings.algorithm.mismatch_truncation,
+            share_prefixes=t.share_prefixes,
         )
         self._guards = Guards(settings)
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)

@@ -8,13 +8,15 @@ padded sequence, and the log-probability of a token, given its parent's hidden s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, fields
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from aipo.core.tokens import TokenStream
 
 ROOT = -1
 """The parent of a first token, which nothing predicts."""
@@ -105,6 +107,10 @@ class PackedRows:
     """(M,): their ids."""
     places: Tensor
     """(B, T): which of the M each token of the batch is; M where none is wanted."""
+
+    def to(self, device: torch.device) -> "PackedRows":
+        """Return the same on a device."""
+        return PackedRows(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def allowed(self, window: int = 0) -> Tensor:
         """Return the attention mask (R, 1, N, N), True where query i may look at key j.
@@ -232,3 +238,14 @@ def distinct_tokens(sequences: Sequence[tuple[int, ...]]) -> int:
     ordered = sorted(sequences)
     shared = (shared_length(b, a) for a, b in pairwise(ordered))
     return sum(map(len, ordered)) - sum(shared)
+
+
+def packed_streams(streams: Sequence[TokenStream], sizes: Sequence[int], pad_id: int) -> PackedRows:
+    """Return streams, the first `sizes[0]` of which make the first tree, packed; prompts are not wanted."""
+    rest = iter(streams)
+    trees = [list(islice(rest, size)) for size in sizes]
+    return packed_rows(
+        [prefix_tree([stream.ids for stream in tree]) for tree in trees],
+        [[stream.prompt_length for stream in tree] for tree in trees],
+        pad_id,
+    )

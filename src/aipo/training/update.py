@@ -19,9 +19,17 @@ from torch.distributed.tensor import DTensor
 from aipo.core.batch import Row, TokenBatch, collate, corrected
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
 from aipo.core.types import Source
-from aipo.training.batch import ENOUGH_TOKENS_CPU, PASS_TOKENS_CPU, PASS_TOKENS_GPU, microbatches_of_rank
+from aipo.training.batch import (
+    ENOUGH_TOKENS_CPU,
+    PASS_TOKENS_CPU,
+    PASS_TOKENS_GPU,
+    Microbatch,
+    SharedPrefixes,
+    microbatches_of_rank,
+)
 from aipo.training.events import NonFiniteError, StopRunError
-from aipo.training.log_probs import token_log_probs
+from aipo.training.log_probs import packed_log_probs, token_log_probs
+from aipo.training.prefixes import packed_streams
 from aipo.training.ranks import ALONE, Ranks
 from aipo.training.sharded import reshard
 
@@ -41,6 +49,8 @@ class UpdateSettings:
     pad_id: int
     mismatch_truncation: float = 0.0
     """Largest weight of the correction for a sampler that differs from the trainer; 0: no correction."""
+    share_prefixes: bool = False
+    """Whether beginnings that rows share go through the model once, where that is cheaper."""
 
 
 class MinibatchGuard(Protocol):
@@ -76,6 +86,7 @@ class Updater:
         self._guard, self.steps_taken, self._ranks = guard, 0, ranks
         self._accelerator, self._model, self._optimiser = accelerator, model, optimiser
         self._settings, self._objective = settings, ObjectiveSettings()
+        self._prefixes = SharedPrefixes(model, accelerator) if settings.share_prefixes else None
         self._trainer_log_p: dict[int, tuple[float, ...]] = {}
         """Of each stream, by its `id`, before the first step; empty without the correction."""
         self._keep_feedback = False
@@ -156,11 +167,11 @@ class Updater:
         rest = [row for row in rows if not self._objective.teaches(row)] if len(taught) < len(rows) else []
         parts = [*self._parts(taught, learnt=True), *self._parts(rest, learnt=False)]
         nonfinite_error: NonFiniteError | None = None
-        for part, counted, learnt, synced in parts:
-            sampled = self._collate(part)
-            batch = self._corrected(sampled, part)
+        for part, learnt, synced in parts:
+            sampled = self._collate(part.rows)
+            batch = self._corrected(sampled, part.rows)
             with torch.set_grad_enabled(learnt), synced:
-                log_p, entropy = self._log_probs(batch)
+                log_p, entropy = self._log_probs(batch, part)
                 loss = objective_loss(log_p, batch, self._objective)
                 try:
                     _refuse_non_finite(loss, log_p, batch)
@@ -169,13 +180,13 @@ class Updater:
                         raise
                     nonfinite_error = nonfinite_error or error  # the other ranks wait for this one's passes
                 self._backward(loss)
-            if not counted:
+            if not part.counted:
                 continue
             for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
                 sums[name] += value
             _add_mismatch(sums, log_p.detach(), sampled)
             if self._keep_feedback and nonfinite_error is None:
-                self._keep(part, log_p.detach(), sampled)
+                self._keep(part.rows, log_p.detach(), sampled)
             sums["entropy"] += float((entropy * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())
         reshard(self._model)
@@ -187,20 +198,24 @@ class Updater:
 
     def _parts(
         self, rows: Sequence[Row], learnt: bool
-    ) -> Iterator[tuple[list[Row], bool, bool, AbstractContextManager[None]]]:
-        """Yield this rank's micro-batches: whether they count, are learnt from, and when gradients meet.
+    ) -> Iterator[tuple[Microbatch, bool, AbstractContextManager[None]]]:
+        """Yield this rank's micro-batches: whether they are learnt from, and when gradients meet.
 
         Under DDP that is in the last one's backward pass. Under FSDP it is in each, or the gradient of all
         weights would be on each rank.
         """
         limit, pass_tokens = self._settings.microbatch_tokens, PASS_TOKENS_GPU
-        if self._accelerator.device.type == "cpu":
-            limit, pass_tokens = min(limit, ENOUGH_TOKENS_CPU), PASS_TOKENS_CPU
-        parts = microbatches_of_rank(rows, limit, pass_tokens, self._ranks.rank, self._ranks.size)
-        for i, (part, counted) in enumerate(parts):
+        on_cpu = self._accelerator.device.type == "cpu"
+        ranks = self._ranks.rank, self._ranks.size
+        parts = self._prefixes.microbatches(rows, limit, *ranks) if self._prefixes else None
+        if parts is None:
+            if on_cpu:
+                limit, pass_tokens = min(limit, ENOUGH_TOKENS_CPU), PASS_TOKENS_CPU
+            parts = microbatches_of_rank(rows, limit, pass_tokens, *ranks)
+        for i, part in enumerate(parts):
             alone = not self._ranks.several or self._accelerator.is_fsdp2
             later = learnt and i < len(parts) - 1 and not alone
-            yield part, counted, learnt, self._accelerator.no_sync(self._model) if later else nullcontext()
+            yield part, learnt, self._accelerator.no_sync(self._model) if later else nullcontext()
 
     def _backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient. A token's weight is that of the whole mini-batch, so shares of ranks
@@ -218,8 +233,11 @@ class Updater:
                 if log_p is not None:
                     self.feedback_log_p[id(row.stream)] = log_p
 
-    def _log_probs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    def _log_probs(self, batch: TokenBatch, part: Microbatch) -> tuple[Tensor, Tensor]:
         """Return log p and entropy of all that is no prompt."""
+        if part.trees:
+            rows = packed_streams([row.stream for row in part.rows], part.trees, self._settings.pad_id)
+            return packed_log_probs(self._model, rows.to(batch.ids.device), self._settings.temperature)
         prompt = int((batch.sources == Source.PROMPT).sum(-1).min())
         return token_log_probs(self._model, batch.ids, self._settings.temperature, prompt)
 
@@ -232,11 +250,11 @@ class Updater:
         """Return the norm of each source's part of a mini-batch's gradient, which is left as it was: zero."""
         norms = {}
         for source in (Source.POLICY, Source.FEEDBACK):
-            for part, _, _, synced in self._parts(rows, learnt=True):
-                batch = self._corrected(self._collate(part), part)
+            for part, _, synced in self._parts(rows, learnt=True):
+                batch = self._corrected(self._collate(part.rows), part.rows)
                 batch = replace(batch, weight=batch.weight * (batch.sources == source))
                 with synced:
-                    log_p, _ = self._log_probs(batch)
+                    log_p, _ = self._log_probs(batch, part)
                     self._backward(objective_loss(log_p, batch, self._objective))
             norm = self._clipped(float("inf"))
             self._optimiser.zero_grad(set_to_none=True)
@@ -273,20 +291,17 @@ class Updater:
 
     @torch.no_grad()
     def _recomputed(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows, sorted by length, with log p under the policy as it is now, before any step."""
-        own: list[tuple[float, ...]] = []
-        for part, counted, *_ in self._parts(rows, learnt=False):
-            log_p, _ = self._log_probs(self._collate(part))
-            if counted:
-                own += [
-                    tuple(of_row[: len(row.stream)]) for row, of_row in zip(part, log_p.tolist(), strict=True)
-                ]
+        """Return the rows with log p under the policy as it is now, before any step."""
+        own: dict[int, tuple[float, ...]] = {}
+        for part, *_ in self._parts(rows, learnt=False):
+            log_p, _ = self._log_probs(self._collate(part.rows), part)
+            for row, of_row in zip(part.rows, log_p.tolist(), strict=True):
+                if part.counted:
+                    own[id(row.stream)] = tuple(of_row[: len(row.stream)])
         reshard(self._model)
-        ordered = sorted(rows, key=lambda row: len(row.stream))
-        return [
-            replace(row, recomputed=v)
-            for row, v in zip(ordered, self._ranks.gather_interleaved(own), strict=True)
-        ]
+        of_ranks = self._ranks.all_gather([own.get(id(row.stream)) for row in rows])
+        found = [next(filter(None, of_row)) for of_row in zip(*of_ranks, strict=True)]
+        return [replace(row, recomputed=log_p) for row, log_p in zip(rows, found, strict=True)]
 
 
 def _refuse_non_finite(loss: Tensor, log_p: Tensor, batch: TokenBatch) -> None:
