@@ -5,17 +5,21 @@ It takes seconds and trains nothing; a failure is one error with the reason.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from aipo.assembly.parts import AssemblyError, Parts
+from aipo.consult.limits import Limits
 from aipo.core.types import Condition, Verdict
 from aipo.engines.base import Sampling
-from aipo.rollout.group import GroupShape
+from aipo.rollout.group import GroupShape, Sampler
 from aipo.tasks.base import Problem
 from aipo.training.log_probs import token_log_probs
 
 MAX_RATIO_ERROR = 1e-4
 CHECKED_PROBLEMS = 3
+OWN_TOKENS, FEEDBACK_TOKENS = 24, 24
+"""What a rollout of the self-test may write itself, and be told: a few tokens show what many would."""
 LONGEST_CHECKED = 50
 """The longest problems, in characters, whose prompts must fit rollout.max_prompt_tokens."""
 
@@ -31,12 +35,22 @@ def self_test(parts: Parts, problems: Sequence[Problem], temperature: float = 1.
     asyncio.run(_sampler_agrees(parts, problems[:CHECKED_PROBLEMS], temperature))
 
 
+def _bounded(sampler: Sampler) -> Sampler:
+    """Return the sampler with limits under which a rollout takes seconds, whatever the recipe's are."""
+    consult = sampler.consult
+    feedback = min(FEEDBACK_TOKENS, consult.limits.max_feedback_tokens)
+    response = min(consult.limits.max_response_tokens, OWN_TOKENS + consult.codec.request_room(feedback))
+    limits = Limits(min(1, consult.limits.max_consultations), feedback, response)
+    return replace(sampler, consult=replace(consult, limits=limits))
+
+
 async def _sampler_agrees(parts: Parts, problems: Sequence[Problem], temperature: float) -> None:
     import torch
 
+    sampler = _bounded(parts.sampler)
     exact = parts.model.dtype == torch.float32 and parts.policy_engine.dtype == "float32"
-    consulting = 1 if parts.sampler.consult.agents else 0
-    groups = await parts.sampler.groups(
+    consulting = 1 if sampler.consult.agents else 0
+    groups = await sampler.groups(
         problems, GroupShape(consulting, 1, sampling=Sampling(temperature)), ("self-test",)
     )
     for member in (m for g in groups for m in g.members):

@@ -71,6 +71,15 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class MemoryHolder(Protocol):
+    """An engine whose memory can be lent to the update, between the last rollout of a step and the next."""
+
+    def free(self) -> None:
+        """Give back what the next rollouts can ask for again."""
+        ...
+
+
+@runtime_checkable
 class WeightSink(Protocol):
     """An engine with weights of its own, to be given the trainer's after each update.
 

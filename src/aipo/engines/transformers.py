@@ -101,6 +101,11 @@ class TransformersEngine:
             self._index[last.session] = position
         self._wake()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values take now."""
+        return self._cache.bytes
+
     def free(self) -> None:
         """Give the memory of the cache back between two steps; does nothing while a session is open."""
         if not self._rows:

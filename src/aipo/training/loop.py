@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import Settings
 from aipo.core.seeds import seed_of
-from aipo.engines.base import EngineError, WeightSink
+from aipo.engines.base import EngineError, MemoryHolder, WeightSink
 from aipo.rollout.group import Group, Sampler
 from aipo.rollout.records import consultation_times, rollout_records
 from aipo.tasks.base import Problem
@@ -69,6 +69,7 @@ class Trainer:
         self._policy = Sharded(model) if sharded else Whole(model)
         for watched_model in {model, self._policy.trained}:
             self.waits.watch_forward_passes(watched_model)
+        self._engine = sampler.engine
         self.sampler = watched(sampler, self.waits)
         if ranks.several:
             ranks.waiting = partial(self.waits.track, "the other ranks", f"rank {ranks.rank}")
@@ -228,6 +229,8 @@ class Trainer:
         self._updater.begin_step()
         with self.waits.track("sampling", f"step {step}"):
             groups, credits = await self._experience.sample_step(step, algorithm)
+        if isinstance(self._engine, MemoryHolder):
+            self._engine.free()
         clock.append(time.monotonic())
         metrics = rollout_metrics(groups, self.sampler.consult.agents)
         metrics["agent_cost"] = metrics.get("agent_cost", 0.0) + self._experience.approval_cost

@@ -159,12 +159,12 @@ class Updater:
         """Add up the gradient of a mini-batch; return the sums of its metrics.
 
         Rows of which no term of the objective needs the gradient, most of a batch in late training, go
-        through the model for the metrics only, at a third of the cost. (If no row has one, all get their
-        zeros, so that the optimiser's momentum does not depend on this shortcut.)
+        through the model for the metrics only, at a third of the cost. If no row has one, the gradient is set
+        to zero, so that the optimiser's momentum does not depend on this shortcut.
         """
         sums: defaultdict[str, float] = defaultdict(float)
-        taught = [row for row in rows if self._objective.teaches(row)] or list(rows)
-        rest = [row for row in rows if not self._objective.teaches(row)] if len(taught) < len(rows) else []
+        taught = [row for row in rows if self._objective.teaches(row)]
+        rest = [row for row in rows if not self._objective.teaches(row)]
         parts = [*self._parts(taught, learnt=True), *self._parts(rest, learnt=False)]
         nonfinite_error: NonFiniteError | None = None
         for part, learnt, synced in parts:
@@ -189,6 +189,9 @@ class Updater:
                 self._keep(part.rows, log_p.detach(), sampled)
             sums["entropy"] += float((entropy * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())
+        if not taught:
+            for parameter in self._model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         reshard(self._model)
         with self._ranks.together():
             if nonfinite_error is not None:
