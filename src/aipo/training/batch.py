@@ -22,6 +22,8 @@ from aipo.training.prefixes import PassCost, cheapest_trees, distinct_tokens
 PASS_TOKENS_CPU, PASS_TOKENS_GPU = 32, 1024
 """What a forward and backward pass costs beside its tokens, in tokens: on a CPU next to nothing (measured:
 benchmarks/update.py); on a GPU, which small passes leave idle, 50 ms of launching kernels [estimated]."""
+LEAST_PARAMETERS = 5_000_000
+"""Of a smaller policy, finding what rows share takes longer than computing it again [estimated]."""
 MOST_PACKED_TOKENS_CPU = 2048
 """Distinct tokens of a packed pass on a CPU, where more make no token cheaper."""
 ENOUGH_TOKENS_CPU = 1024
@@ -127,7 +129,9 @@ class SharedPrefixes:
         """`model`: a `PolicyForward`, however wrapped, or a transformers model."""
         plain = accelerator.unwrap_model(model)
         self._forward = PolicyForward(plain) if isinstance(plain, PreTrainedModel) else plain
-        self._device, self._cost = accelerator.device, PassCost.of(self._forward.policy)
+        policy = self._forward.policy
+        self._device, self._cost = accelerator.device, PassCost.of(policy)
+        self._small = sum(p.numel() for p in policy.parameters()) < LEAST_PARAMETERS
 
     def microbatches(
         self, rows: Sequence[Row], max_tokens: int, rank: int, size: int
@@ -135,6 +139,8 @@ class SharedPrefixes:
         """Return the micro-batches of one of `size` ranks; None where the rows are to be padded."""
         if self._device.type == "cpu":
             max_tokens = min(max_tokens, MOST_PACKED_TOKENS_CPU)
+        if self._small:
+            return None
         trees = cheapest_trees([row.stream.ids for row in rows], max_tokens, self._cost)
         if trees is None or not self._forward.can_pack():
             return None

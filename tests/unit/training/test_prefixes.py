@@ -163,6 +163,7 @@ def rows_of_groups() -> list[Row]:
 def test_an_update_with_shared_prefixes_is_the_gradient_by_its_definition(
     tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(batch, "LEAST_PARAMETERS", 0)
     monkeypatch.setattr(batch, "cheapest_trees", lambda ids, most, cost: in_trees(ids, most))
     monkeypatch.setattr(update, "token_log_probs", None)  # a padded pass would raise
     rows = rows_of_groups()
@@ -178,6 +179,7 @@ def test_an_update_with_shared_prefixes_is_the_gradient_by_its_definition(
 
 
 def test_the_shares_of_ranks_are_all_rows_once_in_equally_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "LEAST_PARAMETERS", 0)
     monkeypatch.setattr(batch, "cheapest_trees", lambda ids, most, cost: in_trees(ids, most))
     rows = rows_of_groups()
     prefixes = SharedPrefixes(double_model(), Accelerator(cpu=True))
