@@ -26,7 +26,6 @@ from transformers import (
 )
 
 from aipo.core.types import StopReason
-from aipo.engines import slots
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
 from aipo.engines.slots import SlotCache
 from aipo.engines.transformers import LOCKSTEP_TOKENS, TransformersEngine
@@ -225,42 +224,6 @@ def test_a_group_that_exceeds_the_slots_computes_its_prompt_once_all_the_same() 
     assert engine.forwarded_tokens == len(prompt) - 1 + sum(len(r.ids) - len(prompt) for r in rollouts)
     for written in rollouts:
         assert written.log_probs == pytest.approx(true_log_probs(model, written), abs=1e-5)
-
-
-def test_the_cache_has_memory_for_what_is_used_and_growing_changes_no_bit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = llama()
-    monkeypatch.setattr(slots, "BLOCK_TOKENS", 4)  # rows and columns grow all along
-    grown = engine_of(model, slots=64, capacity=4096)
-    written = run(write_many(grown, 8))
-    used = grown.cache_bytes
-    monkeypatch.setattr(slots, "BLOCK_TOKENS", 160)
-    whole = engine_of(model, slots=8, capacity=160)
-    for a, b in zip(written, run(write_many(whole, 8)), strict=True):
-        assert a.ids == b.ids and a.log_probs == b.log_probs
-    longest = max(len(w.ids) for w in written)
-    assert used <= whole.cache_bytes * (12 / 8) * (1.5 * longest + 4) / 160
-    assert used < whole.cache_bytes * 64 * 4096 / (8 * 160) / 50
-
-
-def test_memory_is_lent_between_steps_and_never_while_a_session_is_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(slots, "KEPT_BYTES", 0)
-    model = llama()
-    engine = engine_of(model)
-    before = run(write(engine, "s", [5, 6, 7]))
-    engine.free()
-    assert engine.cache_bytes == 0
-    assert run(write(engine, "s", [5, 6, 7])).log_probs == before.log_probs
-
-    async def open_session() -> None:
-        await engine.generate(ask("open", [5, 6, 7]))
-        engine.free()
-
-    run(open_session())
-    assert engine.cache_bytes > 0
 
 
 def test_a_session_that_begins_anew_forgets_what_it_held() -> None:
