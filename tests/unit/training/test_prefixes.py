@@ -170,7 +170,9 @@ def test_an_update_with_shared_prefixes_is_the_gradient_by_its_definition(
     model = double_model()
     before = [p.detach().clone() for p in model.parameters()]
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
-    settings = UpdateSettings(1.0, tokens, 1e6, 0, 0.0, True)
+    settings = UpdateSettings(
+        temperature=1.0, microbatch_tokens=tokens, max_grad_norm=1e6, pad_id=0, share_prefixes=True
+    )
     metrics = Updater(Accelerator(cpu=True), model, optimiser, settings).apply([rows], OBJECTIVE)
     expected = gradient_of(rows)
     for old, new, gradient in zip(before, model.parameters(), expected, strict=True):
