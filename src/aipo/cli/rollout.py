@@ -54,8 +54,11 @@ def _print_group(parts: Parts, group: Group) -> None:
 
 
 def _coloured(parts: Parts, member: MemberRollout) -> Text:
-    text = Text()
+    text, shown = Text(), 0
+    ids: list[int] = []
     for segment in member.rollout.stream.segments if member.rollout else ():
-        words = parts.sampler.consult.codec.text(segment.ids)
-        text.append(words + " ", style=STYLES[segment.source])
+        ids += segment.ids
+        so_far = parts.sampler.consult.codec.text(ids)  # whole, so that no space is shown that is not there
+        text.append(so_far[shown:], style=STYLES[segment.source])
+        shown = len(so_far)
     return text
