@@ -45,7 +45,7 @@ def refused(recipe: Path, *overrides: str) -> str:
 
 def test_an_unknown_engine_is_named_with_those_that_exist(recipe: Path) -> None:
     said = refused(recipe, "engine.name=sglang")
-    assert "engine.name = 'sglang' is not known" in said and "Choose one of transformers, vllm" in said
+    assert "engine.name = 'sglang' is not known" in said and "choose one of transformers, vllm" in said
 
 
 def test_an_address_where_nothing_listens(recipe: Path) -> None:

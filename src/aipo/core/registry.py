@@ -97,8 +97,8 @@ red, or name your own as 'module:attribute'
     def _unknown(self, name: str) -> RegistryError:
         known = [*self._entries, *self._points()]
         near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
         return RegistryError(
-            f"{self.field} = {name!r} is not known; {hint}Choose one of {', '.join(known)}, or name your "
+            f"{self.field} = {name!r} is not known; {hint} one of {', '.join(known)}, or name your "
             "own as 'module:attribute'"
         )
