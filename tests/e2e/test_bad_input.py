@@ -169,7 +169,12 @@ class TestPolicies:
         tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
         tokenizer.save_pretrained(policy_copy)
         assert AutoTokenizer.from_pretrained(policy_copy).decode(tokenizer.encode("<Help>")) == "<help>"
-        verify = ('agents.enabled=["verify"]', "agents.backend=dead", "consult.tags.verify=Help")
+        verify = (
+            'agents.enabled=["verify"]',
+            "agents.backend=dead",
+            "consult.tags.verify=Help",
+            "consult.max_feedback_tokens=2",
+        )
         message = refused(recipe, f"policy.model={policy_copy}", *verify)
         assert_says(message, "tag <Help> comes back from the tokenizer as '<help>'", "consult.tags")
 
