@@ -151,7 +151,10 @@ def results_table(
 def format_estimate(cell: Estimate | None) -> str:
     """Return an estimate as the tables show it.
 
-    >>> format_estimate(Estimate(0.976, 0.95, 0.999, 0.0, 0.0, 64, 0, 64, 3))
+    >>> counts = {"problems": 64, "left_out": 0, "samples": 64, "seeds": 3}
+    >>> format_estimate(
+    ...     Estimate(value=0.976, low=0.95, high=0.999, sampling_se=0.0, question_se=0.0, **counts)
+    ... )
     '.98 [.95, 1.0]'
     >>> format_estimate(None)
     '–'
