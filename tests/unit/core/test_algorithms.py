@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import ESTIMATORS, Member, group_advantages, overlong_penalty, whitened
+from aipo.core.advantages import (
+    ESTIMATORS,
+    FEEDBACK_ADVANTAGES,
+    Advantage,
+    Member,
+    group_advantages,
+    overlong_penalty,
+    whitened,
+)
 from aipo.core.algorithms import ALGORITHMS
 from aipo.core.batch import Row, collate
 from aipo.core.coefficients import COEFFICIENTS
@@ -172,6 +180,37 @@ def test_a_setting_replaces_one_part_of_an_algorithm_and_none_keeps_it() -> None
     assert changed.clip == Clip(0.0, 4e-4)
     assert (changed.aggregation, changed.estimator) == ("horizon", "leave_one_out")
     assert changed.surrogate == "sequence"
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "policy", "feedback", "heard", "taught"),
+    [
+        ("floored", 0.0, 0.0, True, False),
+        ("floored", -1.0, 0.0, True, True),
+        ("floored", 0.0, -1.0, True, True),
+        ("floored", 0.0, 1.0, False, False),  # no FEEDBACK token that could learn from it
+        ("masked", 0.0, 1.0, True, False),
+    ],
+)
+def test_a_row_is_taught_where_a_term_has_a_gradient_on_one_of_its_tokens(
+    coefficient: str, policy: float, feedback: float, heard: bool, taught: bool
+) -> None:
+    segments = [Segment(Source.PROMPT, (1,)), Segment(Source.POLICY, (2,), (-1.0,))]
+    segments += [Segment(Source.FEEDBACK, (3,))] if heard else []
+    row = Row(stream=TokenStream(tuple(segments)), advantage=Advantage(policy, feedback), weight=1.0)
+    assert objective_settings(algorithm("grpo", coefficient)).teaches(row) is taught
+
+
+def test_the_options_of_a_coefficient_reach_its_term() -> None:
+    of = algorithm("grpo", "support.power:POWER", coefficient_options={"h": 0.25})
+    assert objective_settings(of).coefficient.options == {"h": 0.25}
+    assert objective_settings(algorithm("grpo", "support.power:POWER")).coefficient.options == {"h": 0.5}
+
+
+@pytest.mark.parametrize("rule", FEEDBACK_ADVANTAGES)
+def test_signed_unit_alone_weighs_what_did_not_help_as_unit_does(rule: str) -> None:
+    coefficient = objective_settings(algorithm("grpo", "floored", feedback_advantage=rule)).coefficient
+    assert coefficient.unit_below_zero is (rule == "signed_unit")
 
 
 def test_an_algorithm_from_outside_the_package_is_one_entry() -> None:
