@@ -2,10 +2,7 @@
 
 What is returned is what `log_softmax` of the model's own logits says, whichever way it was computed.
 
-The vocabulary's matrix is applied to a few hundred positions at a time; their logits are forgotten, and the
-backward pass computes them again (as in "Cut Your Losses", arXiv 2411.09009, and Liger's linear cross
-entropy, arXiv 2410.10989, which know neither temperature nor entropy). That costs one more product with that
-matrix.
+How the vocabulary's matrix is applied to a part of the positions at a time: `training/head.py`.
 
 Simplification: the head must be a plain linear layer, and what follows it one of the scalings that
 `Head.of` reads from the model's settings. Of any other model the logits are held whole; `PolicyForward.check`
@@ -14,15 +11,22 @@ tells which it is.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from aipo.engines.slots import ATTENTION_LAYERS
+from aipo.training.head import (
+    ChunkedLogProbs,
+    Head,
+    Plan,
+    at_least_float32,
+    chosen_of,
+    product_precision,
+)
 from aipo.training.prefixes import PackedRows, packed_rows, prefix_tree
 
 LOGITS_AT_ONCE = 2**25
@@ -158,7 +162,7 @@ class PolicyForward(nn.Module):
             found = self._chunked(ids, 1.0, 1, CHECKED_TOKENS // 4)
         abs_diff = max(float((a - b).abs().mean()) for a, b in zip(expected, found, strict=True))
         weight = self.policy.get_output_embeddings().weight
-        if abs_diff <= MAX_CHECK_ERROR.get(_product_precision(weight, weight), 1e-4):
+        if abs_diff <= MAX_CHECK_ERROR.get(product_precision(weight, weight), 1e-4):
             return ""
         self._head = None
         return (
@@ -174,7 +178,7 @@ class PolicyForward(nn.Module):
         # The last position's logits, which predict nothing, stay: to cut them off would copy all the others.
         kept = ids.shape[1] - first + 1
         output = self.policy(input_ids=ids, use_cache=False, logits_to_keep=kept)
-        logits = _at_least_float32(output.logits[:, -kept:])  # a few old architectures return all
+        logits = at_least_float32(output.logits[:, -kept:])  # a few old architectures return all
         log_p = torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
         following = pad(ids[:, first:], (0, 1))
         chosen = log_p.gather(-1, following.unsqueeze(-1)).squeeze(-1)[:, :-1]
@@ -193,15 +197,15 @@ class PolicyForward(nn.Module):
         chunk = self.chunk_of(len(rows.targets))
         if not self._usable_head(rows.ids):
             logits = self.policy(**inputs).logits
-            return _chosen(logits.reshape(-1, logits.shape[-1])[rows.predictors], rows.targets, temperature)
+            return chosen_of(logits.reshape(-1, logits.shape[-1])[rows.predictors], rows.targets, temperature)
         assert self._head is not None
         hidden = self.policy.get_decoder()(**inputs).last_hidden_state
         wanted = hidden.reshape(-1, hidden.shape[-1])[rows.predictors]
         layer = self.policy.get_output_embeddings()
         if not chunk and self._head == Head():
-            return _chosen(layer(wanted), rows.targets, temperature)
-        plan = _Plan(self._head, temperature, chunk or len(rows.targets))
-        log_p, entropy = _ChunkedLogProbs.apply(wanted, layer.weight, layer.bias, rows.targets, plan)
+            return chosen_of(layer(wanted), rows.targets, temperature)
+        plan = Plan(self._head, temperature, chunk or len(rows.targets))
+        log_p, entropy = ChunkedLogProbs.apply(wanted, layer.weight, layer.bias, rows.targets, plan)
         return log_p, entropy
 
     def _chunked(self, ids: Tensor, temperature: float, first: int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -209,149 +213,12 @@ class PolicyForward(nn.Module):
         hidden = self.policy.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         hidden = hidden[:, first - 1 : -1]
         layer = self.policy.get_output_embeddings()
-        plan = _Plan(self._head, temperature, chunk)
-        log_p, entropy = _ChunkedLogProbs.apply(
+        plan = Plan(self._head, temperature, chunk)
+        log_p, entropy = ChunkedLogProbs.apply(
             hidden.reshape(-1, hidden.shape[-1]), layer.weight, layer.bias, ids[:, first:].reshape(-1), plan
         )
         shape = hidden.shape[:2]
         return pad(log_p.view(shape), (first, 0)), pad(entropy.view(shape), (first, 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a model makes of the product with its vocabulary's matrix before it calls that logits."""
-
-    scale: float = 1.0
-    """Granite divides by `logits_scaling`; Cohere and Falcon-H1 multiply."""
-    softcap: float = 0.0
-    """Gemma 2 and later: c tanh(x / c); 0: none."""
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "Head | None":
-        """Return the model's; None if it is no plain linear layer."""
-        layer = model.get_output_embeddings()
-        if type(layer) is not nn.Linear:
-            return None
-        config: Any = model.config.get_text_config(decoder=True)
-        scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
-        scale /= getattr(config, "logits_scaling", None) or 1.0
-        return cls(scale, getattr(config, "final_logit_softcapping", None) or 0.0)
-
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return logits (n, vocabulary) in the model's precision, as the model's own forward rounds them."""
-        logits = linear(hidden, weight, bias)
-        if self.scale != 1.0:
-            logits = logits.mul_(self.scale)
-        if self.softcap:
-            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
-
-    def backward_(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """Turn, in place, the gradient of the `logits` into that of the product; `logits` are spent."""
-        if self.softcap:
-            gradient.mul_(logits.div_(self.softcap).square_().neg_().add_(1.0))
-        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    head: Head
-    temperature: float
-    chunk: int
-
-
-class _ChunkedLogProbs(torch.autograd.Function):
-    """Hidden states (n, size), head and targets (n,) to log p and entropy (n,), part by part."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, plan: _Plan
-    ) -> tuple[Tensor, Tensor]:
-        log_p, entropy = [], []
-        ctx.precision = _product_precision(hidden, weight)
-        hidden, weight, bias = _as(ctx.precision, hidden, weight, bias)
-        for states, chosen in zip(hidden.split(plan.chunk), targets.split(plan.chunk), strict=True):
-            of_all = torch.log_softmax(_scores(plan, states, weight, bias), dim=-1)
-            log_p.append(of_all.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
-            entropy.append(-of_all.exp().mul_(of_all).sum(-1))
-            del of_all  # or it is still there when the next one is made
-        ctx.plan = plan
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        result = torch.cat(log_p), torch.cat(entropy)
-        ctx.mark_non_differentiable(result[1])
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        wanted_hidden, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
-        of_hidden = torch.empty_like(hidden) if wanted_hidden else None
-        of_weight = torch.zeros_like(weight, dtype=gradients[0].dtype) if wanted_weight else None
-        of_bias = torch.zeros_like(bias, dtype=gradients[0].dtype) if wanted_bias else None
-        start = 0
-        for given, chosen in zip(gradients[0].split(plan.chunk), targets.split(plan.chunk), strict=True):
-            states = hidden[start : start + len(chosen)]
-            product = _product_gradient(plan, (states, weight, bias), given, chosen)
-            if of_bias is not None:
-                of_bias += product.sum(0)
-            product = product.to(hidden.dtype)
-            if of_hidden is not None:
-                torch.mm(product, weight, out=of_hidden[start : start + len(chosen)])
-            if of_weight is not None and of_weight.dtype == hidden.dtype:
-                of_weight.addmm_(product.t(), states)
-            elif of_weight is not None:
-                of_weight += product.t() @ states
-            start += len(chosen)
-            del product
-        return (
-            of_hidden,
-            of_weight.to(weight.dtype) if of_weight is not None else None,
-            of_bias.to(bias.dtype) if of_bias is not None else None,
-            None,
-            None,
-        )
-
-
-def _scores(plan: _Plan, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return logits over temperature, in float32 or better, as new memory."""
-    logits = plan.head.logits(states, weight, bias)
-    return _at_least_float32(logits).div_(plan.temperature)
-
-
-def _product_gradient(
-    plan: _Plan, head: tuple[Tensor, Tensor, Tensor | None], given: Tensor, chosen: Tensor
-) -> Tensor:
-    """Return d(sum of given * log p) / d(hidden @ weight.T + bias), (n, vocabulary)."""
-    scores = _scores(plan, *head)
-    gradient = torch.log_softmax(scores, dim=-1).exp_().mul_(-given.unsqueeze(-1))
-    gradient.scatter_add_(-1, chosen.unsqueeze(-1), given.unsqueeze(-1))
-    gradient.div_(plan.temperature)
-    return plan.head.backward_(gradient, scores.mul_(plan.temperature))
-
-
-def _chosen(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log p of the targets (n,) and the entropy, of logits (n, vocabulary)."""
-    of_all = torch.log_softmax(_at_least_float32(logits) / temperature, dim=-1)
-    with torch.no_grad():
-        entropy = -of_all.exp().mul_(of_all).sum(-1)
-    return of_all.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _product_precision(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Return what the model's own product would be computed in, under autocast too."""
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return torch.promote_types(hidden.dtype, weight.dtype)
-
-
-def _as(precision: torch.dtype, *tensors: Tensor | None) -> tuple[Any, ...]:
-    return tuple(None if tensor is None else tensor.to(precision) for tensor in tensors)
 
 
 def _checkpointing_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from aipo.training import log_probs
-from aipo.training.log_probs import Head, PolicyForward, token_log_probs
+from aipo.training.head import Head
+from aipo.training.log_probs import PolicyForward, token_log_probs
 from support.engines import random_model
 
 VOCABULARY = 1009
