@@ -14,7 +14,7 @@ from aipo.agents.base import Agent
 from aipo.assembly.canary import refuse_silent_agents
 from aipo.assembly.evaluation import evaluate_run
 from aipo.assembly.parts import Parts, assemble, by_name
-from aipo.assembly.selftest import self_test
+from aipo.assembly.selftest import SELF_TEST, self_test
 from aipo.assembly.stopping import end_now_is_an_error, signals_end_the_step, watchdog_of
 from aipo.config.settings import Settings
 from aipo.evaluation.model_card import write_model_card
@@ -82,10 +82,10 @@ def train(
     reporter = reporter or Reporter() if ranks.is_main else Silent()
     ranks.first(lambda: refuse_other_run(settings, may_change))
     own = by_name(agents)
-    with (
-        end_now_is_an_error(),
-        closing(assemble(settings, own, use_cache, settings.run.output, task)) as parts,
-    ):
+    with end_now_is_an_error(), ExitStack() as stack:
+        with reporter.doing(f"loading the task, the agents and {settings.policy.model}"):
+            parts = assemble(settings, own, use_cache, settings.run.output, task)
+        stack.enter_context(closing(parts))
         step = _train(settings, parts, may_change, ranks, reporter)
     ranks.first(lambda: write_model_card(settings.run.output, policy))
     reporter.note(f"policy written to {policy}")
@@ -103,7 +103,8 @@ def _train(
     if settings.evaluate.at_steps:
         parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
     ranks.first(lambda: refuse_silent_agents(settings, parts.agent_set))
-    self_test(parts, problems, settings.rollout.temperature)
+    with reporter.doing(SELF_TEST):
+        self_test(parts, problems, settings.rollout.temperature)
     whole = (parts.model, parts.tokenizer, parts.sampler, problems)
     with closing(Trainer(settings, *whole, may_change=may_change, ranks=ranks)) as trainer:
         if ranks.is_main:

@@ -18,10 +18,12 @@ from aipo.training.log_probs import token_log_probs
 
 MAX_RATIO_ERROR = 1e-4
 CHECKED_PROBLEMS = 3
-OWN_TOKENS, FEEDBACK_TOKENS = 24, 24
+OWN_TOKENS, FEEDBACK_TOKENS = 16, 24
 """What a rollout of the self-test may write itself, and be told: a few tokens show what many would."""
 LONGEST_CHECKED = 50
 """The longest problems, in characters, whose prompts must fit rollout.max_prompt_tokens."""
+SELF_TEST = f"self-test: {CHECKED_PROBLEMS} problems, {OWN_TOKENS} tokens for each rollout"
+"""What to say while it runs."""
 
 
 def self_test(parts: Parts, problems: Sequence[Problem], temperature: float = 1.0) -> None:
@@ -38,9 +40,11 @@ def self_test(parts: Parts, problems: Sequence[Problem], temperature: float = 1.
 def _bounded(sampler: Sampler) -> Sampler:
     """Return the sampler with limits under which a rollout takes seconds, whatever the recipe's are."""
     consult = sampler.consult
+    consultations = min(1, consult.limits.max_consultations)
     feedback = min(FEEDBACK_TOKENS, consult.limits.max_feedback_tokens)
-    response = min(consult.limits.max_response_tokens, OWN_TOKENS + consult.codec.request_room(feedback))
-    limits = Limits(min(1, consult.limits.max_consultations), feedback, response)
+    told = consult.codec.request_room(feedback) if consultations else 0
+    response = min(consult.limits.max_response_tokens, OWN_TOKENS + told)
+    limits = Limits(consultations, feedback, response)
     return replace(sampler, consult=replace(consult, limits=limits))
 
 
@@ -59,7 +63,7 @@ async def _sampler_agrees(parts: Parts, problems: Sequence[Problem], temperature
         stream = member.rollout.stream
         ids = torch.tensor([stream.ids], device=parts.model.device)
         with torch.no_grad():
-            log_p, _ = token_log_probs(parts.model, ids, temperature)
+            log_p, _ = token_log_probs(parts.model, ids, temperature, stream.prompt_length)
         pairs = zip(log_p[0].tolist(), stream.log_probs, stream.sources, strict=True)
         differences = [abs(a - b) for a, b, source in pairs if source.name == "POLICY"] or [0.0]
         error, tolerance = (max(differences), MAX_RATIO_ERROR) if exact else (fmean(differences), 0.1)

@@ -6,7 +6,7 @@ trained, and nothing is written to the run's folder.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import typer
@@ -18,9 +18,10 @@ from aipo.assembly.agents import build_agents, build_protocol, oracle_of
 from aipo.assembly.canary import try_all
 from aipo.assembly.parts import Parts, assemble, build_task, refuse_unknown_names
 from aipo.assembly.rehearsal import rehearsed_consultation
-from aipo.assembly.selftest import self_test
+from aipo.assembly.selftest import SELF_TEST, self_test
 from aipo.cli.console import console, plain_errors
 from aipo.cli.machine import Finding, Health, disk, graphics, isolation, memory, versions
+from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings, TaskSettings
 from aipo.consult.codec import TagCodec
@@ -34,6 +35,7 @@ from aipo.tasks.registry import task_spec
 EXIT_FAILED = 1
 MANY_TOKENS = 4
 """A tag of more tokens is written by a policy seldom without being taught, and banned incompletely."""
+Doing = Callable[[str], AbstractContextManager[None]]
 _STYLES = {Health.OK: "green", Health.LOOK: "yellow", Health.FAILED: "bold red"}
 
 
@@ -70,12 +72,16 @@ def table(findings: Sequence[Finding]) -> Table:
 
 def of_recipe(settings: Settings) -> list[Finding]:
     """Return what there is to say of a recipe: each part by itself, then all together."""
-    findings = [*_looked("task", lambda: _graded(settings)), *_looked("policy", lambda: _tokenizer(settings))]
+    doing = Terminal().doing
+    with doing("reading problems, grading one"):
+        findings = _looked("task", lambda: _graded(settings))
+    findings += _looked("policy", lambda: _tokenizer(settings))
     if settings.agents.enabled:
-        findings += _looked("agents", lambda: _agents(settings))
+        with doing("asking each agent"):
+            findings += _looked("agents", lambda: _agents(settings))
     else:
         findings.append(Finding("agents", Health.OK, "none: plain RLVR"))
-    return [*findings, *_looked("engine", lambda: _together(settings))]
+    return [*findings, *_looked("engine", lambda: _together(settings, doing))]
 
 
 def _looked(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
@@ -186,8 +192,10 @@ def _agents(settings: Settings) -> list[Finding]:
 # all together
 
 
-def _together(settings: Settings) -> list[Finding]:
-    with closing(assemble(settings, use_cache=False)) as parts:
+def _together(settings: Settings, doing: Doing) -> list[Finding]:
+    with doing(f"loading {settings.policy.model}"):
+        parts = assemble(settings, use_cache=False)
+    with closing(parts):
         size = sum(p.numel() for p in parts.model.parameters())
         # A gradient and AdamW's two moments beside the weights; on the disk what is trained, and the moments.
         state = 3 * sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
@@ -200,7 +208,8 @@ def _together(settings: Settings) -> list[Finding]:
         ]
         split = _first_split(settings.task)
         problems = parts.task.problems(split)
-        findings += _looked("sampler agrees", lambda: _agrees(settings, parts, problems))
+        with doing(SELF_TEST):
+            findings += _looked("sampler agrees", lambda: _agrees(settings, parts, problems))
         if settings.agents.enabled:
             findings += _looked("consultation", lambda: _consultation(settings, parts, problems[0]))
     return findings

@@ -4,11 +4,16 @@ Foreign text - requests and replies - is shown on one line, without control char
 """
 
 import sys
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import Progress as Stages
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -81,6 +86,25 @@ class Terminal(Reporter):
         """Print a line that the next one replaces; nothing where that cannot be, or the screen says it."""
         if sys.stdout.isatty() and not self._screen:
             console.print(line, end="\r", markup=False)
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Count the seconds on a terminal; in a file or a pipe, begin a line and end it with them."""
+        started = time.perf_counter()
+        try:
+            if console.is_terminal:
+                columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+                with Stages(*columns, console=console, transient=True) as stages:
+                    stages.add_task(what, total=None)
+                    yield
+                console.print(what, end=" … ", markup=False)
+            else:
+                console.print(what, end=" … ", markup=False)
+                sys.stdout.flush()
+                yield
+        finally:
+            console.print(f"{time.perf_counter() - started:.1f} s")
+            sys.stdout.flush()
 
     def step(self, progress: Progress) -> None:
         """Show it."""

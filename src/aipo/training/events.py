@@ -5,6 +5,9 @@ imported: an error message must be quick.
 """
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -112,6 +115,14 @@ class Reporter:
     def passing(self, line: str) -> None:
         """Take a line that the next one replaces: how far something is."""
         LOGGER.debug("%s", line)
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Say what is done in the block, which may take seconds or more, and how long it took."""
+        self.passing(f"{what} …")
+        started = time.perf_counter()
+        yield
+        self.note(f"{what}: {time.perf_counter() - started:.1f} s")
 
     def step(self, progress: Progress) -> None:
         """Take a step that is done."""

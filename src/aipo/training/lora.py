@@ -5,15 +5,14 @@ rounding of each weight.
 
 The adapters are peft's (LoRA, arXiv 2106.09685), put into the model in place: it stays a transformers model,
 so engine, checkpoints and self-test need not know. They are float32 whatever the frozen weights are, because
-updates of 1e-6 are lost in bfloat16. No dropout: sampler and trainer must be the same policy.
+updates of 1e-6 are lost in bfloat16. No dropout: sampler and trainer must be the same policy. peft, which
+takes a second to import, is imported where adapters are asked for.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,6 +31,8 @@ def add_lora(model: PreTrainedModel, settings: PolicySettings) -> None:
 
     Raises `ValueError` for unknown layers, and for those whose adapters could not be exported.
     """
+    from peft import LoraConfig
+
     targets = list(settings.lora_targets) or "all-linear"
     config = LoraConfig(
         r=settings.lora_rank,
@@ -59,6 +60,8 @@ def add_lora(model: PreTrainedModel, settings: PolicySettings) -> None:
 
 def _refuse_unmergeable(model: PreTrainedModel, settings: PolicySettings) -> None:
     """Raise for an embedding, and for a head that shares its weight with one: merged, both would change."""
+    from peft.tuners.lora import LoraLayer
+
     weights = list(model.named_parameters(remove_duplicate=False))
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
@@ -99,6 +102,8 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
     It cannot run: only what is saved is there.
     """
+    from peft.tuners.lora import LoraLayer
+
     weights: dict[str, Tensor] = {}
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     for key, tensor in model.state_dict().items():

@@ -1,11 +1,13 @@
 """The live screen: what a person at a terminal sees of a run, drawn by rich into a known width."""
 
+import re
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from aipo.cli.screen import WORDS, LiveScreen, course_of, one_line
+from aipo.cli import screen as module
+from aipo.cli.screen import WORDS, LiveScreen, Terminal, course_of, one_line
 from aipo.training.events import LastConsultation, Progress
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold]\u202e" + "a" * 5000
@@ -82,3 +84,21 @@ def test_a_course_is_drawn_from_least_to_most(values: list[float], share: bool, 
 
 def test_an_empty_request_is_an_empty_line() -> None:
     assert one_line("\n\t\x00") == ""
+
+
+def test_what_takes_seconds_is_named_while_it_lasts_and_its_seconds_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = Console(file=StringIO(), force_terminal=False, highlight=False)
+    monkeypatch.setattr(module, "console", log)
+    with pytest.raises(ValueError), Terminal().doing("self-test [bold]"):
+        assert log.file.getvalue() == "self-test [bold] … "
+        raise ValueError
+    assert re.fullmatch(r"self-test \[bold\] … \d+\.\d s\n", log.file.getvalue())
+
+    terminal, out = screen()
+    monkeypatch.setattr(module, "console", terminal)
+    with Terminal().doing("self-test"):
+        pass
+    assert "0:00:00" in out.getvalue()
+    assert re.search(r"self-test … \d+\.\d s\n$", out.getvalue())

@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from aipo.config.settings import SandboxSettings, TaskSettings
 from aipo.core.types import PAPER_AGENTS
-from aipo.tasks.base import Start, StartRequest, TaskSpec, Wording
+from aipo.tasks.base import Oracle, Start, StartRequest, Task, TaskSpec, Wording
 from aipo.tasks.cpu.curriculum import Curriculum
-from aipo.tasks.cpu.leg_counting.oracle import LegCountingOracle
-from aipo.tasks.cpu.leg_counting.task import LONG, SHORT, LegCountingTask
-from aipo.tasks.cpu.leg_counting.traces import LegCountingCurriculum
 from aipo.tasks.cpu.products.oracle import ProductsOracle
 from aipo.tasks.cpu.products.task import ProductsTask
 from aipo.tasks.cpu.products.traces import ProductsCurriculum
@@ -32,29 +30,41 @@ def _start(curriculum: Callable[[int, Wording], Curriculum]) -> Start:
     return Start(settings=CpuSettings, make=make)
 
 
+def _leg_counting(name: str, title: str) -> TaskSpec:
+    """Return a variant; what draws its problems is imported on use, for reasoning-gym takes seconds."""
+
+    def task(settings: TaskSettings, sandbox: SandboxSettings) -> Task:
+        from aipo.tasks.cpu.leg_counting.task import VARIANTS, LegCountingTask
+
+        return LegCountingTask(VARIANTS[name])
+
+    def oracle(wording: Wording) -> Oracle:
+        from aipo.tasks.cpu.leg_counting.oracle import LegCountingOracle
+
+        return LegCountingOracle(wording)
+
+    def curriculum(consultations: int, wording: Wording) -> Curriculum:
+        from aipo.tasks.cpu.leg_counting.task import VARIANTS
+        from aipo.tasks.cpu.leg_counting.traces import LegCountingCurriculum
+
+        return LegCountingCurriculum(consultations, wording, VARIANTS[name])
+
+    return TaskSpec(
+        name=name,
+        title=title,
+        make=task,
+        kind="cpu task",
+        source="drawn by reasoning-gym",
+        max_response_tokens=SHORT_RESPONSE_TOKENS,
+        oracle=oracle,
+        agents=PAPER_AGENTS,
+        start=_start(curriculum),
+    )
+
+
 CPU_TASKS = (
-    TaskSpec(
-        name=SHORT.name,
-        title="Leg counting (Reasoning-Gym)",
-        make=lambda settings, sandbox: LegCountingTask(SHORT),
-        kind="cpu task",
-        source="drawn by reasoning-gym",
-        max_response_tokens=SHORT_RESPONSE_TOKENS,
-        oracle=LegCountingOracle,
-        agents=PAPER_AGENTS,
-        start=_start(lambda consultations, wording: LegCountingCurriculum(consultations, wording, SHORT)),
-    ),
-    TaskSpec(
-        name=LONG.name,
-        title="Leg counting, long (Reasoning-Gym)",
-        make=lambda settings, sandbox: LegCountingTask(LONG),
-        kind="cpu task",
-        source="drawn by reasoning-gym",
-        max_response_tokens=SHORT_RESPONSE_TOKENS,
-        oracle=LegCountingOracle,
-        agents=PAPER_AGENTS,
-        start=_start(lambda consultations, wording: LegCountingCurriculum(consultations, wording, LONG)),
-    ),
+    _leg_counting("leg_counting", "Leg counting (Reasoning-Gym)"),
+    _leg_counting("leg_counting_long", "Leg counting, long (Reasoning-Gym)"),
     TaskSpec(
         name=ProductsTask.name,
         title="Two-digit products",

@@ -49,6 +49,7 @@ class Variant:
 
 SHORT = Variant("leg_counting", items=(2, 4), unknown=(2, 4))
 LONG = Variant("leg_counting_long", items=(5, 6), unknown=(2, 3))
+VARIANTS = {variant.name: variant for variant in (SHORT, LONG)}
 
 
 class LegCountingTask:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 
-import reasoning_gym
-
 from aipo.core.types import Verdict
 from aipo.tasks.base import Grade, Problem, Split
 from aipo.tasks.cpu.products.notation import (
@@ -106,6 +104,8 @@ def _is_held_out(operation: Operation) -> bool:
 
 def _numbers(name: str, seed: int, size: int, lengths: tuple[int, int]) -> Iterator[tuple[int, str, int]]:
     """Yield the expressions of one of reasoning-gym's generators; both terms have the same length."""
+    import reasoning_gym  # it takes seconds
+
     terms = {"min_terms": 2, "max_terms": 2, "min_digits": lengths[0], "max_digits": lengths[1]}
     for entry in reasoning_gym.create_dataset(name, seed=seed, size=size, **terms):
         left, operator, right = entry["metadata"]["expression"].split()
