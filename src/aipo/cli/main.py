@@ -18,7 +18,7 @@ import typer
 
 from aipo import __version__
 from aipo.assembly.evaluation_options import NO_OPTIONS, EvaluationOptions, evaluation_parameters
-from aipo.cli import agents, data, models, tasks, verl
+from aipo.cli import agents, data, models, recipes, tasks, verl
 from aipo.cli.options import (
     AllowChange,
     AtOnce,
@@ -63,6 +63,7 @@ app.add_typer(agents.app)
 app.add_typer(models.app)
 app.add_typer(tasks.app)
 app.add_typer(data.app)
+app.add_typer(recipes.app)
 app.add_typer(verl.app)
 
 

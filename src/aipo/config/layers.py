@@ -145,7 +145,9 @@ def _nearby(path: Path) -> str:
     names = sorted(recipe.name for recipe in folder.glob("*.toml"))
     likely = get_close_matches(path.name, names, 3, 0.5)
     ordered = likely + [name for name in names if name not in likely]
-    return f"recipes in {folder}: {', '.join(ordered)}" if ordered else f"there are no recipes in {folder}"
+    if not ordered:
+        return f"there are no recipes in {folder}; `aipo recipes list` names those that come with the package"
+    return f"recipes in {folder}: {', '.join(ordered)}"
 
 
 def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
