@@ -1,9 +1,9 @@
 """A whole GRPO step without agents, sampling and update, beside TRL's GRPOTrainer and beside a bare loop.
 
-Owns the first item of the speed section: 16 sequences (2 prompts of 8) from random weights of three sizes.
-Each side is a process of its own with one thread, from the same folder, and they make their steps turn by
-turn. A step's CPU-seconds decide, the wall stands beside it. Memory: the peak of a side's process over its
-steps (VmHWM), whole, and beyond what it held when the policy was loaded and no step made.
+16 sequences (2 prompts of 8) from random weights of three sizes; a pretrained model: step_smollm2.py. Each
+side is a process of its own with one thread, from the same folder, and they make their steps turn by turn. A
+step's CPU-seconds decide, the wall stands beside it. Memory: the peak of a side's process over its steps
+(VmHWM), whole, and beyond what it held when the policy was loaded and no step made.
 
 `--peer PYTHON` is an environment with TRL 1.16 (build/parity-venv/bin/python, made by `scripts/parity.sh`).
 Not measured: quality (weights are random and verdicts a coin's), GPUs, checkpoints, which are off.
@@ -14,12 +14,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from measure import ROOT, Figure, median_ratio, options, report
-from step_work import PROMPTS, ROLLOUTS, SHAPES, TINY, Side, prepare
+from step_work import PROMPTS, ROLLOUTS, SHAPES, TINY, Side, Work, prepare
 
 MOST = {"0.43 M": 0.7, "3.2 M": 0.85, "25 M": 0.95}
 REPEATS = {"0.43 M": 9, "3.2 M": 9, "25 M": 3}
@@ -29,9 +29,18 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 Steps = dict[str, list[dict[str, Any]]]
 
 
-def measured(commands: dict[str, str], folder: Path, name: str, repeats: int) -> tuple[Steps, int]:
-    """Have every side make its steps, turn by turn; return the steps that count and the policy's size."""
-    work, parameters = prepare(folder, SHAPES.get(name, TINY))
+def measured(
+    commands: dict[str, str],
+    work: Work,
+    repeats: int,
+    warm_up: int,
+    between: Callable[[], None] = lambda: None,
+) -> Steps:
+    """Have every side make its steps, turn by turn; return the steps that count.
+
+    Between two rounds something else may be measured, while every side waits.
+    """
+    folder = Path(work.folder)
     environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src")}
     sides: dict[str, Side] = {}
     steps: Steps = {side: [] for side in commands}
@@ -40,18 +49,21 @@ def measured(commands: dict[str, str], folder: Path, name: str, repeats: int) ->
             script = str(ROOT / "benchmarks" / f"step_{side}.py")
             with (folder / f"{side}.log").open("wb") as log:
                 sides[side] = Side([python, script], work, log, environment)
-        for _ in range(WARM_UP + repeats):
+        for _ in range(warm_up + repeats):
+            between()
             for side, process in sides.items():
                 steps[side].append(process.step())
     finally:
         for process in sides.values():
             process.close()
-    wanted = PROMPTS * ROLLOUTS * work.new_tokens
+    wanted = work.sequences * work.new_tokens
     for side, made in steps.items():
         for step in made:
             assert step["tokens"] == wanted, f"{side}: {step['tokens']} tokens, not {wanted}"
-            assert step["teaching"] == PROMPTS, f"{side}: a group without variance costs no backward pass"
-    return {side: made[WARM_UP:] for side, made in steps.items()}, parameters
+            assert step["teaching"] == work.prompts, (
+                f"{side}: a group without variance costs no backward pass"
+            )
+    return {side: made[warm_up:] for side, made in steps.items()}
 
 
 def figures_of(name: str, what: str, steps: Steps) -> list[Figure]:
@@ -87,14 +99,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ["tiny"] if given.quick else list(SHAPES):
         repeats = given.repeats or (1 if given.quick else REPEATS[name])
         with tempfile.TemporaryDirectory(prefix="aipo-step-") as folder:
-            steps, parameters = measured(commands, Path(folder), name, repeats)
+            work, parameters = prepare(Path(folder), SHAPES.get(name, TINY))
+            steps = measured(commands, work, repeats, WARM_UP)
         new = SHAPES.get(name, TINY).new_tokens
         figures += figures_of(name, f"step, {name} parameters, {new} new tokens", steps)
-        details[name] = {"parameters": parameters, "steps": {s: _rounded(made) for s, made in steps.items()}}
+        details[name] = {"parameters": parameters, "steps": {s: rounded(made) for s, made in steps.items()}}
     report("step", figures, details, given)
 
 
-def _rounded(steps: list[dict[str, Any]]) -> list[dict[str, float]]:
+def rounded(steps: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Return steps as a record keeps them."""
     return [{k: round(v, 3) for k, v in step.items()} for step in steps]
 
 

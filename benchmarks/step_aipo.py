@@ -5,15 +5,18 @@ Plain GRPO without agents; guards and the record of every step as they are by de
 """
 
 import asyncio
+import json
 from contextlib import closing
 from pathlib import Path
 
+from aipo.agents.named import AGENTS
 from aipo.assembly.parts import assemble
 from aipo.config.settings import Settings
 from aipo.tasks.base import Split
 from aipo.training.events import Progress
+from aipo.training.journal import TIMINGS
 from aipo.training.loop import Trainer
-from step_work import LEARNING_RATE, PROMPTS, ROLLOUTS, Turns, Work
+from step_work import LEARNING_RATE, Turns, Work
 
 EVER = 1_000_000
 SEED = 10
@@ -22,24 +25,26 @@ SEED = 10
 
 def settings_of(work: Work) -> Settings:
     """Return what a recipe would say."""
-    folder, number = Path(work.folder), PROMPTS * ROLLOUTS
+    folder = Path(work.folder)
+    everyone = tuple(AGENTS) if work.consulting else ()
     return Settings.model_validate(
         {
             "run": {"output": folder / "run", "seed": SEED},
             "policy": {"model": str(folder / "policy")},
             "task": {"name": "jsonl", "train_file": folder / "problems.jsonl", "match": "exact"},
-            "agents": {"enabled": ()},
-            "consult": {"solo_prompt": ""},
+            "agents": {"enabled": everyone, "backend": "dead"},
+            "consult": {"solo_prompt": "" if work.consulting else work.system},
             "rollout": {
-                "rollouts_per_prompt": ROLLOUTS,
+                "rollouts_per_prompt": work.rollouts,
+                "solo_fraction": 0.0 if work.consulting else 0.5,
                 "max_prompt_tokens": work.capacity - work.new_tokens,
                 "max_response_tokens": work.new_tokens,
-                "slots": number,
+                "slots": work.sequences,
             },
             "algorithm": {"name": "grpo", "coefficient": "masked", "stripped_copies": False},
             "train": {
                 "steps": EVER,
-                "prompts_per_step": PROMPTS,
+                "prompts_per_step": work.prompts,
                 "minibatches_per_step": 1,
                 "learning_rate": LEARNING_RATE,
                 "warmup_steps": 0,
@@ -54,13 +59,16 @@ def main() -> None:
     """Make steps."""
     work, turns = Work.given(), Turns()
     settings = settings_of(work)
+    timings = settings.run.output / TIMINGS
     with closing(assemble(settings)) as parts:
         problems = parts.task.problems(Split.TRAIN)
         with closing(Trainer(settings, parts.model, parts.tokenizer, parts.sampler, problems)) as trainer:
 
             async def after_step(progress: Progress) -> None:
                 m = progress.metrics
-                turns.wait({"tokens": m["policy_tokens"], "teaching": m["teaching_groups"]})
+                note = {"tokens": m["policy_tokens"], "teaching": m["teaching_groups"]}
+                times = json.loads(timings.read_text().splitlines()[-1])
+                turns.wait({**note, "update_s": times["update_s"], "rollout_s": times["rollout_s"]})
 
             turns.wait()
             asyncio.run(trainer.run(after_step))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from step_work import LEARNING_RATE, PROMPTS, ROLLOUTS, Turns, Work
+from step_work import LEARNING_RATE, Turns, Work
 
 
 def main() -> None:
@@ -18,19 +18,18 @@ def main() -> None:
     tokens: Any = AutoTokenizer.from_pretrained(work.folder + "/policy")
     model: Any = AutoModelForCausalLM.from_pretrained(work.folder + "/policy")
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    chats = [[{"role": "user", "content": text}] for text in work.problems()]
     rows = [
         tokens.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-        for chat in chats
+        for chat in work.chats()
     ]
-    prompts = torch.tensor(rows).repeat_interleave(ROLLOUTS, 0)
-    advantages = torch.tensor([1.0, -1.0] * (PROMPTS * ROLLOUTS // 2)).unsqueeze(1)
+    prompts = torch.tensor(rows).repeat_interleave(work.rollouts, 0)
+    advantages = torch.tensor([1.0, -1.0] * (work.sequences // 2)).unsqueeze(1)
     turns.wait()
     while True:
         step(model, prompts, advantages, work.new_tokens)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        turns.wait({"tokens": PROMPTS * ROLLOUTS * work.new_tokens, "teaching": PROMPTS})
+        turns.wait({"tokens": work.sequences * work.new_tokens, "teaching": work.prompts})
 
 
 def step(model: Any, prompts: torch.Tensor, advantages: torch.Tensor, new_tokens: int) -> None:

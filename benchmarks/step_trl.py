@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]  # this file runs where it is
 
-from step_work import LEARNING_RATE, PROMPTS, ROLLOUTS, Turns, Work
+from step_work import LEARNING_RATE, Turns, Work
 
 EVER = 1_000_000
 
@@ -19,18 +19,18 @@ EVER = 1_000_000
 class InTurn(TrainerCallback):
     """Waits before each step."""
 
-    def __init__(self, turns: Turns) -> None:
-        self._turns, self.tokens = turns, 0
+    def __init__(self, turns: Turns, groups: int) -> None:
+        self._turns, self._groups, self.tokens = turns, groups, 0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """End the step before and wait for this one."""
-        self._turns.wait({"tokens": self.tokens, "teaching": PROMPTS})
+        self._turns.wait({"tokens": self.tokens, "teaching": self._groups})
 
 
 def main() -> None:
     """Make steps."""
     work, turns = Work.given(), Turns()
-    callback = InTurn(turns)
+    callback = InTurn(turns, work.prompts)
 
     def verdict(completion_ids: list[list[int]], **_: Any) -> list[float]:
         """Return a verdict that differs within each group."""
@@ -40,8 +40,8 @@ def main() -> None:
     config = GRPOConfig(
         output_dir=work.folder + "/trl",
         max_steps=EVER,
-        per_device_train_batch_size=PROMPTS * ROLLOUTS,
-        num_generations=ROLLOUTS,
+        per_device_train_batch_size=work.sequences,
+        num_generations=work.rollouts,
         max_completion_length=work.new_tokens,
         temperature=1.0,
         top_p=1.0,
@@ -58,7 +58,7 @@ def main() -> None:
         report_to=[],
         disable_tqdm=True,
     )
-    rows = [{"prompt": [{"role": "user", "content": text}]} for text in work.problems()]
+    rows = [{"prompt": chat} for chat in work.chats()]
     trainer = GRPOTrainer(
         model=work.folder + "/policy",
         args=config,

@@ -1,8 +1,7 @@
-"""What the three sides of step.py share: the model's sizes, the problems, and how they take turns.
+"""What the sides of step.py and step_smollm2.py share: the work, and how they take turns.
 
-Owns the workload, and the wire between step.py and a side: a line in is a step to make, a line out is what
-the last one took. Must not know how a side makes a step. Invariant: a step's clock runs from one turn to the
-next, so nothing that a trainer does between two steps is left out.
+On the wire between a benchmark and a side, a line in is a step to make, a line out is what the last one took.
+A step's clock runs from one turn to the next, so nothing that a trainer does between two steps is left out.
 
 No completion can end early: the tokenizer's end token has an id that the model does not have.
 """
@@ -54,7 +53,7 @@ SHAPES = {
 TINY = Shape(32, 2, 48, 8, 8)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What a side is told when it is started."""
 
@@ -62,6 +61,18 @@ class Work:
     """Holds `policy`, a Hugging Face folder, and `problems.jsonl`; a side may write to `run` in it."""
     new_tokens: int
     capacity: int
+    """Tokens of the longest prompt and a completion."""
+    prompts: int = PROMPTS
+    rollouts: int = ROLLOUTS
+    system: str = ""
+    """The system message, without which there is none."""
+    consulting: bool = False
+    """Whether `system` is the packaged prompt that offers the three agents; nobody asks one here."""
+
+    @property
+    def sequences(self) -> int:
+        """Rollouts of a step."""
+        return self.prompts * self.rollouts
 
     @classmethod
     def given(cls) -> "Work":
@@ -73,6 +84,11 @@ class Work:
         """Return the users' turns."""
         lines = (Path(self.folder) / "problems.jsonl").read_text().splitlines()
         return [json.loads(line)["problem"] for line in lines]
+
+    def chats(self) -> list[list[dict[str, str]]]:
+        """Return the prompts as messages."""
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return [[*first, {"role": "user", "content": text}] for text in self.problems()]
 
 
 def model_of(shape: Shape) -> Qwen3Config:
@@ -102,9 +118,15 @@ def prepare(folder: Path, shape: Shape) -> tuple[Work, int]:
     model = AutoModelForCausalLM.from_config(model_of(shape))
     model.save_pretrained(folder / "policy")
     tokens.save_pretrained(folder / "policy")
-    rows = [{"problem": text, "answer": "none"} for text in _problems(tokens)]
+    write_problems(folder, _problems(tokens))
+    work = Work(folder=str(folder), new_tokens=shape.new_tokens, capacity=shape.capacity)
+    return work, sum(p.numel() for p in model.parameters())
+
+
+def write_problems(folder: Path, texts: Sequence[str]) -> None:
+    """Write the users' turns as every side reads them."""
+    rows = [{"problem": text, "answer": "none"} for text in texts]
     (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Work(str(folder), shape.new_tokens, shape.capacity), sum(p.numel() for p in model.parameters())
 
 
 def _problems(tokens: PreTrainedTokenizerFast) -> list[str]:
