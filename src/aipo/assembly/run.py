@@ -20,6 +20,7 @@ from aipo.config.settings import Settings
 from aipo.evaluation.model_card import write_model_card
 from aipo.tasks.base import Split, Task
 from aipo.training.algorithm import objective_settings
+from aipo.training.eliciting import elicit_of
 from aipo.training.events import Progress, Reporter, Silent
 from aipo.training.journal import AGENTS, record_agents, refuse_other_run
 from aipo.training.log_probs import PolicyForward
@@ -78,6 +79,7 @@ def train(
         )
     check_trackers(settings.run.trackers)
     objective_settings(settings.algorithm)  # looks up its names, those from outside the package too
+    elicit_of(settings)
     ranks = join(settings)
     reporter = reporter or Reporter() if ranks.is_main else Silent()
     ranks.first(lambda: refuse_other_run(settings, may_change))

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from aipo.agents.named import AGENTS
 from aipo.config.agents import AgentSettings
+from aipo.config.elicit import ElicitSettings
 from aipo.config.engines import EngineSettings
 from aipo.config.guards import GuardSettings
 from aipo.config.problems import NameIn
@@ -146,6 +147,7 @@ class ConsultSettings(Section):
     solo_prompt: str | None = Field(
         None, description="System prompt without agents; none: the packaged text; '': no system message."
     )
+    elicit: ElicitSettings = ElicitSettings()
 
 
 class RolloutSettings(Section):

@@ -78,6 +78,11 @@ class TagCodec:
         opening = self._tag_ids[self._protocol.feedback_open]
         return FeedbackBlock(self._enclosed(content), (len(opening), len(opening) + len(content)))
 
+    def request_tags(self, agent: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ids of an agent's open and close tag. Raises `KeyError` for an agent without a tag."""
+        protocol = self._protocol
+        return self._tag_ids[protocol.request_open(agent)], self._tag_ids[protocol.request_close(agent)]
+
     def notice(self, outcome: ConsultOutcome) -> tuple[int, ...]:
         """Return the ids of a notice with its tags. Raises `KeyError` for ANSWERED, which has none."""
         return self._notices[outcome]

@@ -22,7 +22,8 @@ class Source(IntEnum):
     FEEDBACK = 2
     """An agent's words, inserted inline, together with both feedback tags."""
     SCAFFOLD = 3
-    """Fixed notices of the system ("no consultations left"); never trained. Padding has this source too."""
+    """The system's: notices ("no consultations left"), tags of elicited requests; never trained. Padding
+    has this source too."""
 
 
 class Verdict(StrEnum):

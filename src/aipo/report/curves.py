@@ -34,6 +34,16 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         Panel("Reward", REWARDS, "Share of graded training rollouts that are correct.", SHARE),
         Panel("Consultations per rollout", {"consultations/*": ""}, "By agent."),
         Panel(
+            "Asked by itself, and elicited",
+            {
+                "own_consulting_share": "asks by itself",
+                "elicited_share": "the system opened a request",
+                "elicit_share": "in which it was to",
+            },
+            "Shares of the consulting rollouts; the first is of those in which the system was not to.",
+            SHARE,
+        ),
+        Panel(
             "How consultations ended",
             {"outcomes_share/*": ""},
             "Share of a step's consultations; outcomes that never came are left out.",

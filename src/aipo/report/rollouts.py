@@ -72,7 +72,11 @@ def _rollout(
     row: Row, credit: Credited, segment: Callable[[dict[str, Any]], dict[str, Any]], latencies: Latencies
 ) -> dict[str, Any]:
     waited = latencies.get((row["step"], row["rollout"]), [])
-    inserted = [i for i, s in enumerate(row["segments"]) if s["source"] in ("feedback", "scaffold")]
+    inserted = [
+        i
+        for i, s in enumerate(row["segments"])
+        if s["source"] in ("feedback", "scaffold") and not s.get("opened")
+    ]
     consultations = row["consultations"][:MOST_CONSULTATIONS]
     return {
         "id": str(row["rollout"])[:500],
@@ -97,6 +101,8 @@ def _rollout(
 def _segment(segment: dict[str, Any], pieces: Pieces, weigh: Weigher | None) -> dict[str, Any]:
     text = cut(segment["text"])
     shown = {"source": segment["source"], "tokens": len(segment["ids"]), **text}
+    if segment.get("opened"):
+        shown["opened"] = True
     cuts = pieces.cuts(segment["ids"], segment["text"]) if not text["more"] else None
     if cuts:
         shown["cuts"] = cuts
@@ -122,6 +128,7 @@ def _consultation(c: dict[str, Any], segment: int | None, latency_s: float | Non
         "wrote": c.get("completion_tokens"),
         "cost": c.get("cost"),
         "leaked": c.get("leaked"),
+        "elicited": c.get("elicited", False),
         "latency_s": None if latency_s is None else round(latency_s, 4),
         "segment": segment,
     }

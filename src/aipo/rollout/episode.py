@@ -7,7 +7,7 @@ an outcome of its consultation, never an exception and never a reward.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from aipo.agents.base import NOTHING_USED, Agent, AgentFailure, AgentQuery, Usage
@@ -19,6 +19,7 @@ from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Condition, ConsultOutcome, LeakPolicy, SoloMode, Source, StopReason
 from aipo.engines.base import Engine, EngineError, GenerationRequest, Sampling
 from aipo.rollout.asking import Answer, ask
+from aipo.rollout.elicit import BOUNDARY_STOPS, Opening, Watch, ends_sentence
 from aipo.rollout.leaks import Hide, guarded
 
 NOT_FINITE = "the policy gave log-probabilities that are not finite numbers"
@@ -51,6 +52,8 @@ class Consultation:
     usage: Usage = NOTHING_USED
     failure: AgentFailure | None = None
     """The kind of AGENT_ERROR."""
+    elicited: bool = False
+    """Whether the system opened the request's tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,9 @@ class Rollout:
     """Spans of token positions that a consult-stripped copy leaves out: requests, tags, notices."""
     weights_version: int | None = None
     """Version of the weights that sampled it, the oldest where they changed midway; None: in process."""
+    opened: tuple[int, ...] | None = None
+    """Segments that are tags of a request that the system opened, and perhaps closed; () where it was to and
+    did not, None where it was not to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,8 @@ class RolloutSpec:
     sampling: Sampling = field(default_factory=Sampling)
     hide_answer: Hide | None = None
     """How the leak guard finds and hides this problem's answer; None: there is no guard."""
+    opening: Opening | None = None
+    """Whose tag the system is to open in it; None: nobody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +126,23 @@ class _Episode:
         self._consultations: list[Consultation] = []
         self._consult_spans: list[tuple[int, int]] = []
         self._versions: set[int] = set()
+        self._elicited: list[int] = []
+        """Segments with tags of the request that the system opened."""
+        self._watch = Watch(spec.opening, spec.problem, spec.seed) if spec.opening else None
+        """Looks for the place to open a request; None: it is found, or there is none."""
+        self._opened: tuple[int, int] | None = None
+        """Of a request that the system opened and that has not ended: where its tag begins, and how long the
+        sequence may be when it ends."""
 
     async def run(self) -> Rollout:
         while True:
+            self._open_if_due()
             stop = await self._generate()
-            if stop is not StopReason.STOP_STRING:
+            if stop is StopReason.END or (stop is StopReason.LENGTH and not self._request_is_full()):
                 break
-            found = self._context.protocol.parse(
-                self._context.codec.text(self._ids[self._last_insertion_end :])
-            )
+            found = self._found()
             if found is None:
-                continue  # the stop string was part of other text
+                continue  # what it stopped at was part of other text
             if not await self._consult(found) or self._room() < 1:
                 stop = StopReason.LENGTH
                 break
@@ -144,6 +158,7 @@ class _Episode:
             tuple(self._consultations),
             tuple(self._consult_spans),
             min(self._versions, default=None),
+            tuple(self._elicited) if self._spec.opening else None,
         )
 
     def _room(self) -> int:
@@ -159,8 +174,8 @@ class _Episode:
             GenerationRequest(
                 session=spec.id,
                 prefix_ids=tuple(self._ids),
-                max_new_tokens=self._room(),
-                stop=consult.protocol.stop_strings if consulting else (),
+                max_new_tokens=self._opened[1] - len(self._ids) if self._opened else self._room(),
+                stop=consult.protocol.stop_strings + self._pauses() if consulting else (),
                 banned_sequences=consult.codec.banned_sequences() if banned else (),
                 sampling=spec.sampling,
                 seed=spec.seed,
@@ -179,13 +194,77 @@ class _Episode:
         self._segments.append(segment)
         self._ids += segment.ids
 
+    # a request that the system opens
+
+    def _pauses(self) -> tuple[str, ...]:
+        """Return what the policy pauses at, so that a tag can be opened or closed just there."""
+        opening = self._spec.opening
+        closes = self._opened is not None and opening is not None and opening.how.system_closes
+        return BOUNDARY_STOPS if self._watch or closes else ()
+
+    def _request_is_full(self) -> bool:
+        return self._opened is not None and len(self._ids) >= self._opened[1]
+
+    def _open_if_due(self) -> None:
+        """Open the request's tag behind the sentence where it is due, unless the policy asked by itself."""
+        opening, codec = self._spec.opening, self._context.codec
+        if self._watch is None or opening is None:
+            return
+        limits, (begin, end) = self._context.limits, codec.request_tags(opening.agent)
+        # Room for the request's first token, for its end, for a reply, and for a token of an answer.
+        request_room = (
+            self._room() - len(begin) - len(end) - codec.request_room(limits.max_feedback_tokens) - 1
+        )
+        if self._consultations or limits.max_consultations < 1 or request_room < 1:
+            self._watch = None
+            return
+        response = codec.text(self._ids[len(self._spec.prompt_ids) :])
+        log_probs = [p for segment in self._segments[1:] for p in segment.log_probs]
+        inside = any(tag in response for tag in self._context.protocol.control_strings)
+        if inside or not self._watch.opens(response, log_probs):
+            return
+        self._watch = None
+        full = len(self._ids) + len(begin) + min(request_room, opening.how.max_request_tokens)
+        self._opened = len(self._ids), full
+        self._append_tag(begin)
+
+    def _append_tag(self, ids: tuple[int, ...]) -> None:
+        assert self._spec.opening is not None
+        self._elicited.append(len(self._segments))
+        self._append(Segment(self._spec.opening.how.source, ids))
+
+    def _found(self) -> Request | Malformed | None:
+        """Return the request that has just ended; the system ends one that it opened where it is due."""
+        found = self._parsed()
+        opening = self._spec.opening
+        if found is not None or self._opened is None or opening is None:
+            return found
+        begin, end = self._context.codec.request_tags(opening.agent)
+        written = self._context.codec.text(self._ids[self._opened[0] + len(begin) :])
+        if opening.how.system_closes and (self._request_is_full() or ends_sentence(written)):
+            self._append_tag(end)
+            return self._parsed()
+        if self._request_is_full():
+            before = self._context.codec.text(self._ids[self._last_insertion_end : self._opened[0]])
+            return Malformed(f"not closed within {opening.how.max_request_tokens} tokens", len(before))
+        return None
+
+    def _parsed(self) -> Request | Malformed | None:
+        return self._context.protocol.parse(self._context.codec.text(self._ids[self._last_insertion_end :]))
+
+    # consultations
+
     async def _consult(self, found: Request | Malformed) -> bool:
         """Answer one request and insert what the policy reads; return False where not even a notice fits."""
         request_at = self._last_insertion_end + self._context.codec.token_at(
             self._ids[self._last_insertion_end :], found.start
         )
+        opened, self._opened = self._opened, None
+        if opened:  # its tag goes with the request, whichever tag the policy wrote behind it
+            request_at = min(request_at, opened[0])
         self._consult_spans.append((request_at, len(self._ids)))
         consultation, insertion = await self._settle(found)
+        consultation = replace(consultation, elicited=True) if opened else consultation
         begin = end = 0
         if insertion is not None:
             segment, (begin, end) = insertion

@@ -14,6 +14,7 @@ from aipo.core.seeds import seed_of
 from aipo.core.tokens import TokenStream, expert_stream
 from aipo.core.types import Condition, SoloMode, Verdict
 from aipo.engines.base import Engine, EngineError, Sampling
+from aipo.rollout.elicit import Elicit
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from aipo.tasks.base import Grade, Problem, Task
 
@@ -57,6 +58,8 @@ class GroupShape:
     """How many of the solo rollouts use the mode BANNED, whatever `solo_mode` says. Simplification: a ban
     renormalises the distribution that is sampled from, and the update ignores that. It matters as long as
     requests are likely."""
+    elicit: Elicit | None = None
+    """How consultations are elicited in some of the consulting rollouts; None: in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +100,23 @@ class Sampler:
     async def _group(self, problem: Problem, shape: GroupShape, seed_path: Sequence[str | int]) -> Group:
         conditions = [Condition.CONSULTING] * shape.consulting + [Condition.SOLO] * shape.solo
         prompt_ids = {c: self.prompts.ids(problem, c) for c in {*conditions, Condition.SOLO}}
+        seeds = [seed_of(*seed_path, problem.id, index) for index in range(len(conditions))]
+        turn = seed_of(*seed_path, problem.id, "whose tag is opened") if shape.elicit else 0
         specs = [
             RolloutSpec(
                 id=f"{problem.id}#{index}",
                 problem=problem.text,
                 prompt_ids=prompt_ids[condition],
                 condition=condition,
-                seed=seed_of(*seed_path, problem.id, index),
+                seed=seed,
                 solo_mode=SoloMode.BANNED if index >= len(conditions) - shape.banned else shape.solo_mode,
                 sampling=shape.sampling,
                 hide_answer=partial(self.task.without_answer, problem),
+                opening=shape.elicit.chosen(seed, turn + index)
+                if shape.elicit and condition is Condition.CONSULTING
+                else None,
             )
-            for index, condition in enumerate(conditions)
+            for index, (condition, seed) in enumerate(zip(conditions, seeds, strict=True))
         ]
         members = await asyncio.gather(*(self.member(spec, problem) for spec in specs))
         solo_ids = prompt_ids[Condition.SOLO]

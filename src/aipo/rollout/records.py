@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from aipo.core.tokens import Segment, TokenStream
+from aipo.core.tokens import Segment
 from aipo.core.types import Source
-from aipo.rollout.episode import Consultation, ConsultContext
+from aipo.rollout.episode import Consultation, ConsultContext, Rollout
 from aipo.rollout.group import Group, MemberRollout
 
 SCHEMA = 1
@@ -70,16 +70,20 @@ def _record(
         "stop": produced.stop.value if produced else None,
         "weights_version": produced.weights_version if produced else None,
         "response": produced.response if produced else None,
-        "segments": _segments(produced.stream, consult, learnt.get(id(produced.stream))) if produced else [],
+        "segments": _segments(produced, consult, learnt.get(id(produced.stream))) if produced else [],
         "consultations": [_consultation(c) for c in produced.consultations] if produced else [],
     }
 
 
 def _segments(
-    stream: TokenStream, consult: ConsultContext, learnt: Sequence[float] | None
+    produced: Rollout, consult: ConsultContext, learnt: Sequence[float] | None
 ) -> list[dict[str, Any]]:
+    """Return the segments; tags that the system wrote for an elicited request say so (`opened`)."""
+    stream = produced.stream
     left = iter(learnt or ())
     records = [_segment(segment, consult) for segment in stream.segments]
+    for index in produced.opened or ():
+        records[index]["opened"] = True
     for segment, record in zip(stream.segments, records, strict=True):
         if learnt is not None and segment.source is Source.FEEDBACK:
             record["policy_log_probs"] = [round(next(left), LOG_PROB_DECIMALS) for _ in segment.ids]
@@ -111,4 +115,5 @@ def _consultation(consultation: Consultation) -> dict[str, Any]:
         "completion_tokens": consultation.usage.completion_tokens,
         "cost": consultation.usage.cost,
         "leaked": consultation.leaked,
+        **({"elicited": True} if consultation.elicited else {}),
     }

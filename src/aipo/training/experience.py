@@ -5,6 +5,7 @@ returned, counted and paid for, including those that teach nothing.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from aipo.config.settings import AlgorithmSettings, Settings
@@ -14,6 +15,7 @@ from aipo.rollout.copies import Approval, approval
 from aipo.rollout.group import Group, Sampler, solution_of
 from aipo.tasks.base import Problem
 from aipo.training.credit import REWARDS, Credit, credits_of
+from aipo.training.eliciting import Eliciting
 from aipo.training.metrics import ExpertTokens
 from aipo.training.problems import ProblemBatches
 from aipo.training.ranks import ALONE, Ranks
@@ -35,6 +37,9 @@ class Experience:
         self._reward = REWARDS[settings.train.reward]
         self._batches = ProblemBatches(problems, settings)
         self._batches_drawn = 0
+        self._eliciting = Eliciting(settings)
+        self.elicited: dict[str, float] = {}
+        """The latest step's metrics of elicited and own consultations; none where none are elicited."""
         self.expert_tokens = ExpertTokens()
         self.approval_cost = 0.0
         """What the latest step's questions about copies cost; consultations count their own."""
@@ -48,7 +53,8 @@ class Experience:
         groups that teach nothing by groups of other problems. With agents, a group teaches also where only
         its FEEDBACK has an advantage. When the rounds are used up, a step learns from fewer groups.
         """
-        settings, shape = self._settings, shape_at(self._settings, step)
+        settings = self._settings
+        shape = replace(shape_at(settings, step), elicit=self._eliciting.now())
         rounds = settings.train.dynamic_sampling_rounds
         groups: list[Group] = []
         credits: list[list[Credit]] = []
@@ -67,6 +73,7 @@ class Experience:
                 break
         for group in groups:
             self.expert_tokens.add(group)
+        self.elicited = self._eliciting.learn(groups)
         credits = credits[: settings.train.prompts_per_step]
         return groups, await self._verified(step, credits) if algorithm.verified_copies else credits
 
@@ -90,12 +97,17 @@ class Experience:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"batches_drawn": self._batches_drawn, "expert_tokens": self.expert_tokens.state()}
+        return {
+            "batches_drawn": self._batches_drawn,
+            "expert_tokens": self.expert_tokens.state(),
+            "own_consulting_shares": self._eliciting.state(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self._batches_drawn = int(state["batches_drawn"])
         self.expert_tokens = ExpertTokens(**state["expert_tokens"])
+        self._eliciting.restore(state["own_consulting_shares"])
 
 
 def _refuse_what_is_missing(settings: Settings, sampler: Sampler, problems: Sequence[Problem]) -> None:

@@ -232,7 +232,7 @@ class Trainer:
         if isinstance(self._engine, MemoryHolder):
             self._engine.free()
         clock.append(time.monotonic())
-        metrics = rollout_metrics(groups, self.sampler.consult.agents)
+        metrics = rollout_metrics(groups, self.sampler.consult.agents) | self._experience.elicited
         metrics["agent_cost"] = metrics.get("agent_cost", 0.0) + self._experience.approval_cost
         metrics["sampled_groups"] = len(groups)
         metrics["teaching_groups"] = sum(any(c.teaches for c in credit) for credit in credits)

@@ -67,6 +67,7 @@ def test_what_is_written_is_what_the_plugin_takes(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ("policy.lora_rank=8", "policy.lora_rank = 8"),
+        ("consult.elicit.share=0.5", "agent-loop processes do not see"),
         ("algorithm.stripped_copies=true", "algorithm.stripped_copies = true"),
         ("algorithm.agent_token_price=0.1", "algorithm.agent_token_price = 0.1"),
         ("algorithm.floor_end=0.5", "algorithm.floor_end"),

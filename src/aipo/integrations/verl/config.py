@@ -173,6 +173,11 @@ def _not_on_verl(settings: Settings) -> Iterator[str]:
         (not settings.policy.model, "policy.model = ''", "name a model"),
         (settings.policy.lora_rank > 0, f"policy.lora_rank = {settings.policy.lora_rank}", "set it to 0"),
         (a.stripped_copies, "algorithm.stripped_copies = true", "set it to false"),
+        (
+            settings.consult.elicit.share > 0,
+            f"consult.elicit.share = {settings.consult.elicit.share}",
+            "set it to 0: it falls with what the latest steps show, which agent-loop processes do not see",
+        ),
         (a.verified_copies, "algorithm.verified_copies = true", "set it to false"),
         (a.agent_token_price > 0, f"algorithm.agent_token_price = {a.agent_token_price}", "set it to 0"),
         (

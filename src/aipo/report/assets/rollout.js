@@ -19,7 +19,7 @@ function rolloutView(item, brief) {
   rollout.segments.forEach((segment, index) => {
     if (segment.source === "prompt") return;
     const consultation = rollout.consultations.find((c) => c.segment === index);
-    if (consultation || segment.source !== "policy") text.append(consultationCard(consultation, segment, item));
+    if (consultation || (segment.source !== "policy" && !segment.opened)) text.append(consultationCard(consultation, segment, item));
     else text.append(segmentText("span", segment, item));
   });
   rollout.consultations.filter((c) => c.segment === null).forEach((c) => text.append(consultationCard(c, null, item)));
@@ -51,7 +51,7 @@ function tokenNote(rollout, run) {
 
 /** A segment's text, token by token where the tokens are known. */
 function segmentText(tag, segment, item) {
-  const node = el(tag, { class: `segment ${segment.source}`, dir: "ltr" });
+  const node = el(tag, { class: `segment ${segment.source}${segment.opened ? " opened" : ""}`, dir: "ltr" });
   if (!segment.cuts) {
     const whole = longText("span", { class: "token whole" }, segment.text, segment.more);
     whole.token = { segment, index: null };
@@ -141,7 +141,7 @@ function readable(text, item) {
 /** A consultation, folded: who was asked what, what came of it, and all the rest inside. */
 function consultationCard(consultation, segment, item) {
   const c = consultation;
-  const who = c ? c.agent || "no agent" : "not asked for";
+  const who = c ? `${c.agent || "no agent"}${c.elicited ? ", elicited" : ""}` : "not asked for";
   const said = segment ? oneLine(segment.text, 300) : "what it would have been told did not fit";
   const head = el("summary", {},
     el("span", { class: "who" }, who),
@@ -171,6 +171,7 @@ function consultationBody(c, segment, item) {
     tokens ? ["tokens", tokens] : null,
     c.cost ? ["cost", number(c.cost)] : null,
     c.leaked ? ["leak", "stated the final answer"] : null,
+    c.elicited ? ["elicited", "the system opened this request"] : null,
   ].filter(Boolean)));
   return body;
 }
