@@ -8,7 +8,7 @@ from aipo.config.problems import NameIn, Section
 
 
 class ElicitSettings(Section):
-    """Elicited consultations, for a policy that does not ask by itself (docs/method.md#elicited-consultations)."""
+    """Elicited consultations: for a policy that does not ask (docs/method.md#elicited-consultations)."""
 
     share: float = Field(
         0.0,
