@@ -4,6 +4,7 @@ import ast
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,7 @@ def test_the_example_of_the_readme_runs(
         recipe = recipe.replace(long, short)
     recipe += "\n[evaluate]\nproblems = 2\nsamples_per_problem = 2\npass_at = [1]\n"
     (tmp_path / "recipes" / "own.toml").write_text(recipe + "\n[consult]\nmax_feedback_tokens = 16\n")
+    shutil.copy(SOURCE.parents[2] / "recipes" / "aipo.toml", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
     said: list[object] = []
     own = {"__name__": "example", "print": said.append}
