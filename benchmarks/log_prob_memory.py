@@ -93,7 +93,7 @@ def measured(way: str, positions: int, quick: bool) -> dict[str, Any]:
         "peak_mb": (_status("VmHWM") - held) / 1e6,
         "chunk": forward.chunk_of(positions),
         "log p": log_p.detach().numpy(),
-        "entropy": entropy.numpy(),
+        "entropy": entropy.detach().numpy(),
         "gradient": {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None},
     }
 

@@ -218,6 +218,18 @@ class AlgorithmSettings(Section):
     feedback_weight_end: float | None = Field(
         None, ge=0, description="lambda at the last update, reached linearly; none: it stays."
     )
+    kl_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Of KL(policy || starting policy) on POLICY tokens, whatever their rollout's advantage. "
+        "With adapters the start is the policy without them, else a frozen copy in memory. 0: none.",
+    )
+    kl_estimator: Annotated[str, NameIn("aipo.core.divergence:KL_ESTIMATORS")] = Field(
+        "k3", description="How that is estimated; see `core/divergence.py`."
+    )
+    entropy_weight: float = Field(
+        0.0, ge=0, description="Of an entropy bonus on POLICY tokens, from all logits; 0: none."
+    )
     feedback_advantage: Annotated[str, NameIn("aipo.core.advantages:FEEDBACK_ADVANTAGES")] = Field(
         "over_solo", description="What FEEDBACK tokens are credited with; see `core/advantages.py`."
     )

@@ -65,6 +65,10 @@ class TokenBatch:
     policy_advantage: Tensor
     feedback_advantage: Tensor
     weight: Tensor
+    entropy: Tensor | None = None
+    """Of the policy at each token, in nats; whoever runs the policy sets it, with its gradient."""
+    kl_reference: Tensor | None = None
+    """Of the policy from the reference, as `core/divergence.py` estimates it; likewise."""
 
     def mask(self, sources: Sequence[Source]) -> Tensor:
         """Return True at tokens of these sources; (B, T)."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from aipo.core.advantages import Advantage
 from aipo.core.batch import Row, TokenBatch
 from aipo.core.coefficients import COEFFICIENTS, feedback_term
+from aipo.core.divergence import KL_ESTIMATORS, EntropyTerm, KLEstimator, KLTerm
 from aipo.core.feedback import CoefficientSettings, OldLogP
 from aipo.core.surrogates import SurrogateSettings, clip_mask, surrogate_term
 from aipo.core.types import Source
@@ -78,6 +79,11 @@ class ObjectiveSettings:
     coefficient: CoefficientSettings = field(default_factory=CoefficientSettings)
     feedback_weight: float = 1.0
     """lambda; 0 is the same as the coefficient `masked`."""
+    kl_weight: float = 0.0
+    """beta of KL(policy || reference) on POLICY tokens."""
+    kl_estimator: str = "k3"
+    entropy_weight: float = 0.0
+    """Of the entropy bonus on POLICY tokens."""
     further: tuple[Term, ...] = ()
 
     @property
@@ -91,10 +97,17 @@ class ObjectiveSettings:
         return COEFFICIENTS[self.coefficient.kind].old is OldLogP.POLICY
 
     @property
+    def kl(self) -> KLEstimator | None:
+        """How far the policy is from the reference; None where nothing asks for it."""
+        return KL_ESTIMATORS[self.kl_estimator] if self.kl_weight else None
+
+    @property
     def terms(self) -> tuple[Term, ...]:
         """All summands; the first is POLICY's."""
         feedback = (_FeedbackTerm(self.coefficient, self.feedback_weight),) if self.feedback_trained else ()
-        return (_PolicyTerm(self.surrogate), *feedback, *self.further)
+        kl = (KLTerm(self.kl_weight),) if self.kl_weight else ()
+        entropy = (EntropyTerm(self.entropy_weight),) if self.entropy_weight else ()
+        return (_PolicyTerm(self.surrogate), *feedback, *kl, *entropy, *self.further)
 
     def teaches(self, row: Row) -> bool:
         """Say whether any token of a row has a gradient; the other rows need no backward pass."""
@@ -142,4 +155,6 @@ def objective_sums(log_p: Tensor, batch: TokenBatch, settings: ObjectiveSettings
         "feedback_p": torch.where(feedback, p, 0.0).sum(),
         "credited_p": torch.where(credited, p, 0.0).sum(),
     }
+    if batch.kl_reference is not None:
+        sums["kl_reference"] = torch.where(policy, batch.kl_reference, 0.0).sum()
     return {name: float(value) for name, value in sums.items()}

@@ -42,4 +42,7 @@ def objective_settings(algorithm: AlgorithmSettings) -> ObjectiveSettings:
         surrogate=SurrogateSettings(base.surrogate, base.clip),
         coefficient=coefficient,
         feedback_weight=algorithm.feedback_weight,
+        kl_weight=algorithm.kl_weight,
+        kl_estimator=algorithm.kl_estimator,
+        entropy_weight=algorithm.entropy_weight,
     )

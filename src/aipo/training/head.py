@@ -6,6 +6,7 @@ computes them again (as in "Cut Your Losses", arXiv 2411.09009, and Liger's line
 returned is what `log_softmax` of the model's own logits says.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+
+from aipo.core.divergence import KLEstimator, entropy_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,58 +55,90 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class States:
+    """Hidden states (n, size) and the matrix that makes logits of them."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def computed_in(self, precision: torch.dtype) -> "States":
+        """Return them in a precision."""
+        return States(*_as(precision, self.hidden, self.weight, self.bias))
+
+    def logits(self, head: Head) -> Tensor:
+        """Return the logits (n, vocabulary)."""
+        return head.logits(self.hidden, self.weight, self.bias)
+
+    def split(self, chunk: int) -> "list[States]":
+        """Return them `chunk` positions at a time."""
+        return [States(hidden, self.weight, self.bias) for hidden in self.hidden.split(chunk)]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """How the head is applied."""
+    """How the head is applied, and what is estimated of the distance to a reference."""
 
     head: Head
     temperature: float
     chunk: int
+    kl: KLEstimator | None = None
+    reference: States | Tensor | None = None
+    """For an estimator over the vocabulary, the reference at the same positions: its hidden states, or its
+    logits where those are held whole."""
 
 
 class ChunkedLogProbs(torch.autograd.Function):
-    """Hidden states (n, size), head and targets (n,) to log p and entropy (n,), part by part."""
+    """Hidden states (n, size), head and targets (n,) to log p and entropy (n,), part by part.
+
+    With `plan.kl`, an estimator over the vocabulary, also to its estimate (n,).
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, plan: Plan
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Compute them without keeping logits."""
-        log_p, entropy = [], []
+        found: list[list[Tensor]] = []
         ctx.precision = product_precision(hidden, weight)
-        hidden, weight, bias = _as(ctx.precision, hidden, weight, bias)
-        for states, chosen in zip(hidden.split(plan.chunk), targets.split(plan.chunk), strict=True):
-            of_all = torch.log_softmax(_scores(plan, states, weight, bias), dim=-1)
-            log_p.append(of_all.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
-            entropy.append(-of_all.exp().mul_(of_all).sum(-1))
+        states = States(hidden, weight, bias).computed_in(ctx.precision)
+        there = _parts_of_reference(plan, ctx.precision, len(targets))
+        for part, far, chosen in zip(states.split(plan.chunk), there, targets.split(plan.chunk), strict=True):
+            of_all = torch.log_softmax(_scores(plan, part), dim=-1)
+            log_p = of_all.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+            found.append([log_p, *_of_distribution(plan, of_all, far)])
             del of_all  # or it is still there when the next one is made
         ctx.plan = plan
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        result = torch.cat(log_p), torch.cat(entropy)
-        ctx.mark_non_differentiable(result[1])
-        return result
+        ctx.save_for_backward(states.hidden, states.weight, states.bias, targets)
+        ctx.set_materialize_grads(False)
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         """Compute the logits of each part again."""
         hidden, weight, bias, targets = ctx.saved_tensors
         plan: Plan = ctx.plan
+        dtype = next(given.dtype for given in gradients if given is not None)
         wanted_hidden, wanted_weight, wanted_bias = ctx.needs_input_grad[:3]
         of_hidden = torch.empty_like(hidden) if wanted_hidden else None
-        of_weight = torch.zeros_like(weight, dtype=gradients[0].dtype) if wanted_weight else None
-        of_bias = torch.zeros_like(bias, dtype=gradients[0].dtype) if wanted_bias else None
+        of_weight = torch.zeros_like(weight, dtype=dtype) if wanted_weight else None
+        of_bias = torch.zeros_like(bias, dtype=dtype) if wanted_bias else None
+        there = _parts_of_reference(plan, ctx.precision, len(targets))
         start = 0
-        for given, chosen in zip(gradients[0].split(plan.chunk), targets.split(plan.chunk), strict=True):
-            states = hidden[start : start + len(chosen)]
-            product = _product_gradient(plan, (states, weight, bias), given, chosen)
+        for far, chosen in zip(there, targets.split(plan.chunk), strict=True):
+            part = slice(start, start + len(chosen))
+            states = States(hidden[part], weight, bias)
+            given = [None if of_all is None else of_all[part] for of_all in gradients]
+            product = _product_gradient(plan, states, given, chosen, far)
             if of_bias is not None:
                 of_bias += product.sum(0)
             product = product.to(hidden.dtype)
             if of_hidden is not None:
-                torch.mm(product, weight, out=of_hidden[start : start + len(chosen)])
+                torch.mm(product, weight, out=of_hidden[part])
             if of_weight is not None and of_weight.dtype == hidden.dtype:
-                of_weight.addmm_(product.t(), states)
+                of_weight.addmm_(product.t(), states.hidden)
             elif of_weight is not None:
-                of_weight += product.t() @ states
+                of_weight += product.t() @ states.hidden
             start += len(chosen)
             del product
         return (
@@ -115,29 +150,60 @@ class ChunkedLogProbs(torch.autograd.Function):
         )
 
 
-def _scores(plan: Plan, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _parts_of_reference(plan: Plan, precision: torch.dtype, positions: int) -> Sequence[States | None]:
+    if not isinstance(plan.reference, States):
+        return [None] * -(-positions // plan.chunk)
+    return plan.reference.computed_in(precision).split(plan.chunk)
+
+
+def _of_distribution(plan: Plan, log_p: Tensor, there: States | None) -> list[Tensor]:
+    """Return the entropy (n,), and where a reference is given the divergence from it, of (n, vocabulary)."""
+    if plan.kl is None or there is None:
+        return [entropy_of(log_p)]
+    with torch.no_grad():
+        log_q = torch.log_softmax(_scores(plan, there), dim=-1)
+    return [entropy_of(log_p), plan.kl.term(log_p, log_q)]
+
+
+def _scores(plan: Plan, states: States) -> Tensor:
     """Return logits over temperature, in float32 or better, as new memory."""
-    logits = plan.head.logits(states, weight, bias)
-    return at_least_float32(logits).div_(plan.temperature)
+    return at_least_float32(states.logits(plan.head)).div_(plan.temperature)
 
 
 def _product_gradient(
-    plan: Plan, head: tuple[Tensor, Tensor, Tensor | None], given: Tensor, chosen: Tensor
+    plan: Plan, states: States, given: Sequence[Tensor | None], chosen: Tensor, there: States | None
 ) -> Tensor:
-    """Return d(sum of given * log p) / d(hidden @ weight.T + bias), (n, vocabulary)."""
-    scores = _scores(plan, *head)
-    gradient = torch.log_softmax(scores, dim=-1).exp_().mul_(-given.unsqueeze(-1))
-    gradient.scatter_add_(-1, chosen.unsqueeze(-1), given.unsqueeze(-1))
+    """Return the gradient of hidden @ weight.T + bias, (n, vocabulary), from those of what was returned."""
+    scores = _scores(plan, states)
+    of_log_p, *others = given
+    if of_log_p is None:
+        gradient = torch.zeros_like(scores)
+    else:
+        gradient = torch.log_softmax(scores, dim=-1).exp_().mul_(-of_log_p.unsqueeze(-1))
+        gradient.scatter_add_(-1, chosen.unsqueeze(-1), of_log_p.unsqueeze(-1))
+    if any(of_other is not None for of_other in others):
+        with torch.enable_grad():
+            leaf = scores.detach().requires_grad_()
+            found = _of_distribution(plan, torch.log_softmax(leaf, dim=-1), there)
+        pairs = [(value, of_it) for value, of_it in zip(found, others, strict=True) if of_it is not None]
+        gradient += torch.autograd.grad([v for v, _ in pairs], leaf, [g for _, g in pairs])[0]
     gradient.div_(plan.temperature)
     return plan.head.backward_(gradient, scores.mul_(plan.temperature))
 
 
-def chosen_of(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log p of the targets (n,) and the entropy, of logits (n, vocabulary)."""
-    of_all = torch.log_softmax(at_least_float32(logits) / temperature, dim=-1)
-    with torch.no_grad():
-        entropy = -of_all.exp().mul_(of_all).sum(-1)
-    return of_all.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+def of_logits(logits: Tensor, targets: Tensor, plan: Plan) -> tuple[Tensor, ...]:
+    """Return what `ChunkedLogProbs` does, (...) each, of logits (..., vocabulary) that are held whole."""
+    of_all = _log_softmax(logits, plan)
+    log_p, entropy = of_all.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy_of(of_all)
+    if plan.kl is None:
+        return log_p, entropy
+    assert isinstance(plan.reference, Tensor)
+    return log_p, entropy, plan.kl.term(of_all, _log_softmax(plan.reference, plan))
+
+
+def _log_softmax(logits: Tensor, plan: Plan) -> Tensor:
+    logits = at_least_float32(logits)
+    return torch.log_softmax(logits if plan.temperature == 1 else logits / plan.temperature, dim=-1)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ tells which it is.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,15 +19,17 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from aipo.core.divergence import KLEstimator
 from aipo.engines.slots import ATTENTION_LAYERS
 from aipo.training.head import (
     ChunkedLogProbs,
     Head,
     Plan,
-    at_least_float32,
-    chosen_of,
+    States,
+    of_logits,
     product_precision,
 )
+from aipo.training.lora import has_lora, without_adapters
 from aipo.training.prefixes import PackedRows, packed_rows, prefix_tree
 
 LOGITS_AT_ONCE = 2**25
@@ -37,24 +40,27 @@ MAX_CHECK_ERROR = {torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 def token_log_probs(
-    model: nn.Module, ids: Tensor, temperature: float, first: int = 1
-) -> tuple[Tensor, Tensor]:
+    model: nn.Module, ids: Tensor, temperature: float, first: int = 1, kl: KLEstimator | None = None
+) -> tuple[Tensor, ...]:
     """Return log p of each token given what stands before it, and the entropy there; (B, T) float32 each.
+
+    With `kl`, thirdly what it estimates of the distance from the reference policy, which has no gradient.
 
     `ids` is (B, T), right-padded: behind a causal mask padding needs no attention mask. Positions before
     `first`, at least 1, are 0, and their logits are not computed: nobody reads those of a prompt.
     `model` is a `PolicyForward`, however wrapped, or a transformers model. One in float64 answers in that.
     """
     forward = PolicyForward(model) if isinstance(model, PreTrainedModel) else model
-    log_p, entropy = forward(ids, temperature, first)
-    return log_p, entropy
+    found: tuple[Tensor, ...] = forward(ids, temperature, first, kl=kl)
+    return found
 
 
-def packed_log_probs(model: nn.Module, rows: PackedRows, temperature: float) -> tuple[Tensor, Tensor]:
+def packed_log_probs(
+    model: nn.Module, rows: PackedRows, temperature: float, kl: KLEstimator | None = None
+) -> tuple[Tensor, ...]:
     """Return what `token_log_probs` says of the batch that the rows were packed from; (B, T) each."""
     forward = PolicyForward(model) if isinstance(model, PreTrainedModel) else model
-    log_p, entropy = forward(rows.ids, temperature, packed=rows)
-    return rows.spread(log_p), rows.spread(entropy)
+    return tuple(rows.spread(found) for found in forward(rows.ids, temperature, packed=rows, kl=kl))
 
 
 def attention_masks(model: PreTrainedModel, rows: PackedRows) -> Tensor | dict[str, Tensor]:
@@ -80,19 +86,26 @@ def attention_masks(model: PreTrainedModel, rows: PackedRows) -> Tensor | dict[s
 class PolicyForward(nn.Module):
     """The policy as the update calls it: what is wrapped for several ranks, so that hooks see each call.
 
-    Parameters are the policy's own, under `policy.`.
+    Parameters are the policy's own, under `policy.`, and those of a frozen reference, under `reference.`.
     """
 
     def __init__(
-        self, policy: PreTrainedModel, chunk_tokens: int | None = None, gradient_checkpointing: bool = False
+        self,
+        policy: PreTrainedModel,
+        chunk_tokens: int | None = None,
+        gradient_checkpointing: bool = False,
+        reference: PreTrainedModel | None = None,
     ) -> None:
         """`chunk_tokens` positions have their logits in memory at a time; 0: all, None: by their number.
 
         With `gradient_checkpointing` a layer's activations are computed again in the backward pass. Dropout
         stays as the policy's mode has it. Raises `ValueError` for a model that cannot do so.
+
+        A policy with adapters is its own `reference`, without them; any other needs one for KL.
         """
         super().__init__()
         self.policy = policy
+        self.reference = PolicyForward(reference, chunk_tokens) if reference is not None else None
         self._chunk_tokens = chunk_tokens
         self._vocabulary_size = int(policy.config.get_text_config(decoder=True).vocab_size)
         self._head: Head | None = None
@@ -101,17 +114,47 @@ class PolicyForward(nn.Module):
         self._layers = _checkpointing_layers(policy) if gradient_checkpointing else []
 
     def forward(
-        self, ids: Tensor, temperature: float, first: int = 1, packed: PackedRows | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `token_log_probs`, and `packed_log_probs`, whose rows take the place of `ids`."""
-        if packed is not None:
-            with _checkpointing(self._layers):
-                return self._packed(packed, temperature)
-        chunk = self.chunk_of(ids.shape[0] * (ids.shape[1] - first))
+        self,
+        ids: Tensor,
+        temperature: float,
+        first: int = 1,
+        packed: PackedRows | None = None,
+        kl: KLEstimator | None = None,
+    ) -> tuple[Tensor, ...]:
+        """See `token_log_probs`, and `packed_log_probs`, whose rows take the place of `ids`.
+
+        Raises `ValueError` for `kl` where there is no reference.
+        """
+        wanted = _Wanted(ids, first, packed)
+        chunk = self.chunk_of(wanted.targets.numel())
+        by_states = (chunk > 0 or packed is not None) and self._usable_head(ids)
+        plan = Plan(self._head or Head(), temperature, chunk or wanted.targets.numel())
+        if kl is not None and kl.over_vocabulary:
+            with self._as_reference() as reference:
+                there = reference._states(wanted) if by_states else reference._logits(wanted)
+            plan = replace(plan, kl=kl, reference=there)
+        elif kl is not None:
+            with self._as_reference() as reference:
+                log_q = reference.forward(ids, temperature, first, packed)[0]
         with _checkpointing(self._layers):
-            if not chunk or not self._usable_head(ids):
-                return self._whole(ids, temperature, first)
-            return self._chunked(ids, temperature, first, chunk)
+            found = self._from_states(wanted, plan, chunk) if by_states else self._from_logits(wanted, plan)
+        return found if kl is None or kl.over_vocabulary else (*found, kl.term(found[0], log_q))
+
+    @contextmanager
+    def _as_reference(self) -> Iterator["PolicyForward"]:
+        """Within the block what is yielded is the reference policy, without gradient."""
+        with torch.no_grad():
+            if self.reference is not None:
+                self.reference._head, self.reference._checked = self._head, self._checked
+                yield self.reference
+            elif has_lora(self.policy):
+                with without_adapters(self.policy):
+                    yield self
+            else:
+                raise ValueError(
+                    "algorithm.kl_weight: this policy has neither adapters nor a frozen copy of where it "
+                    "started, so there is no reference; set it to 0, or pass `reference` to PolicyForward"
+                )
 
     def can_pack(self) -> bool:
         """Compare packed log-probabilities with padded ones on two short sequences, once; say if they agree.
@@ -158,8 +201,10 @@ class PolicyForward(nn.Module):
             return f"{name}: its head is no plain linear layer; the logits of a micro-batch are held whole"
         self._head = head
         with torch.no_grad():
-            expected = self._whole(ids, 1.0, 1)
-            found = self._chunked(ids, 1.0, 1, CHECKED_TOKENS // 4)
+            wanted, chunk = _Wanted(ids, 1, None), CHECKED_TOKENS // 4
+            plan = Plan(head, 1.0, chunk)
+            expected = self._from_logits(wanted, plan)
+            found = self._from_states(wanted, plan, chunk)
         abs_diff = max(float((a - b).abs().mean()) for a, b in zip(expected, found, strict=True))
         weight = self.policy.get_output_embeddings().weight
         if abs_diff <= MAX_CHECK_ERROR.get(product_precision(weight, weight), 1e-4):
@@ -174,51 +219,70 @@ class PolicyForward(nn.Module):
         self.check(ids)
         return self._head is not None
 
-    def _whole(self, ids: Tensor, temperature: float, first: int) -> tuple[Tensor, Tensor]:
-        # The last position's logits, which predict nothing, stay: to cut them off would copy all the others.
-        kept = ids.shape[1] - first + 1
-        output = self.policy(input_ids=ids, use_cache=False, logits_to_keep=kept)
-        logits = at_least_float32(output.logits[:, -kept:])  # a few old architectures return all
-        log_p = torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
-        following = pad(ids[:, first:], (0, 1))
-        chosen = log_p.gather(-1, following.unsqueeze(-1)).squeeze(-1)[:, :-1]
-        with torch.no_grad():
-            entropy = -log_p.exp().mul_(log_p).sum(-1)[:, :-1]
-        return pad(chosen, (first, 0)), pad(entropy, (first, 0))
+    def _states(self, wanted: "_Wanted") -> States:
+        """Return the hidden states that predict the wanted tokens, (n, size)."""
+        hidden = self.policy.get_decoder()(**wanted.inputs(self.policy)).last_hidden_state
+        if wanted.packed is None:
+            hidden = hidden[:, wanted.first - 1 : -1].reshape(-1, hidden.shape[-1])
+        else:
+            hidden = hidden.reshape(-1, hidden.shape[-1])[wanted.packed.predictors]
+        layer = self.policy.get_output_embeddings()
+        return States(hidden, layer.weight, layer.bias)
 
-    def _packed(self, rows: PackedRows, temperature: float) -> tuple[Tensor, Tensor]:
-        """Return log p and entropy of the wanted tokens, (M,) each."""
-        inputs = {
-            "input_ids": rows.ids,
-            "position_ids": rows.positions,
-            "attention_mask": attention_masks(self.policy, rows),
+    def _logits(self, wanted: "_Wanted") -> Tensor:
+        """Return the model's own logits: (B, T - first + 1, vocabulary), of packed rows (n, vocabulary)."""
+        if wanted.packed is not None:
+            logits = self.policy(**wanted.inputs(self.policy)).logits
+            rows: Tensor = logits.reshape(-1, logits.shape[-1])[wanted.packed.predictors]
+            return rows
+        # The last position's logits, which predict nothing, stay: to cut them off would copy all the others.
+        kept = wanted.ids.shape[1] - wanted.first + 1
+        output = self.policy(**wanted.inputs(self.policy), logits_to_keep=kept)
+        padded: Tensor = output.logits[:, -kept:]  # a few old architectures return all
+        return padded
+
+    def _from_logits(self, wanted: "_Wanted", plan: Plan) -> tuple[Tensor, ...]:
+        logits = self._logits(wanted)
+        following = wanted.targets if wanted.packed is not None else pad(wanted.targets, (0, 1))
+        found = of_logits(logits, following, plan)
+        if wanted.packed is not None:
+            return found
+        return tuple(pad(values[:, :-1], (wanted.first, 0)) for values in found)
+
+    def _from_states(self, wanted: "_Wanted", plan: Plan, chunk: int) -> tuple[Tensor, ...]:
+        states, targets = self._states(wanted), wanted.targets
+        if not chunk and plan.head == Head():
+            there = plan.reference.logits(Head()) if isinstance(plan.reference, States) else None
+            return of_logits(states.logits(Head()), targets, replace(plan, reference=there))
+        found = ChunkedLogProbs.apply(states.hidden, states.weight, states.bias, targets.reshape(-1), plan)
+        if wanted.packed is not None:
+            return tuple(found)
+        return tuple(pad(values.view(targets.shape), (wanted.first, 0)) for values in found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the model reads, and the tokens whose log-probabilities are wanted."""
+
+    ids: Tensor
+    first: int
+    packed: PackedRows | None
+
+    @property
+    def targets(self) -> Tensor:
+        """Those tokens: (n,) of packed rows, else (B, T - first)."""
+        return self.ids[:, self.first :] if self.packed is None else self.packed.targets
+
+    def inputs(self, policy: PreTrainedModel) -> dict[str, Any]:
+        """Return the arguments of a forward pass."""
+        if self.packed is None:
+            return {"input_ids": self.ids, "use_cache": False}
+        return {
+            "input_ids": self.packed.ids,
+            "position_ids": self.packed.positions,
+            "attention_mask": attention_masks(policy, self.packed),
             "use_cache": False,
         }
-        chunk = self.chunk_of(len(rows.targets))
-        if not self._usable_head(rows.ids):
-            logits = self.policy(**inputs).logits
-            return chosen_of(logits.reshape(-1, logits.shape[-1])[rows.predictors], rows.targets, temperature)
-        assert self._head is not None
-        hidden = self.policy.get_decoder()(**inputs).last_hidden_state
-        wanted = hidden.reshape(-1, hidden.shape[-1])[rows.predictors]
-        layer = self.policy.get_output_embeddings()
-        if not chunk and self._head == Head():
-            return chosen_of(layer(wanted), rows.targets, temperature)
-        plan = Plan(self._head, temperature, chunk or len(rows.targets))
-        log_p, entropy = ChunkedLogProbs.apply(wanted, layer.weight, layer.bias, rows.targets, plan)
-        return log_p, entropy
-
-    def _chunked(self, ids: Tensor, temperature: float, first: int, chunk: int) -> tuple[Tensor, Tensor]:
-        assert self._head is not None
-        hidden = self.policy.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        hidden = hidden[:, first - 1 : -1]
-        layer = self.policy.get_output_embeddings()
-        plan = Plan(self._head, temperature, chunk)
-        log_p, entropy = ChunkedLogProbs.apply(
-            hidden.reshape(-1, hidden.shape[-1]), layer.weight, layer.bias, ids[:, first:].reshape(-1), plan
-        )
-        shape = hidden.shape[:2]
-        return pad(log_p.view(shape), (first, 0)), pad(entropy.view(shape), (first, 0))
 
 
 def _checkpointing_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -35,6 +35,7 @@ from aipo.training.log_probs import PolicyForward
 from aipo.training.metrics import last_consultation, rollout_metrics, spending
 from aipo.training.model import pad_id, save_plain, save_policy
 from aipo.training.ranks import ALONE, Ranks, disable_buffer_broadcast
+from aipo.training.reference import check_reference, frozen_reference
 from aipo.training.schedule import algorithm_at
 from aipo.training.sharded import Sharded, Whole, use_fsdp
 from aipo.training.state import RunState
@@ -100,6 +101,8 @@ class Trainer:
         self._last_consultation: LastConsultation | None = None
         with ExitStack() as on_error:
             on_error.callback(self.close)
+            if settings.algorithm.kl_weight:  # before a checkpoint is restored into the model
+                ranks.first(lambda: check_reference(settings, model))
             learner = (model, self._policy.wrapped(self._optimiser), self._scheduler)
             self._state = RunState(
                 settings, self._journal, learner, self._experience, self._guards, ranks, self._policy
@@ -113,7 +116,8 @@ class Trainer:
         t, model = self._settings.train, self._policy.trained
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay, fused=True)
-        forward = PolicyForward(model, t.logit_chunk_tokens, t.gradient_checkpointing)
+        reference = frozen_reference(self._settings, model)
+        forward = PolicyForward(model, t.logit_chunk_tokens, t.gradient_checkpointing, reference)
         if self._ranks.several:
             forward.check()  # on all ranks now; later, only those with a long micro-batch would check
         prepared, prepared_optimiser = self._accelerator.prepare(forward, optimiser)

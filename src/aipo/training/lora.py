@@ -9,6 +9,8 @@ updates of 1e-6 are lost in bfloat16. No dropout: sampler and trainer must be th
 takes a second to import, is imported where adapters are asked for.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,8 @@ def add_lora(model: PreTrainedModel, settings: PolicySettings) -> None:
             ) from error
     _refuse_unmergeable(model, settings)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_is_adapter(name))
-        if _is_adapter(name):
+        parameter.requires_grad_(is_adapter(name))
+        if is_adapter(name):
             parameter.data = parameter.data.float()
     model.eval()
 
@@ -78,7 +80,23 @@ def _refuse_unmergeable(model: PreTrainedModel, settings: PolicySettings) -> Non
 
 def has_lora(model: PreTrainedModel) -> bool:
     """Say whether adapters were added."""
-    return any(_is_adapter(name) for name, _ in model.named_parameters())
+    return any(is_adapter(name) for name, _ in model.named_parameters())
+
+
+@contextmanager
+def without_adapters(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block the model is the one that adapters were added to, the starting policy.
+
+    peft's own `disable_adapters` would also switch the gradients of adapters off and on, under DDP and FSDP.
+    """
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def read_adapters(model: PreTrainedModel, folder: Path) -> None:
@@ -87,7 +105,7 @@ def read_adapters(model: PreTrainedModel, folder: Path) -> None:
         key.removeprefix(_PREFIX).replace(".weight", f".{_NAME}.weight"): tensor
         for key, tensor in load_file(folder / _FILE).items()
     }
-    own = {name: parameter for name, parameter in model.named_parameters() if _is_adapter(name)}
+    own = {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
     if other := found.keys() ^ own.keys():
         raise ValueError(f"{folder / _FILE}: adapters of other layers, as {sorted(other)[0]}")
     with torch.no_grad():
@@ -107,7 +125,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     weights: dict[str, Tensor] = {}
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     for key, tensor in model.state_dict().items():
-        if not _is_adapter(key):
+        if not is_adapter(key):
             weights[key.replace(".base_layer.", ".")] = tensor
     with torch.no_grad():
         for name, module in adapted.items():
@@ -126,7 +144,8 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Say whether a parameter of this name belongs to an adapter."""
     return ".lora_" in name
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from aipo.core.batch import Row, TokenBatch, collate, corrected
+from aipo.core.divergence import KLEstimator
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
 from aipo.core.types import Source
 from aipo.training.batch import (
@@ -171,7 +172,7 @@ class Updater:
             sampled = self._collate(part.rows)
             batch = self._corrected(sampled, part.rows)
             with torch.set_grad_enabled(learnt), synced:
-                log_p, entropy = self._log_probs(batch, part)
+                log_p, batch = self._passed(batch, part)
                 loss = objective_loss(log_p, batch, self._objective)
                 try:
                     _refuse_non_finite(loss, log_p, batch)
@@ -187,7 +188,8 @@ class Updater:
             _add_mismatch(sums, log_p.detach(), sampled)
             if self._keep_feedback and nonfinite_error is None:
                 self._keep(part.rows, log_p.detach(), sampled)
-            sums["entropy"] += float((entropy * batch.policy_mask).sum())
+            assert batch.entropy is not None
+            sums["entropy"] += float((batch.entropy.detach() * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())
         if not taught:
             for parameter in self._model.parameters():
@@ -236,13 +238,23 @@ class Updater:
                 if log_p is not None:
                     self.feedback_log_p[id(row.stream)] = log_p
 
-    def _log_probs(self, batch: TokenBatch, part: Microbatch) -> tuple[Tensor, Tensor]:
-        """Return log p and entropy of all that is no prompt."""
+    def _log_probs(self, batch: TokenBatch, part: Microbatch, *kl: KLEstimator) -> tuple[Tensor, ...]:
+        """Return log p and entropy of all that is no prompt, and where `kl` is given the distance from the
+        reference."""
+        temperature = self._settings.temperature
         if part.trees:
             rows = packed_streams([row.stream for row in part.rows], part.trees, self._settings.pad_id)
-            return packed_log_probs(self._model, rows.to(batch.ids.device), self._settings.temperature)
+            return packed_log_probs(self._model, rows.to(batch.ids.device), temperature, *kl)
         prompt = int((batch.sources == Source.PROMPT).sum(-1).min())
-        return token_log_probs(self._model, batch.ids, self._settings.temperature, prompt)
+        return token_log_probs(self._model, batch.ids, temperature, prompt, *kl)
+
+    def _passed(self, batch: TokenBatch, part: Microbatch) -> tuple[Tensor, TokenBatch]:
+        """Return log p, and the batch with all else that the objective's terms read of the policy."""
+        kl = self._objective.kl
+        log_p, entropy, *distance = self._log_probs(batch, part, *([kl] if kl else []))
+        if not self._objective.entropy_weight:
+            entropy = entropy.detach()  # or it would keep the logits
+        return log_p, replace(batch, entropy=entropy, kl_reference=distance[0] if distance else None)
 
     def _keep(self, rows: Sequence[Row], log_p: Tensor, batch: TokenBatch) -> None:
         feedback = batch.sources == Source.FEEDBACK
@@ -257,7 +269,7 @@ class Updater:
                 batch = self._corrected(self._collate(part.rows), part.rows)
                 batch = replace(batch, weight=batch.weight * (batch.sources == source))
                 with synced:
-                    log_p, _ = self._log_probs(batch, part)
+                    log_p, batch = self._passed(batch, part)
                     self._backward(objective_loss(log_p, batch, self._objective))
             norm = self._clipped(float("inf"))
             self._optimiser.zero_grad(set_to_none=True)
@@ -281,8 +293,8 @@ class Updater:
     def _collate(self, rows: Sequence[Row]) -> TokenBatch:
         batch = collate(rows, self._settings.pad_id)
         device = self._accelerator.device
-        moved = {name: getattr(batch, name).to(device) for name in TokenBatch.__slots__}
-        return TokenBatch(**moved)
+        values = {name: getattr(batch, name) for name in TokenBatch.__slots__}
+        return TokenBatch(**{name: value.to(device) for name, value in values.items() if value is not None})
 
     def _corrected(self, batch: TokenBatch, rows: Sequence[Row]) -> TokenBatch:
         """Return the batch corrected for a sampler that differs from the trainer, if that is asked for."""
@@ -330,7 +342,8 @@ def _means(sums: Mapping[str, float]) -> dict[str, float]:
     if not sums:
         return {}
     policy = max(1.0, sums["policy_tokens"])
-    names = {"ratio": "ratio_mean", "kl": "kl", "clipped": "clip_fraction", "entropy": "entropy"}
+    names = {"kl_reference": "kl_reference"} if "kl_reference" in sums else {}
+    names |= {"ratio": "ratio_mean", "kl": "kl", "clipped": "clip_fraction", "entropy": "entropy"}
     counted = ("loss", "policy_tokens", "feedback_tokens", "credited_tokens")
     return {mean: sums[name] / policy for name, mean in names.items()} | {
         name: sums[name] for name in counted

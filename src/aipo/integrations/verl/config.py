@@ -179,6 +179,16 @@ def _not_on_verl(settings: Settings) -> Iterator[str]:
             "set it to 0: it falls with what the latest steps show, which agent-loop processes do not see",
         ),
         (a.verified_copies, "algorithm.verified_copies = true", "set it to false"),
+        (
+            a.kl_weight > 0,
+            f"algorithm.kl_weight = {a.kl_weight:g}",
+            "AIPO's loss takes the place of verl's, use_kl_loss with it; set it to 0",
+        ),
+        (
+            a.entropy_weight > 0,
+            f"algorithm.entropy_weight = {a.entropy_weight:g}",
+            "AIPO's loss takes the place of verl's, entropy_coeff with it; set it to 0",
+        ),
         (a.agent_token_price > 0, f"algorithm.agent_token_price = {a.agent_token_price}", "set it to 0"),
         (
             estimator not in ESTIMATORS,
