@@ -26,6 +26,7 @@ TESTS = {
     "core/surrogates.py": "tests/unit/core/test_surrogates.py",
     "core/algorithms.py": "tests/unit/core/test_algorithms.py",
     "core/coefficients.py": "tests/unit/core/test_coefficients.py",
+    "core/divergence.py": "tests/unit/core/test_divergence.py",
     "core/objective.py": "tests/property/test_objective.py",
     "core/batch.py": "tests/property/test_batch.py",
     "training/algorithm.py": "tests/unit/core/test_algorithms.py",

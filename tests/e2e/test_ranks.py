@@ -155,6 +155,19 @@ def test_two_ranks_learn_what_one_process_does(train: Train, ranks: str) -> None
 
 
 @pytest.mark.parametrize("ranks", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "how", [["algorithm.kl_estimator=exact"], ["policy.lora_rank=2"]], ids=["frozen copy", "adapters"]
+)
+def test_two_ranks_are_held_to_the_start_as_one_process_is(train: Train, how: list[str], ranks: str) -> None:
+    held = ["algorithm.kl_weight=0.5", "algorithm.entropy_weight=0.01", "train.logit_chunk_tokens=50", *how]
+    one = train("one", *held)
+    two = train("two", *held, f"run.ranks={ranks}", ranks=2)
+    assert_same_series(one, two)
+    assert_same_policy(one, two)
+    assert metrics(two)[-1]["kl_reference"] > 1e-6
+
+
+@pytest.mark.parametrize("ranks", ["ddp", "fsdp"])
 def test_a_killed_run_of_two_ranks_goes_on_to_the_same_bytes_and_with_one_process_as_well(
     train: Train, policy: Path, tmp_path: Path, ranks: str
 ) -> None:

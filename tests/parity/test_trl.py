@@ -66,7 +66,7 @@ def trainer_of(name: str, model: Table, clip: Clip) -> Any:
     return trainer
 
 
-def theirs(of: Sample, name: str, clip: Clip | None = None) -> tuple[Tensor, Tensor]:
+def theirs(of: Sample, name: str, clip: Clip | None = None, beta: float = 0.0) -> tuple[Tensor, Tensor]:
     model = Table(of.news)
     inputs = {
         "prompt_ids": torch.ones(len(of.news), 1, dtype=torch.long),
@@ -76,9 +76,12 @@ def theirs(of: Sample, name: str, clip: Clip | None = None) -> tuple[Tensor, Ten
         "tool_mask": (of.mask | ~of.attended).long(),
         "advantages": of.advantages,
         "old_per_token_logps": of.olds,
+        "ref_per_token_logps": of.references,
         "num_items_in_batch": of.mask.sum(),
     }
-    loss = trainer_of(name, model, clip or clip_of(name))._compute_loss(model, inputs)
+    trainer = trainer_of(name, model, clip or clip_of(name))
+    trainer.beta, trainer.args.use_bias_correction_kl = beta, False
+    loss = trainer._compute_loss(model, inputs)
     loss.backward()
     assert model.log_p.grad is not None
     return loss.detach(), model.log_p.grad
@@ -92,6 +95,16 @@ def test_loss_and_gradient_are_trls(name: str, seed: int) -> None:
     assert loss.item() == pytest.approx(their_loss.item(), rel=1e-9, abs=1e-12)
     assert torch.allclose(gradient, their_gradient, rtol=1e-9, atol=1e-12)
     assert gradient.any() and not gradient[~of.mask].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", LOSSES)
+def test_kl_to_a_reference_and_its_gradient_are_trls(name: str, seed: int) -> None:
+    of = sample(seed)
+    (loss, gradient), (their_loss, their_gradient) = ours(of, name, 0.4), theirs(of, name, beta=0.4)
+    assert loss.item() == pytest.approx(their_loss.item(), rel=1e-9, abs=1e-12)
+    assert torch.allclose(gradient, their_gradient, rtol=1e-9, atol=1e-12)
+    assert (gradient - ours(of, name)[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -32,6 +32,11 @@ class Sample:
     advantages: Tensor
 
     @property
+    def references(self) -> Tensor:
+        """What a reference policy says of the same tokens."""
+        return self.olds + 0.3 * torch.sin(7 * self.news)
+
+    @property
     def streams(self) -> list[TokenStream]:
         return [self._stream(i) for i in range(len(self.news))]
 
@@ -63,8 +68,8 @@ def clip_of(name: str) -> Clip:
     return CLIPS.get(name, ALGORITHMS[name].clip)
 
 
-def ours(of: Sample, name: str) -> tuple[Tensor, Tensor]:
-    """Our loss and its gradient at the responses' tokens."""
+def ours(of: Sample, name: str, kl_weight: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Our loss and its gradient at the responses' tokens; KL is to the policy `of.references`."""
     algorithm = replace(ALGORITHMS[name], clip=clip_of(name))
     rows = weighted_rows(
         of.streams,
@@ -75,8 +80,13 @@ def ours(of: Sample, name: str) -> tuple[Tensor, Tensor]:
     )
     log_p = of.news.clone().requires_grad_()
     padded = torch.cat([torch.zeros_like(log_p[:, :1]), log_p], dim=1)
-    settings = ObjectiveSettings(surrogate=SurrogateSettings(algorithm.surrogate, algorithm.clip))
-    loss = objective_loss(padded, collate(rows, 0, torch.float64), settings)
+    surrogate = SurrogateSettings(algorithm.surrogate, algorithm.clip)
+    settings = ObjectiveSettings(surrogate=surrogate, kl_weight=kl_weight)
+    batch = collate(rows, 0, torch.float64)
+    if settings.kl is not None:
+        there = torch.cat([torch.zeros_like(log_p[:, :1]), of.references], dim=1)
+        batch = replace(batch, kl_reference=settings.kl.term(padded, there))
+    loss = objective_loss(padded, batch, settings)
     loss.backward()
     assert log_p.grad is not None
     return loss.detach(), log_p.grad

@@ -84,6 +84,7 @@ SHOWN = {
     "consultations_per_rollout": "consultations",
     "credited_feedback_prob": "p(feedback)",
     "entropy": "entropy",
+    "kl_reference": "KL to the start",
     "grad_norm": "grad norm",
 }
 

@@ -80,6 +80,11 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         Panel("Clipped tokens", {"clip_fraction": "clip fraction"}, "Of POLICY tokens.", SHARE),
         Panel("Entropy", {"entropy": "entropy"}, "Of the policy at its own tokens, in nats."),
         Panel(
+            "Distance from the start",
+            {"kl_reference": "KL"},
+            "KL(policy ‖ starting policy) at the policy's own tokens, in nats, with algorithm.kl_weight.",
+        ),
+        Panel(
             "Sampler and trainer apart",
             {"mismatch_mean": "mean", "mismatch_max": "largest"},
             "|log p by the trainer − log p by the sampler| of POLICY tokens before the update.",

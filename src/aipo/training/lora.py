@@ -89,6 +89,8 @@ def without_adapters(model: PreTrainedModel) -> Iterator[None]:
 
     peft's own `disable_adapters` would also switch the gradients of adapters off and on, under DDP and FSDP.
     """
+    from peft.tuners.lora import LoraLayer
+
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         layer._disable_adapters = True
