@@ -101,8 +101,7 @@ class Trainer:
         self._last_consultation: LastConsultation | None = None
         with ExitStack() as on_error:
             on_error.callback(self.close)
-            if settings.algorithm.kl_weight:  # before a checkpoint is restored into the model
-                ranks.first(lambda: check_reference(settings, model))
+            ranks.first(lambda: check_reference(settings, model))  # before a checkpoint is restored into it
             learner = (model, self._policy.wrapped(self._optimiser), self._scheduler)
             self._state = RunState(
                 settings, self._journal, learner, self._experience, self._guards, ranks, self._policy

@@ -48,8 +48,11 @@ def weights_digest(model: PreTrainedModel) -> str:
 def check_reference(settings: Settings, model: PreTrainedModel) -> None:
     """Write down which weights the reference has, or compare them with what is written.
 
-    Raises `RunFolderError` for other weights than those that the run began with.
+    Raises `RunFolderError` for other weights than those that the run began with. Degenerate case: without a
+    KL term there is no reference.
     """
+    if not settings.algorithm.kl_weight:
+        return
     path, digest = settings.run.output / REFERENCE, weights_digest(model)
     if not path.exists():
         write_whole(path, json.dumps({"model": settings.policy.model, "sha256": digest}, indent=1) + "\n")
