@@ -75,7 +75,7 @@ class States:
         return [States(hidden, self.weight, self.bias) for hidden in self.hidden.split(chunk)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How the head is applied, and what is estimated of the distance to a reference."""
 

@@ -128,7 +128,8 @@ class PolicyForward(nn.Module):
         wanted = _Wanted(ids, first, packed)
         chunk = self.chunk_of(wanted.targets.numel())
         by_states = (chunk > 0 or packed is not None) and self._usable_head(ids)
-        plan = Plan(self._head or Head(), temperature, chunk or wanted.targets.numel())
+        number = wanted.targets.numel()
+        plan = Plan(head=self._head or Head(), temperature=temperature, chunk=chunk or number)
         if kl is not None and kl.over_vocabulary:
             with self._as_reference() as reference:
                 there = reference._states(wanted) if by_states else reference._logits(wanted)
@@ -202,7 +203,7 @@ class PolicyForward(nn.Module):
         self._head = head
         with torch.no_grad():
             wanted, chunk = _Wanted(ids, 1, None), CHECKED_TOKENS // 4
-            plan = Plan(head, 1.0, chunk)
+            plan = Plan(head=head, temperature=1.0, chunk=chunk)
             expected = self._from_logits(wanted, plan)
             found = self._from_states(wanted, plan, chunk)
         abs_diff = max(float((a - b).abs().mean()) for a, b in zip(expected, found, strict=True))
