@@ -84,7 +84,7 @@ def test_the_help_of_aipo_lists_every_verb_with_a_sentence() -> None:
     text = folded(result.output)
     assert "consults agents while it learns and reasons alone afterwards" in text
     for verb, sentence in {
-        "warmstart": "Make the tiny policy",
+        "warmstart": "Make the policy",
         "train": "Train a policy",
         "evaluate": "Evaluate a policy without agents",
         "compare": "Compare methods fairly",

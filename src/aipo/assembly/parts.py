@@ -21,7 +21,7 @@ from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
-from aipo.tasks.base import Task, TaskSpec
+from aipo.tasks.base import Task, TaskError, TaskSpec
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import refuse_evaluation_file
 from aipo.tasks.registry import TASKS, task_spec
@@ -169,6 +169,12 @@ def make_task(spec: TaskSpec, settings: TaskSettings, sandbox: SandboxSettings |
     if settings.train_file and spec.takes_files:
         described = (benchmark for _, benchmark in BENCHMARKS.items())
         refuse_evaluation_file(settings.train_file, "task.train_file", described)
+    if unknown := [name for name in settings.options if name not in spec.options]:
+        raise TaskError(
+            f"task.options.{unknown[0]}: task {spec.name!r} has no such option; it has "
+            f"{', '.join(spec.options) or 'none'}"
+        )
+    settings = settings.model_copy(update={"options": {**spec.options, **settings.options}})
     return spec.make(settings, sandbox or SandboxSettings())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aipo.assembly.warmstart import start_of
+from aipo.assembly.warmstart import start_settings
 from aipo.comparison.jobs import Job, JobFailedError
 from aipo.comparison.records import read_run
 from aipo.comparison.report import RUNS
@@ -48,8 +48,9 @@ class Plan:
     def warm_start_settings(self) -> Settings:
         """Return the settings that the shared warm start is made with."""
         folder = self._output / "warmstart"
-        model = start_of(common_settings(self._comparison)).settings
-        return common_settings(self._comparison, [f"run.output={folder}"], model)
+        model = start_settings(common_settings(self._comparison))
+        here = [f"run.output={folder}", f"policy.model={folder / 'policy'}"]
+        return common_settings(self._comparison, here, model)
 
     def tuning_jobs(self) -> list[tuple[Method, float, Job]]:
         """Return (method, learning rate, job) of every tuning run."""

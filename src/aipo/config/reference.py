@@ -33,14 +33,21 @@ method.
 """
 
 
-def describe(model: type[Settings] = Settings) -> str:
-    """Return the Markdown reference of every setting of a model: name, type, default, description."""
-    return "\n".join([_HEAD, *_sections(model), _COMPARE_HEAD, *_sections(ComparisonRecipe)]).rstrip() + "\n"
+def describe(*starts: type[Settings]) -> str:
+    """Return the Markdown reference of every setting: name, type, default, description.
+
+    Of `starts`, the settings of a first policy, only the tables that are their own.
+    """
+    own = [line for start in starts for line in _sections(start, known=tuple(Settings.model_fields))]
+    sections = [*_sections(Settings), *own]
+    return "\n".join([_HEAD, *sections, _COMPARE_HEAD, *_sections(ComparisonRecipe)]).rstrip() + "\n"
 
 
-def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _sections(model: type[BaseModel], prefix: str = "", known: tuple[str, ...] = ()) -> Iterator[str]:
     names = [*model.model_fields, *(["NAME"] if extra_section(model) else [])]
     for name in names:
+        if name in known:
+            continue
         section = section_of(model, name)
         if section is None:
             continue

@@ -97,6 +97,9 @@ class TaskSettings(Section):
         description="jsonl: the column with an expert's solution, where a row has one (for LUFFY, SFT).",
     )
     match: Literal["exact", "math"] = Field("math", description="jsonl: normalised text, or math-verify.")
+    options: dict[str, str | int | float] = Field(
+        {}, description="Of a task that has some of its own, by name; those left out keep their defaults."
+    )
     grade_timeout_s: float = Field(
         2.0, gt=0, description="Deadline of one symbolic comparison; passing it is UNGRADED."
     )

@@ -4,7 +4,7 @@ A grader's failure is UNGRADED with a reason, never INCORRECT.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aipo.tasks.benchmarks.benchmark import Benchmark
 
-__all__ = ["Grade", "Oracle", "Problem", "Split", "Task", "TaskError", "TaskSpec"]
+__all__ = ["Ask", "Grade", "Oracle", "Problem", "Split", "Task", "TaskError", "TaskSpec"]
 
 SAMPLES = 4
 """n of Avg@n, unless a task says otherwise."""
@@ -66,6 +66,14 @@ class Task(Protocol):
     def without_answer(self, problem: Problem, text: str) -> str | None:
         """Return an agent's words with the gold answer hidden, or None where they do not state it."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A consultation inside an expert's turn."""
+
+    agent: str
+    request: str
 
 
 class Oracle(Protocol):
@@ -147,5 +155,10 @@ class TaskSpec:
     """Makes the scripted expert that stands behind `agents.backend = 'oracle'`."""
     agents: tuple[str, ...] = ()
     """Names of the agents that the oracle has words of; their tags are words of the task's vocabulary."""
+    options: Mapping[str, str | int | float] = field(default_factory=dict)
+    """What `task.options` may say to it, with defaults; `make` finds them in the settings, complete."""
+    consulted: "Callable[[Problem], Sequence[str | Ask]] | None" = None
+    """An expert's turn on a problem with consultations in it, for a warm start on traces. None: a
+    consultation is put into the problem's solution."""
     start: Start | None = None
     """None: runs begin with a model from elsewhere."""

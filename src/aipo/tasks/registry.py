@@ -17,6 +17,7 @@ from aipo.tasks.benchmarks.load import packaged
 from aipo.tasks.benchmarks.task import BenchmarkTask, GradingLimits
 from aipo.tasks.cpu.specs import CPU_TASKS
 from aipo.tasks.jsonl import JsonlSource, JsonlTask
+from aipo.tasks.words.elements import WORD_TASKS
 
 Entry = TaskSpec | Benchmark | Task | Callable[[], Task]
 GROUP = "aipo.tasks"
@@ -94,5 +95,5 @@ TASKS.register(
 )
 for _benchmark in BENCHMARKS:
     TASKS.register(_benchmark, BENCHMARKS[_benchmark])
-for _spec in CPU_TASKS:
+for _spec in (*CPU_TASKS, *WORD_TASKS):
     TASKS.register(_spec.name, _spec)

@@ -33,8 +33,8 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
     is_path = folder.exists() or settings.model.startswith((".", "/")) or len(folder.parts) > 2
     if is_path and not (folder / "config.json").is_file():
         raise PolicyError(
-            f"policy.model = {settings.model!r} has no config.json; name a Hugging Face model folder, for "
-            "a CPU task first run `aipo warmstart`"
+            f"policy.model = {settings.model!r} has no config.json; name a Hugging Face model folder, or "
+            "first run `aipo warmstart RECIPE`, which writes it"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model)

@@ -13,6 +13,7 @@ from aipo.config.loader import SettingsError, diff_settings, dump_settings, load
 from aipo.config.reference import describe
 from aipo.config.settings import Settings
 from aipo.config.toml import toml_text
+from aipo.config.warmstart import TraceSettings
 from aipo.core.types import VERIFY
 from aipo.tasks.cpu.settings import CpuSettings
 
@@ -233,7 +234,7 @@ class TestText:
 
     def test_the_page_of_settings_is_up_to_date(self) -> None:
         page = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
-        assert page == describe(CpuSettings), "run: python scripts/settings_reference.py"
+        assert page == describe(TraceSettings, CpuSettings), "run: python scripts/settings_reference.py"
 
 
 COMPARISON = """
