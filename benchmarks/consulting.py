@@ -57,7 +57,7 @@ class Slow:
         self.waited_s[query.seed] = wait
         if wait:
             await asyncio.sleep(wait)
-        return AgentReply("no consultations left request not understood")
+        return AgentReply(text="no consultations left request not understood")
 
 
 def biased(
@@ -100,13 +100,25 @@ class Bench:
         rng = Random(2)
         prompts = [words(rng, PROMPT_TOKENS) for _ in range(self.groups)]
         return [
-            RolloutSpec(f"r{i}", "", prompts[i % self.groups], Condition.CONSULTING, seed=1000 + i)
+            RolloutSpec(
+                id=f"r{i}",
+                problem="",
+                prompt_ids=prompts[i % self.groups],
+                condition=Condition.CONSULTING,
+                seed=1000 + i,
+            )
             for i in range(self.rollouts)
         ]
 
     async def run(self, agent: Slow, specs: Sequence[RolloutSpec] | None = None) -> list[Rollout]:
         """Make rollouts, all at once."""
-        consult = ConsultContext(PROTOCOL, TagCodec(self.tokens, PROTOCOL), LIMITS, {agent.name: agent}, 10.0)
+        consult = ConsultContext(
+            protocol=PROTOCOL,
+            codec=TagCodec(self.tokens, PROTOCOL),
+            limits=LIMITS,
+            agents={agent.name: agent},
+            agent_timeout_s=10.0,
+        )
         wanted = self.specs() if specs is None else specs
         return await asyncio.gather(*(rollout(self.engine, spec, consult) for spec in wanted))
 

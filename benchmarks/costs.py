@@ -133,7 +133,11 @@ class Bench:
         """Make the rollouts of a load."""
         limits = Limits(MOST_CONSULTATIONS, FEEDBACK_TOKENS, load.new_tokens)
         consult = ConsultContext(
-            PROTOCOL, TagCodec(self.tokens, PROTOCOL), limits, {Slow(0.0).name: Slow(0.0)}, 10.0
+            protocol=PROTOCOL,
+            codec=TagCodec(self.tokens, PROTOCOL),
+            limits=limits,
+            agents={Slow(0.0).name: Slow(0.0)},
+            agent_timeout_s=10.0,
         )
         number, rng = 2 * load.group, Random(2)
         engine = TransformersEngine(
@@ -141,7 +145,10 @@ class Bench:
         )
         prompts = [words(rng, PROMPT_TOKENS) for _ in range(2)]
         condition = Condition.CONSULTING if math.isfinite(load.ask_every) else Condition.SOLO
-        specs = [RolloutSpec(f"r{i}", "", prompts[i % 2], condition, seed=1000 + i) for i in range(number)]
+        specs = [
+            RolloutSpec(id=f"r{i}", problem="", prompt_ids=prompts[i % 2], condition=condition, seed=1000 + i)
+            for i in range(number)
+        ]
         made: list[Rollout] = []
 
         async def every() -> None:

@@ -62,7 +62,9 @@ def by_engine(engine: Engine, prompts: Sequence[tuple[int, ...]], lengths: Seque
 
     async def one(index: int) -> None:
         session = f"s{index}"
-        request = GenerationRequest(session, prompts[index], lengths[index], seed=index)
+        request = GenerationRequest(
+            session=session, prefix_ids=prompts[index], max_new_tokens=lengths[index], seed=index
+        )
         completion = await engine.generate(request)
         await engine.release(session)
         assert len(completion.ids) == lengths[index], "an early end would make the comparison worthless"
@@ -100,7 +102,12 @@ class Server:
         model.save_pretrained(folder / "policy")
         tokens.save_pretrained(folder / "policy")
         line = (command, "serve", str(folder / "policy"), "--dtype", "float32", "--max-model-len", "512")
-        plan = ServerPlan((*line, *VLLM_ARGUMENTS), folder / "server.log", START_TIMEOUT_S, VLLM_ENVIRONMENT)
+        plan = ServerPlan(
+            command=(*line, *VLLM_ARGUMENTS),
+            log=folder / "server.log",
+            start_timeout_s=START_TIMEOUT_S,
+            environment=VLLM_ENVIRONMENT,
+        )
         self._server = VllmServer(plan)
         self._server.start()
         self._model, self._tokens = model, tokens

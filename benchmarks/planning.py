@@ -321,7 +321,18 @@ def teaching(records: Sequence[dict[str, Any]]) -> list[bool]:
 def update_s(policy: ModelShape, step: TrainedStep, flops: float, minibatch_s: float) -> float:
     """Return what the planner's formula says of an update on a machine with these two constants."""
     bandwidth = OPTIMISER_TRAFFIC * policy.parameters / minibatch_s if minibatch_s else 1e30
-    machine = Cluster(Gpu("cpu", flops, 1e12, bandwidth, 1e12, 1e12, 1e12), 1)
+    machine = Cluster(
+        Gpu(
+            name="cpu",
+            bf16_flops=flops,
+            memory_bytes=1e12,
+            hbm_bytes_s=bandwidth,
+            nvlink_bytes_s=1e12,
+            network_bytes_s=1e12,
+            pcie_bytes_s=1e12,
+        ),
+        1,
+    )
     layout = Training(gradient_checkpointing=False, recompute_log_probs=False)
     ideal = Efficiency(update=1, memory=1)
     setting = Setting(model=policy, cluster=machine, training=layout, efficiency=ideal)

@@ -35,7 +35,11 @@ class Instant:
             last = turn == LIMITS.max_consultations
             ids = (*words(rng, WRITTEN_TOKENS), *((end,) if last else request))
             self._turns.append(
-                Completion(ids, log_p * len(ids), StopReason.END if last else StopReason.STOP_STRING)
+                Completion(
+                    ids=ids,
+                    log_probs=log_p * len(ids),
+                    stop=StopReason.END if last else StopReason.STOP_STRING,
+                )
             )
         self._said: dict[str, int] = {}
 
@@ -57,7 +61,7 @@ class Ready:
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         """Say a few words."""
-        return AgentReply("no consultations left, request not understood. agent unavailable.")
+        return AgentReply(text="no consultations left, request not understood. agent unavailable.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,9 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = tokenizer()
     request = tuple(tokens.encode("<knowledge> legs of a spider </knowledge>", add_special_tokens=False))
     engine = Instant(request, tokens.eos_token_id)
-    consult = ConsultContext(PROTOCOL, TagCodec(tokens, PROTOCOL), LIMITS, {KNOWLEDGE: Ready()}, 10.0)
+    consult = ConsultContext(
+        protocol=PROTOCOL,
+        codec=TagCodec(tokens, PROTOCOL),
+        limits=LIMITS,
+        agents={KNOWLEDGE: Ready()},
+        agent_timeout_s=10.0,
+    )
     prompt = words(Random(4), 32)
-    specs = [RolloutSpec(f"r{i}", "legs", prompt, Condition.CONSULTING, seed=i) for i in range(number)]
+    specs = [
+        RolloutSpec(id=f"r{i}", problem="legs", prompt_ids=prompt, condition=Condition.CONSULTING, seed=i)
+        for i in range(number)
+    ]
     made: list[Rollout] = []
 
     async def every() -> None:

@@ -45,7 +45,9 @@ def of_run(folder: Path) -> dict[str, dict[str, float]]:
     settings = load_settings(folder.with_suffix(".toml"), policy)
     with closing(assemble(settings)) as parts:
         pool = [p for p in parts.task.problems(Split.VALIDATION) if p.stratum == "hard"][:PROBLEMS]
-        groups = asyncio.run(parts.sampler.groups(pool, GroupShape(ROLLOUTS, 0), (0, "copy decisions")))
+        groups = asyncio.run(
+            parts.sampler.groups(pool, GroupShape(consulting=ROLLOUTS, solo=0), (0, "copy decisions"))
+        )
         found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
         for group in groups:
             for member in group.members:

@@ -133,7 +133,11 @@ class Bench:
             ids, rng = prompt, Random(number)
             for part in range(consultations + 1):
                 wanted = rng.randint(new // 2, new + new // 2) if consultations else new
-                done = await engine.generate(GenerationRequest(f"r{number}", ids, wanted, seed=number))
+                done = await engine.generate(
+                    GenerationRequest(
+                        session=f"r{number}", prefix_ids=ids, max_new_tokens=wanted, seed=number
+                    )
+                )
                 assert done.stop is StopReason.LENGTH
                 ids = (*ids, *done.ids, *range(400, 400 + FEEDBACK_TOKENS))
                 if part < consultations and latency_s:

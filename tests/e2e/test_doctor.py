@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aipo.cli import doctor
-from aipo.cli.machine import Finding, Health
+from aipo.cli.machine import Finding
 from aipo.config.loader import load_settings
 from support.policies import counting_policy, counting_recipe, random_policy, run_cli, succeed
 from support.vllm_twin import Twin
@@ -111,7 +111,7 @@ def test_memory_and_disk_are_asked_for_by_what_is_trained(
 
     def memory(needed_bytes: int = 0, what: str = "memory", device: str = "cpu") -> Finding:
         asked.append((what, needed_bytes))
-        return Finding(what, Health.OK, "enough")
+        return Finding(what=what, found="enough")
 
     monkeypatch.setattr(doctor, "memory", memory)
     said(recipe, code=0)

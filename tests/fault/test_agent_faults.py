@@ -108,7 +108,7 @@ class EightTask:
     name = "eight"
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        return [Problem(f"p{group}", f"problem {group}", "8") for group in range(GROUPS)]
+        return [Problem(id=f"p{group}", text=f"problem {group}", gold="8") for group in range(GROUPS)]
 
     async def grade(self, problem: Problem, response: str) -> Grade:
         right = response.rstrip().endswith("= 8")
@@ -142,14 +142,14 @@ def server() -> Iterator[ChatServer]:
 
 def remote(server: ChatServer, fault: Fault, deadline_s: float) -> RemoteAgent:
     return RemoteAgent(
-        AGENTS[KNOWLEDGE],
-        Endpoint(server.url(fault), concurrency=64),
-        "m",
-        ChatSampling(0.7, 0.8, 64),
-        RetryPolicy(retries=3, first_wait_s=0.01),
-        deadline_s,
-        Context.ALL,
-        PRICES,
+        spec=AGENTS[KNOWLEDGE],
+        endpoint=Endpoint(base_url=server.url(fault), concurrency=64),
+        model="m",
+        sampling=ChatSampling(temperature=0.7, top_p=0.8, max_tokens=64),
+        retry=RetryPolicy(retries=3, first_wait_s=0.01),
+        deadline_s=deadline_s,
+        context=Context.ALL,
+        prices=PRICES,
     )
 
 
@@ -168,10 +168,25 @@ def produce(server: ChatServer, fault: Fault, strikes: Callable[[Place], bool]) 
     agent = Routed(remote(server, Fault.NONE, LONGEST_S), faulty, strikes)
     limits = Limits(max_consultations=CONSULTATIONS, max_feedback_tokens=60, max_response_tokens=2000)
     consult = ConsultContext(
-        PROTOCOL, TagCodec(BPE, PROTOCOL), limits, dict.fromkeys(PAPER_AGENTS, agent), LONGEST_S
+        protocol=PROTOCOL,
+        codec=TagCodec(BPE, PROTOCOL),
+        limits=limits,
+        agents=dict.fromkeys(PAPER_AGENTS, agent),
+        agent_timeout_s=LONGEST_S,
     )
     task = EightTask()
-    sampler = Sampler(script(), consult, task, Prompts(BPE, consult, None, None, max_prompt_tokens=9999))
+    sampler = Sampler(
+        engine=script(),
+        consult=consult,
+        task=task,
+        prompts=Prompts(
+            tokenizer=BPE,
+            consult=consult,
+            consulting_override=None,
+            solo_override=None,
+            max_prompt_tokens=9999,
+        ),
+    )
     shape = GroupShape(consulting=CONSULTING, solo=1)
     return asyncio.run(sampler.groups(task.problems(Split.TRAIN), shape, ("faults",)))
 
@@ -261,10 +276,10 @@ def test_what_the_server_says_of_the_key_is_in_no_record(
     agent = remote(server, Fault.BAD_KEY, LONGEST_S)
     agent = RemoteAgent(
         **{name: getattr(agent, name) for name in agent.__dataclass_fields__}
-        | {"endpoint": Endpoint(server.url(Fault.BAD_KEY), "SECRET_OF_THE_TEST")}
+        | {"endpoint": Endpoint(base_url=server.url(Fault.BAD_KEY), api_key_env="SECRET_OF_THE_TEST")}
     )
     with pytest.raises(Exception, match="status 401.*no such key: Bearer \\[key\\]") as caught:
-        asyncio.run(agent.answer(AgentQuery("p", "r", "q", 1)))
+        asyncio.run(agent.answer(AgentQuery(problem="p", rollout="r", request="q", seed=1)))
     assert server.asked[-1].headers["authorization"] == "Bearer sk-secret-123"
     seen = [str(caught.value), repr(caught.value), repr(agent), repr(agent.endpoint), repr(caught.value.args)]
     assert not any("sk-secret" in text for text in seen)

@@ -27,7 +27,7 @@ from support.policies import counting_policy, counting_recipe, gsm8k_rows, rando
 from support.vllm_twin import Fault, Twin
 
 DEADLINE_S = 2.0
-SHAPE = GroupShape(0, 3)
+SHAPE = GroupShape(consulting=0, solo=3)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,14 @@ def members() -> list[MemberRollout]:
         (Condition.SOLO, UNGRADED, stream(4, 0, 2)),
     ]
     return [
-        MemberRollout(str(i), condition, Rollout(s, "", "", StopReason.END, (), ()), Grade(verdict, "why"))
+        MemberRollout(
+            id=str(i),
+            condition=condition,
+            rollout=Rollout(
+                stream=s, response="", policy_text="", stop=StopReason.END, consultations=(), consult_spans=()
+            ),
+            grade=Grade(verdict, "why"),
+        )
         for i, (condition, verdict, s) in enumerate(table)
     ]
 

@@ -53,7 +53,7 @@ class Replying:
         reply = self._replies[self.asked % len(self._replies)]
         if reply is None:
             raise AgentError("none")
-        return AgentReply(reply)
+        return AgentReply(text=reply)
 
 
 def script_ids(tokenizer: PreTrainedTokenizerFast, text: str, noise: list[int]) -> list[int]:
@@ -69,9 +69,20 @@ def produce(
 ) -> tuple[Rollout, Script]:
     script = Script(TOKENIZERS[name], ids)
     consult = ConsultContext(
-        PROTOCOL, CODECS[name], limits, dict.fromkeys(PAPER_AGENTS, agent), agent_timeout_s=5.0
+        protocol=PROTOCOL,
+        codec=CODECS[name],
+        limits=limits,
+        agents=dict.fromkeys(PAPER_AGENTS, agent),
+        agent_timeout_s=5.0,
     )
-    spec = RolloutSpec("r", "2 dogs", (5, 6, 7), condition, seed=1, solo_mode=SoloMode.UNANSWERED)
+    spec = RolloutSpec(
+        id="r",
+        problem="2 dogs",
+        prompt_ids=(5, 6, 7),
+        condition=condition,
+        seed=1,
+        solo_mode=SoloMode.UNANSWERED,
+    )
     return asyncio.run(rollout(script, spec, consult)), script
 
 

@@ -55,7 +55,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     log = tmp_path_factory.mktemp("server") / "policy-server.log"
     command = (COMMAND, "serve", str(policy), "--dtype", "float32", "--max-model-len", "2048", *ARGUMENTS)
-    server = VllmServer(ServerPlan(command, log, START_TIMEOUT_S, KV_CACHE))
+    server = VllmServer(
+        ServerPlan(command=command, log=log, start_timeout_s=START_TIMEOUT_S, environment=KV_CACHE)
+    )
     server.start()
     yield server
     server.stop()

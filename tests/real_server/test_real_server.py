@@ -53,7 +53,13 @@ def engine_of(parts: Parts) -> VllmEngine:
 
 
 def ask(session: int, new: int = 48, **more: Any) -> GenerationRequest:
-    return GenerationRequest(f"s{session}", tuple(range(40, 70 + session)), new, seed=session, **more)
+    return GenerationRequest(
+        session=f"s{session}",
+        prefix_ids=tuple(range(40, 70 + session)),
+        max_new_tokens=new,
+        seed=session,
+        **more,
+    )
 
 
 def sample(parts: Parts, *requests: GenerationRequest) -> list[Completion]:
@@ -148,7 +154,7 @@ def test_longer_sequences_are_banned_where_the_server_can_do_it(parts: Parts) ->
 def test_an_update_changes_output_version_and_what_the_prefix_cache_holds(parts: Parts) -> None:
     """The policy is taught to consult and does so through `rollout()`; its prompts were cached before."""
     problems = parts.task.problems(Split.TRAIN)[:2]
-    shape = GroupShape(2, 1)
+    shape = GroupShape(consulting=2, solo=1)
     groups = run(parts.sampler.groups(problems, shape, ("before",)))
     before = [m.rollout for g in groups for m in g.members if m.rollout]
     assert len(before) == 6 and {r.weights_version for r in before} == {0}
@@ -207,7 +213,9 @@ def test_weights_of_another_shape_are_an_error_and_nothing_is_sampled_then(
 
 def test_a_prompt_that_does_not_fit_is_refused(parts: Parts) -> None:
     with pytest.raises(EngineError, match="larger --max-model-len"):
-        sample(parts, GenerationRequest("s", tuple(range(40, 90)) * 40, 100))
+        sample(
+            parts, GenerationRequest(session="s", prefix_ids=tuple(range(40, 90)) * 40, max_new_tokens=100)
+        )
 
 
 def test_the_same_server_answers_an_openai_style_chat_request(server: VllmServer, policy: Path) -> None:
@@ -233,15 +241,17 @@ def test_the_same_server_answers_our_remote_agent_and_what_it_says_is_paid_for(
 ) -> None:
     """A random policy keeps to no reply format: a failure of the agent, with its tokens and its cost."""
     remote = RemoteAgent(
-        AGENTS[agent],
-        Endpoint(f"{server.url}/v1"),
-        str(policy),
-        ChatSampling(temperature=0.7, top_p=0.8, max_tokens=12),
-        RetryPolicy(retries=0, first_wait_s=0.1),
+        spec=AGENTS[agent],
+        endpoint=Endpoint(base_url=f"{server.url}/v1"),
+        model=str(policy),
+        sampling=ChatSampling(temperature=0.7, top_p=0.8, max_tokens=12),
+        retry=RetryPolicy(retries=0, first_wait_s=0.1),
         deadline_s=60,
         prices=Prices(prompt=1.0, completion=2.0),
     )
-    query = AgentQuery("How many legs have 2 dogs?", "a dog has", "legs of a dog", seed=3)
+    query = AgentQuery(
+        problem="How many legs have 2 dogs?", rollout="a dog has", request="legs of a dog", seed=3
+    )
     with pytest.raises(AgentError) as caught:
         asyncio.run(remote.answer(query))
     assert caught.value.failure is AgentFailure.UNREADABLE

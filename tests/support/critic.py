@@ -53,4 +53,4 @@ class LastWords:
     async def answer(self, query: AgentQuery) -> AgentReply:
         """Return the feedback."""
         words = [word for word in query.rollout.split() if not word.startswith("<")]
-        return AgentReply(" ".join(words[-1:]) or "ok")
+        return AgentReply(text=" ".join(words[-1:]) or "ok")

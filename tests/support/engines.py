@@ -75,7 +75,7 @@ class Script:
             elif len(ids) == request.max_new_tokens:
                 stop = StopReason.LENGTH
         log_probs = tuple(-0.001 * (len(request.prefix_ids) + i) for i in range(len(ids)))
-        self.completions.append(Completion(tuple(ids), log_probs, stop))
+        self.completions.append(Completion(ids=tuple(ids), log_probs=log_probs, stop=stop))
         return self.completions[-1]
 
     async def release(self, session: str) -> None:

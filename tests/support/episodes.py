@@ -49,14 +49,20 @@ class Answering:
             raise said
         if asyncio.iscoroutine(said):
             said = await said
-        return AgentReply(said)
+        return AgentReply(text=said)
 
 
 def consult_of(
     agent: Any, tokenizer: PreTrainedTokenizerFast = WORDS, limits: Limits = LIMITS
 ) -> ConsultContext:
     agents = dict.fromkeys(PAPER_AGENTS, agent)
-    return ConsultContext(PROTOCOL, TagCodec(tokenizer, PROTOCOL), limits, agents, agent_timeout_s=0.05)
+    return ConsultContext(
+        protocol=PROTOCOL,
+        codec=TagCodec(tokenizer, PROTOCOL),
+        limits=limits,
+        agents=agents,
+        agent_timeout_s=0.05,
+    )
 
 
 def ids_of(text: str, tokenizer: PreTrainedTokenizerFast = WORDS) -> tuple[int, ...]:

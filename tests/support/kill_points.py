@@ -235,7 +235,7 @@ def _give_agents(said: Callable[[], Awaitable[str]]) -> None:
             self.name = name
 
         async def answer(self, query: AgentQuery) -> AgentReply:
-            return AgentReply(await said())
+            return AgentReply(text=await said())
 
     original = verb.train_run
     own = {name: Own(name) for name in PAPER_AGENTS}

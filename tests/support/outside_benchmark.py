@@ -11,7 +11,8 @@ AMC23 = Benchmark(
     use=Use.EVALUATION,
     hub="math-ai/amc23",
     configuration="default",
-    parts={Split.TEST: Part("test", "amc23")},  # a third value would be the confirmed number of rows
+    # `rows` of the part would say which numbers of rows are confirmed
+    parts={Split.TEST: Part(hub_split="test", stem="amc23")},
     licence="not stated",
     columns=("question", "answer"),
     convert=integer_row("question", "answer", "id"),

@@ -28,4 +28,10 @@ class Sums:
 
     def _problem(self, a: int, b: int) -> Problem:
         stratum = "carry" if a + b > 9 else "plain"
-        return Problem(f"sums/{a}+{b}", f"{a} + {b} = ?", str(a + b), stratum, f"{a} + {b} = {a + b}")
+        return Problem(
+            id=f"sums/{a}+{b}",
+            text=f"{a} + {b} = ?",
+            gold=str(a + b),
+            stratum=stratum,
+            solution=f"{a} + {b} = {a + b}",
+        )

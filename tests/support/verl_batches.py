@@ -60,9 +60,20 @@ def batch_of(seed: int, feedback: bool = True, verdicts: tuple[Verdict, ...] = (
             condition = Condition.CONSULTING if index < 2 else Condition.SOLO
             stream = _stream(rng, feedback and condition is Condition.CONSULTING)
             verdict = rng.choice(verdicts)
-            produced = Rollout(stream, "", "", StopReason.END, (), ())
-            members.append(MemberRollout(f"{number}#{index}", condition, produced, Grade(verdict, "")))
-        groups.append(Group(Problem(str(number), "?", "!"), tuple(members)))
+            produced = Rollout(
+                stream=stream,
+                response="",
+                policy_text="",
+                stop=StopReason.END,
+                consultations=(),
+                consult_spans=(),
+            )
+            members.append(
+                MemberRollout(
+                    id=f"{number}#{index}", condition=condition, rollout=produced, grade=Grade(verdict, "")
+                )
+            )
+        groups.append(Group(problem=Problem(id=str(number), text="?", gold="!"), members=tuple(members)))
     new, old = [], []
     for group in groups:
         for member in group.members:
@@ -220,12 +231,12 @@ def facts_of(member: MemberRollout) -> RowFacts:
     response = len(stream) - stream.prompt_length
     graded = member.grade.verdict is not UNGRADED
     return RowFacts(
-        member.id.partition("#")[0],
-        member.grade.verdict,
-        member.condition,
-        stream.count(Source.POLICY) if graded else 0,
-        stream.count(Source.FEEDBACK) if graded else 0,
-        response,
+        group=member.id.partition("#")[0],
+        verdict=member.grade.verdict,
+        condition=member.condition,
+        policy_tokens=stream.count(Source.POLICY) if graded else 0,
+        feedback_tokens=stream.count(Source.FEEDBACK) if graded else 0,
+        response_tokens=response,
     )
 
 

@@ -171,7 +171,7 @@ class Twin:
             max_new_tokens=body["max_tokens"],
             stop=tuple(body["stop"]),
             banned_sequences=tuple((int(i),) for i in body.get("logit_bias", {})),
-            sampling=Sampling(body["temperature"], body["top_p"], body["top_k"]),
+            sampling=Sampling(temperature=body["temperature"], top_p=body["top_p"], top_k=body["top_k"]),
             seed=body["seed"],
         )
         completion = await self.engine.generate(request)

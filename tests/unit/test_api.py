@@ -65,7 +65,7 @@ class Pets:
         self.graded = 0
 
     def problems(self, split: aipo.Split) -> Sequence[aipo.Problem]:
-        return [aipo.Problem(f"{split}-{n}", f"dogs {n} ;", str(4 * n)) for n in range(2, 6)]
+        return [aipo.Problem(id=f"{split}-{n}", text=f"dogs {n} ;", gold=str(4 * n)) for n in range(2, 6)]
 
     async def grade(self, problem: aipo.Problem, response: str) -> aipo.Grade:
         self.graded += 1
@@ -85,7 +85,7 @@ class Knowledge:
 
     async def answer(self, query: aipo.AgentQuery) -> aipo.AgentReply:
         type(self).asked += 1
-        return aipo.AgentReply("dogs 4")
+        return aipo.AgentReply(text="dogs 4")
 
 
 class Steps(aipo.Silent):

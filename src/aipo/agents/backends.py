@@ -51,7 +51,13 @@ class Making:
 
         f = self.fields
         extra = json.dumps(f.extra_body, sort_keys=True)
-        return ChatSampling(f.temperature, f.top_p, f.max_reply_tokens, f.token_limit_field, extra)
+        return ChatSampling(
+            temperature=f.temperature,
+            top_p=f.top_p,
+            max_tokens=f.max_reply_tokens,
+            limit_field=f.token_limit_field,
+            extra_body=extra,
+        )
 
     @property
     def prices(self) -> "Prices":
@@ -67,7 +73,11 @@ class Making:
         key = ("remote", *self.fields.server)
         if key not in self.shared:
             most = min(f.concurrency for f in self.same_server)
-            self.shared[key] = Endpoint(*self.fields.server, most, self.agents.max_reply_bytes)
+            url, key_env = self.fields.server
+            size = self.agents.max_reply_bytes
+            self.shared[key] = Endpoint(
+                base_url=url, api_key_env=key_env, concurrency=most, max_reply_bytes=size
+            )
         endpoint: Endpoint = self.shared[key]
         return endpoint
 
@@ -91,14 +101,14 @@ def _remote(making: Making) -> Agent:
 
     f = making.fields
     return RemoteAgent(
-        making.spec,
-        making.endpoint(),
-        f.model,
-        making.sampling,
-        RetryPolicy(f.retries, f.retry_wait_s),
-        making.agents.timeout_s,
-        Context(f.context),
-        making.prices,
+        spec=making.spec,
+        endpoint=making.endpoint(),
+        model=f.model,
+        sampling=making.sampling,
+        retry=RetryPolicy(f.retries, f.retry_wait_s),
+        deadline_s=making.agents.timeout_s,
+        context=Context(f.context),
+        prices=making.prices,
     )
 
 
@@ -109,7 +119,13 @@ def _local(making: Making) -> Agent:
     key = ("local", f.model, f.device)
     if key not in making.shared:
         making.shared[key] = LocalModel(f.model, f.device)
-    return LocalAgent(making.spec, making.shared[key], making.sampling, Context(f.context), making.prices)
+    return LocalAgent(
+        spec=making.spec,
+        model=making.shared[key],
+        sampling=making.sampling,
+        context=Context(f.context),
+        prices=making.prices,
+    )
 
 
 def _oracle(making: Making) -> Agent:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What one consultation took of an agent."""
 
@@ -46,7 +46,7 @@ class AgentError(Exception):
         self.failure, self.usage = failure, usage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentQuery:
     """Everything an agent sees of a rollout."""
 
@@ -60,7 +60,7 @@ class AgentQuery:
     """Seed for an agent's own randomness, unique per consultation, independent of concurrency."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentReply:
     """An agent's answer; an empty text is the outcome EMPTY."""
 

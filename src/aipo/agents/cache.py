@@ -77,7 +77,7 @@ class ReplyStore:
         return len(self._cache)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CachedAgent:
     """`aipo.agents.base.Agent` that remembers what another one said."""
 
@@ -123,4 +123,4 @@ def _reply(stored: dict[str, Any]) -> AgentReply:
     usage = Usage(**stored["usage"])
     if not isinstance(text, str) or not isinstance(approves, bool | None):
         raise ValueError("no reply of this version")
-    return AgentReply(text, approves=approves, usage=usage, log_probs=tuple(stored["log_probs"]))
+    return AgentReply(text=text, approves=approves, usage=usage, log_probs=tuple(stored["log_probs"]))

@@ -100,7 +100,7 @@ class LocalModel:
         return str(self._tokenizer.decode(output, skip_special_tokens=True)), length, len(output)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LocalAgent:
     """`aipo.agents.base.Agent` that is a model in this process."""
 
@@ -124,7 +124,7 @@ class LocalAgent:
             reading = self.spec.read(text)
         except AgentError as error:
             raise AgentError(str(error), error.failure, usage) from None
-        return AgentReply(reading.words, approves=reading.approves, usage=usage)
+        return AgentReply(text=reading.words, approves=reading.approves, usage=usage)
 
 
 class _Gumbel(LogitsProcessor):

@@ -51,6 +51,6 @@ class MisbehavingAgent:
         if self.misbehaviour is Misbehaviour.DEAD:
             await asyncio.Event().wait()
         if self.misbehaviour is Misbehaviour.HOSTILE:
-            return AgentReply(rng.choice(HOSTILE_REPLIES))
+            return AgentReply(text=rng.choice(HOSTILE_REPLIES))
         # Surrogates are not left out: half a character is garbage too.
-        return AgentReply("".join(chr(rng.randrange(0x110000)) for _ in range(_GARBAGE_CHARACTERS)))
+        return AgentReply(text="".join(chr(rng.randrange(0x110000)) for _ in range(_GARBAGE_CHARACTERS)))

@@ -26,7 +26,7 @@ class Context(StrEnum):
     def seen(self, query: AgentQuery) -> AgentQuery:
         """Return the query with what is not shown left empty.
 
-        >>> Context.PROBLEM.seen(AgentQuery("2 + 2", "so far", "4?", seed=1))
+        >>> Context.PROBLEM.seen(AgentQuery(problem="2 + 2", rollout="so far", request="4?", seed=1))
         AgentQuery(problem='2 + 2', rollout='', request='4?', seed=1)
         """
         return replace(
@@ -36,7 +36,7 @@ class Context(StrEnum):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentPrompt:
     """One agent's prompt."""
 
@@ -75,7 +75,9 @@ def prompt_of(text: str) -> AgentPrompt:
     version, _, body = text.partition("\n")
     system, _, request = body.partition("\n---\n")
     digest = sha256(text.encode()).hexdigest()[:HASH_DIGITS]
-    return AgentPrompt(version.removeprefix("# "), system.strip(), request.strip(), digest)
+    return AgentPrompt(
+        version=version.removeprefix("# "), system=system.strip(), request=request.strip(), hash=digest
+    )
 
 
 def packaged_prompt(name: str) -> AgentPrompt:

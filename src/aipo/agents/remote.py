@@ -60,7 +60,7 @@ class _CountsOnly(BaseModel):
     usage: _Counts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatSampling:
     """How a reply is drawn."""
 
@@ -88,13 +88,13 @@ class Prices:
     def usage(self, prompt_tokens: int, completion_tokens: int) -> Usage:
         """Return these tokens with what they cost."""
         cost = (prompt_tokens * self.prompt + completion_tokens * self.completion) / TOKENS_OF_A_PRICE
-        return Usage(prompt_tokens, completion_tokens, cost)
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost=cost)
 
 
 NO_PRICES = Prices()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """One server; agents that share the object share its concurrency limit and connections."""
 
@@ -149,7 +149,7 @@ class _Line:
     limit: asyncio.Semaphore
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteAgent:
     """`aipo.agents.base.Agent` behind an endpoint."""
 
@@ -221,7 +221,7 @@ class RemoteAgent:
             reading = self.spec.read(completion.choices[0].message.content or "")
         except AgentError as error:
             raise AgentError(self.endpoint.without_key(str(error)), error.failure, usage) from None
-        return AgentReply(reading.words, approves=reading.approves, usage=usage)
+        return AgentReply(text=reading.words, approves=reading.approves, usage=usage)
 
     def _usage_of(self, body: bytes) -> Usage:
         """Return what a response of a wrong shape says that it cost."""

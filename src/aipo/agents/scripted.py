@@ -49,7 +49,7 @@ class ScriptedAgent:
         text = self.oracle(self.name, query.problem, query.rollout, query.request)
         if rng.random() < self.unreliability.error_rate:
             text = _with_wrong_number(text, rng)
-        return AgentReply(text, approves=_approves(text) if self.approves else None)
+        return AgentReply(text=text, approves=_approves(text) if self.approves else None)
 
 
 def _approves(verdict: str) -> bool:

@@ -76,8 +76,8 @@ class _AgentFactory:
             uncached[spec.name] = agent
             if self._store is not None:
                 agents[spec.name] = CachedAgent(
-                    agent,
-                    self._store,
+                    agent=agent,
+                    store=self._store,
                     identity=_identity(making),
                     context=Context(making.fields.context),
                     seeded=making.sampling.seeded,

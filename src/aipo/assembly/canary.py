@@ -20,11 +20,14 @@ from aipo.rollout.asking import Answer, ask
 from aipo.tasks.base import Split
 
 CANARY = AgentQuery(
-    "A train covers 60 km in 1.5 hours. What is its average speed?", "60 / 1.5 = 45 km per hour.", "", 0
+    problem="A train covers 60 km in 1.5 hours. What is its average speed?",
+    rollout="60 / 1.5 = 45 km per hour.",
+    request="",
+    seed=0,
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
     """What one agent did with its canaries."""
 
@@ -79,14 +82,19 @@ async def _try(settings: Settings, spec: AgentSpec, agent: Agent, tries: int, pr
     scripted = settings.agents.of(name).backend == "oracle"
     query = replace(CANARY, request=spec.canary)
     if scripted:
-        query = AgentQuery(problem, "", "", 0)
+        query = AgentQuery(problem=problem, rollout="", request="", seed=0)
     answers, latencies_s = [], []
     for index in range(tries):
         begun = time.monotonic()
         seeded = replace(query, seed=seed_of("canary", name, index))
         answers.append(await ask(agent, seeded, settings.agents.timeout_s))
         latencies_s.append(time.monotonic() - begun)
-    return Tried(name, tuple(answers), tuple(latencies_s), may_be_silent=scripted or spec.may_be_silent)
+    return Tried(
+        agent=name,
+        answers=tuple(answers),
+        latencies_s=tuple(latencies_s),
+        may_be_silent=scripted or spec.may_be_silent,
+    )
 
 
 def _problem_of(settings: Settings) -> str:

@@ -176,7 +176,9 @@ class _LoadedPolicy:
                 plan = SamplingPlan(
                     mode=options.solo_mode if condition == SOLO else WITH_AGENTS,
                     samples=own.samples,
-                    sampling=Sampling(options.temperature, options.top_p, exact_log_probs=False),
+                    sampling=Sampling(
+                        temperature=options.temperature, top_p=options.top_p, exact_log_probs=False
+                    ),
                     seed_path=(options.seed, "benchmarks", own.name, condition),
                     max_response_tokens=own.max_response_tokens,
                     benchmark=own.name,
@@ -185,7 +187,9 @@ class _LoadedPolicy:
                     policy=manifest.policy,
                 )
                 evaluator = Evaluator(
-                    sampler=Sampler(engine, self.prompts.consult, entry.task, self.prompts),
+                    sampler=Sampler(
+                        engine=engine, consult=self.prompts.consult, task=entry.task, prompts=self.prompts
+                    ),
                     batch=self.slots(manifest) * BATCH_OF_SLOTS,
                     context=self.context,
                     max_ungraded_share=options.max_ungraded_share,

@@ -140,7 +140,9 @@ def server_plan(settings: Settings, log_folder: Path | None) -> ServerPlan:
         *e.arguments,
     )
     folder = log_folder or Path(tempfile.mkdtemp(prefix="aipo-vllm-"))
-    return ServerPlan(command, folder / SERVER_LOG, e.start_timeout_s, e.environment)
+    return ServerPlan(
+        command=command, log=folder / SERVER_LOG, start_timeout_s=e.start_timeout_s, environment=e.environment
+    )
 
 
 def _key(variable: str) -> str | None:

@@ -117,9 +117,16 @@ async def evaluate_run(
             how = _plan(settings, parts, mode, samples)
             if log is not None:
                 how = replace(how, policy=str(known["policy"]), questions=_digest(settings, parts, problems))
-            counts = results(await evaluator.run(problems, how, log, recorded))
             done[mode] = EvaluationRecord(
-                SCHEMA, run, method or run, settings.run.seed, step, plan.split, mode, counts, dict(known)
+                schema=SCHEMA,
+                run=run,
+                method=method or run,
+                seed=settings.run.seed,
+                step=step,
+                split=plan.split,
+                mode=mode,
+                results=results(await evaluator.run(problems, how, log, recorded)),
+                meta=dict(known),
             )
             _record(path, done[mode], time.monotonic() - begun)
     return [done[mode] for mode in plan.modes]

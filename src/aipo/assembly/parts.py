@@ -37,7 +37,7 @@ class AssemblyError(ValueError):
     """The settings do not fit together."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """Everything that training, evaluation and `aipo rollout` need."""
 
@@ -117,8 +117,15 @@ def assemble(
     prompts = build_prompts(settings, tokenizer, agent_set.agents)
     _check_room(settings, prompts.consult.codec)
     engine = build_engine(settings, model, tokenizer, log_folder)
-    sampler = Sampler(engine.engine, prompts.consult, task, prompts)
-    return Parts(model, tokenizer, task, sampler, agent_set, engine)
+    sampler = Sampler(engine=engine.engine, consult=prompts.consult, task=task, prompts=prompts)
+    return Parts(
+        model=model,
+        tokenizer=tokenizer,
+        task=task,
+        sampler=sampler,
+        agent_set=agent_set,
+        policy_engine=engine,
+    )
 
 
 def build_prompts(
@@ -141,15 +148,21 @@ def build_prompts(
         rollout.max_response_tokens if max_response_tokens is None else max_response_tokens,
     )
     context = ConsultContext(
-        protocol,
-        TagCodec(tokenizer, protocol),
-        limits,
-        agents,
-        settings.agents.timeout_s,
-        consult.leak_policy,
+        protocol=protocol,
+        codec=TagCodec(tokenizer, protocol),
+        limits=limits,
+        agents=agents,
+        agent_timeout_s=settings.agents.timeout_s,
+        leak_policy=consult.leak_policy,
     )
     longest = rollout.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
-    return Prompts(tokenizer, context, consult.consulting_prompt, consult.solo_prompt, longest)
+    return Prompts(
+        tokenizer=tokenizer,
+        consult=context,
+        consulting_override=consult.consulting_prompt,
+        solo_override=consult.solo_prompt,
+        max_prompt_tokens=longest,
+    )
 
 
 def by_name(agents: Mapping[str, Agent] | Iterable[Agent] | None) -> Mapping[str, Agent] | None:

@@ -55,7 +55,9 @@ async def _sampler_agrees(parts: Parts, problems: Sequence[Problem], temperature
     exact = parts.model.dtype == torch.float32 and parts.policy_engine.dtype == "float32"
     consulting = 1 if sampler.consult.agents else 0
     groups = await sampler.groups(
-        problems, GroupShape(consulting, 1, sampling=Sampling(temperature)), ("self-test",)
+        problems,
+        GroupShape(consulting=consulting, solo=1, sampling=Sampling(temperature=temperature)),
+        ("self-test",),
     )
     for member in (m for g in groups for m in g.members):
         if member.grade.verdict is Verdict.UNGRADED or member.rollout is None:

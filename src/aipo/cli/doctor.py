@@ -80,7 +80,7 @@ def of_recipe(settings: Settings) -> list[Finding]:
         with doing("asking each agent"):
             findings += _looked("agents", lambda: _agents(settings))
     else:
-        findings.append(Finding("agents", Health.OK, "none: plain RLVR"))
+        findings.append(Finding(what="agents", found="none: plain RLVR"))
     return [*findings, *_looked("engine", lambda: _together(settings, doing))]
 
 
@@ -89,7 +89,7 @@ def _looked(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return look()
     except (ValueError, OSError, EngineError) as error:
-        return [Finding(what, Health.FAILED, str(error))]
+        return [Finding(what=what, health=Health.FAILED, found=str(error))]
 
 
 # problems and grading
@@ -104,14 +104,16 @@ def _graded(settings: Settings) -> list[Finding]:
     other = next((p for p in problems if p.gold != first.gold), None)
     wrong = _stating_gold(task, other) if other else "no idea"
     if not right:
-        return [Finding("problems", Health.OK, f"{len(problems)} to {split}, without reference answers")]
+        return [Finding(what="problems", found=f"{len(problems)} to {split}, without reference answers")]
     verdicts = asyncio.run(_verdicts(task, first, right, wrong))
     expected = (Verdict.CORRECT, Verdict.INCORRECT)
     fix = f"look at {first.id}, its gold {first.gold!r} and task.match, task.answer_field, task.answer_after"
     found = f"gold {verdicts[0]}, another answer {verdicts[1]}"
     return [
-        Finding("problems", Health.OK, f"{len(problems)} to {split}"),
-        Finding("grading", Health.OK if verdicts == expected else Health.FAILED, found, fix),
+        Finding(what="problems", found=f"{len(problems)} to {split}"),
+        Finding(
+            what="grading", health=Health.OK if verdicts == expected else Health.FAILED, found=found, fix=fix
+        ),
     ]
 
 
@@ -150,10 +152,10 @@ def _tokenizer(settings: Settings) -> list[Finding]:
     template = Health.OK if tokenizer.chat_template else Health.FAILED
     findings = [
         Finding(
-            "chat template",
-            template,
-            "present" if tokenizer.chat_template else "missing",
-            f"policy.model = {model!r}: use an instruct model, or set tokenizer.chat_template and save it",
+            what="chat template",
+            health=template,
+            found="present" if tokenizer.chat_template else "missing",
+            fix=f"policy.model = {model!r}: use an instruct model, or set tokenizer.chat_template and save",
         )
     ]
     protocol = build_protocol(settings)
@@ -168,7 +170,12 @@ def _tags(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Finding:
     lengths = {t: len(tokenizer.encode(t, add_special_tokens=False)) for t in protocol.control_strings}
     found = ", ".join(f"{tag} {number}" for tag, number in lengths.items())
     health = Health.LOOK if max(lengths.values()) > MANY_TOKENS else Health.OK
-    return Finding("tokens of each tag", health, found, "add the tags as special tokens of the tokenizer")
+    return Finding(
+        what="tokens of each tag",
+        health=health,
+        found=found,
+        fix="add the tags as special tokens of the tokenizer",
+    )
 
 
 # agents
@@ -180,10 +187,10 @@ def _agents(settings: Settings) -> list[Finding]:
     fix = "start its server or correct agents.*; `aipo agents check RECIPE` says more"
     return [
         Finding(
-            f"agent {one.agent}",
-            Health.FAILED if one.failures else Health.OK,
-            "; ".join(one.reasons) or f"answers in {max(one.latencies_s):.2f} s",
-            f"{'; '.join(one.reasons)}; {fix}",
+            what=f"agent {one.agent}",
+            health=Health.FAILED if one.failures else Health.OK,
+            found="; ".join(one.reasons) or f"answers in {max(one.latencies_s):.2f} s",
+            fix=f"{'; '.join(one.reasons)}; {fix}",
         )
         for one in tried
     ]
@@ -201,8 +208,8 @@ def _together(settings: Settings, doing: Doing) -> list[Finding]:
         state = 3 * sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
         dtype = parts.policy_engine.dtype
         findings = [
-            Finding("policy", Health.OK, f"{type(parts.model).__name__}, {size / 1e6:,.1f} M parameters"),
-            Finding("engine", Health.OK, f"{settings.engine.name}, {dtype}"),
+            Finding(what="policy", found=f"{type(parts.model).__name__}, {size / 1e6:,.1f} M parameters"),
+            Finding(what="engine", found=f"{settings.engine.name}, {dtype}"),
             memory(state, "memory for gradient and optimiser", settings.run.device),
             disk(settings.run.output, state * (settings.train.keep_checkpoints + 1), "disk for checkpoints"),
         ]
@@ -217,11 +224,11 @@ def _together(settings: Settings, doing: Doing) -> list[Finding]:
 
 def _agrees(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> list[Finding]:
     self_test(parts, problems, settings.rollout.temperature)
-    return [Finding("sampler agrees", Health.OK, "its log-probabilities are the training forward's")]
+    return [Finding(what="sampler agrees", found="its log-probabilities are the training forward's")]
 
 
 def _consultation(settings: Settings, parts: Parts, problem: Problem) -> list[Finding]:
     settled = asyncio.run(rehearsed_consultation(parts, settings.agents.specs(), problem))
     fine = settled.outcome in (ConsultOutcome.ANSWERED, ConsultOutcome.EMPTY)
     found = f"{settled.agent}: {settled.outcome} {settled.reply[:60]!r} {settled.detail}".strip()
-    return [Finding("consultation", Health.OK if fine else Health.FAILED, found)]
+    return [Finding(what="consultation", health=Health.OK if fine else Health.FAILED, found=found)]

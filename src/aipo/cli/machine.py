@@ -31,13 +31,13 @@ class Health(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One line of the table."""
 
     what: str
-    health: Health
     found: str
+    health: Health = Health.OK
     fix: str = ""
     """Shown where it failed; empty where `found` says it already."""
 
@@ -47,7 +47,10 @@ def versions() -> list[Finding]:
     names = ("aipo", "torch", "transformers", "accelerate", "math-verify")
     found = ", ".join(f"{name} {_version(name)}" for name in names)
     python = f"Python {platform.python_version()} on {platform.platform()}"
-    return [Finding("system", Health.OK, python), Finding("versions", Health.OK, found)]
+    return [
+        Finding(what="system", found=python),
+        Finding(what="versions", found=found),
+    ]
 
 
 def graphics(device: str) -> Finding:
@@ -60,7 +63,7 @@ def graphics(device: str) -> Finding:
     kinds = {name.partition(":")[0] for name in there}
     health = Health.OK if device.partition(":")[0] in kinds else Health.FAILED
     fix = f"run.device = {device!r}, but torch sees {', '.join(there)}; set run.device = 'cpu'"
-    return Finding("devices", health, ", ".join(there), fix)
+    return Finding(what="devices", health=health, found=", ".join(there), fix=fix)
 
 
 def disk(folder: Path, needed_bytes: int = LEAST_DISK_BYTES, what: str = "free disk") -> Finding:
@@ -71,7 +74,9 @@ def disk(folder: Path, needed_bytes: int = LEAST_DISK_BYTES, what: str = "free d
     free = shutil.disk_usage(place).free
     found = f"{free / GIB:.1f} GiB free at {place}, {needed_bytes / GIB:.2f} needed"
     fix = f"{found}: make room, or set run.output to another disk or train.keep_checkpoints lower"
-    return Finding(what, Health.OK if free >= needed_bytes else Health.FAILED, found, fix)
+    return Finding(
+        what=what, health=Health.OK if free >= needed_bytes else Health.FAILED, found=found, fix=fix
+    )
 
 
 def memory(needed_bytes: int = 0, what: str = "memory", device: str = "cpu") -> Finding:
@@ -82,7 +87,9 @@ def memory(needed_bytes: int = 0, what: str = "memory", device: str = "cpu") -> 
         f", {needed_bytes / GIB:.2f} needed" if needed_bytes else ""
     )
     fix = f"{found}: use a smaller policy or a machine with more memory"
-    return Finding(what, Health.OK if available >= needed_bytes else Health.FAILED, found, fix)
+    return Finding(
+        what=what, health=Health.OK if available >= needed_bytes else Health.FAILED, found=found, fix=fix
+    )
 
 
 def isolation(settings: SandboxSettings) -> list[Finding]:
@@ -97,7 +104,9 @@ def isolation(settings: SandboxSettings) -> list[Finding]:
         if settings.url or backend is not Backend.SANDBOXFUSION
     ]
     return [
-        Finding(f"sandbox {each.backend}", Health.OK if each.works else Health.LOOK, each.note)
+        Finding(
+            what=f"sandbox {each.backend}", health=Health.OK if each.works else Health.LOOK, found=each.note
+        )
         for each in tried
     ]
 

@@ -143,11 +143,19 @@ def _unpacked(row: Any, problems: Mapping[str, list[str]], method: str, seed: in
         ids = problems[stratum]
         columns = [c if isinstance(c, list) else [c] * len(ids) for c in (counts[name] for name in _COUNTS)]
         results += [
-            ProblemResult(problem, stratum, *numbers) for problem, *numbers in zip(ids, *columns, strict=True)
+            ProblemResult(problem=problem, stratum=stratum, **dict(zip(_COUNTS, numbers, strict=True)))
+            for problem, *numbers in zip(ids, *columns, strict=True)
         ]
     name = f"{method}/seed-{seed}"
     return EvaluationRecord(
-        SCHEMA, name, method, seed, row["step"], row["split"], row["mode"], tuple(results)
+        schema=SCHEMA,
+        run=name,
+        method=method,
+        seed=seed,
+        step=row["step"],
+        split=row["split"],
+        mode=row["mode"],
+        results=tuple(results),
     )
 
 

@@ -37,7 +37,7 @@ class Assignment:
     layer: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Layers:
     """The assignments of one load in the order of their precedence, and the problems met on the way."""
 
@@ -117,7 +117,7 @@ class Layers:
 
 def load_layers(model: type[Model], recipe: Path | None, overrides: Sequence[str] = ()) -> Model:
     """Return the defaults, changed by a recipe, changed by overrides. Raises `SettingsError`."""
-    layers = Layers(str(recipe) if recipe is not None else "overrides")
+    layers = Layers(source=str(recipe) if recipe is not None else "overrides")
     if recipe is not None:
         layers.add_recipe(model, recipe)
     layers.add_overrides(model, overrides)

@@ -42,7 +42,7 @@ def parse_settings(text: str) -> Settings:
 
     Raises `SettingsError` for fields that are gone.
     """
-    layers = Layers("stored settings")
+    layers = Layers(source="stored settings")
     layers.add_table(Settings, tomllib.loads(text), "stored settings")
     return layers.validate(Settings)
 

@@ -15,7 +15,7 @@ class EngineError(Exception):
     """The engine could not sample; the rollout is lost, the run decides."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How tokens are drawn. Training wants no truncation (docs/method.md#defaults-of-a-real-run)."""
 
@@ -29,7 +29,7 @@ class Sampling:
     and bans. An evaluation, which reads none, says False; an engine may then report any finite ones."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """Continue `prefix_ids` until an end token, a stop string or the limit."""
 
@@ -47,7 +47,7 @@ class GenerationRequest:
     """One seed per rollout; draws depend on it and on the token's position only, never on the batch."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """Newly sampled tokens; `log_probs` are the sampler's, one for each id."""
 

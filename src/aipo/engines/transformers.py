@@ -27,7 +27,7 @@ PREFILL_TOKENS = 16_384
 """Padded tokens of one such pass."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class _Row:
     """One session: a rollout's place in the cache."""
 
@@ -150,7 +150,7 @@ class TransformersEngine:
             request, future = self._new.popleft()
             if not future.cancelled():
                 self._index[request.session] = len(self._rows)
-                self._rows.append(_Row(request.session))
+                self._rows.append(_Row(session=request.session))
                 self._activate(request, future)
         self._prefill(first_new)
 
@@ -279,7 +279,9 @@ class TransformersEngine:
             return
         self._park(self._index[row.session])
         if not future.done():
-            future.set_result(Completion(tuple(row.ids[row.start :]), tuple(row.log_probs), stop))
+            future.set_result(
+                Completion(ids=tuple(row.ids[row.start :]), log_probs=tuple(row.log_probs), stop=stop)
+            )
 
     # places
 

@@ -240,7 +240,7 @@ class VllmEngine:
         if banned := {s[0] for s in request.banned_sequences if len(s) == 1} & set(ids):
             raise self._odd(f"holds banned ids {sorted(banned)}")
         stop = self._end(ids, request, finish, reason)
-        return Completion(tuple(ids), tuple(log_probs[: len(ids)]), stop)
+        return Completion(ids=tuple(ids), log_probs=tuple(log_probs[: len(ids)]), stop=stop)
 
     def _end(self, ids: list[int], request: GenerationRequest, finish: object, reason: object) -> StopReason:
         """Return why generation ended, by our own reading of the ids; what stands behind that end is cut."""

@@ -21,7 +21,7 @@ SAMPLE = "1 + 12 = 13?\n\nSo <b>x</b>, \u201cnaïve\u201d 你好 \U0001f600 "
 """Text in which tokenizers of different models differ: digits, spaces, line ends, marks, scripts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
     """What the server says of itself."""
 
@@ -65,7 +65,14 @@ async def read_facts(link: HttpLink) -> ServerFacts:
             f"policy server {link.url} runs on a CPU with chunked prefill, where a prompt that is computed "
             "in parts kills the server if its draws have a seed; start it with --no-enable-chunked-prefill"
         )
-    return ServerFacts(link.url, name, root, int(longest), str(dtype).removeprefix("torch."), str(mode))
+    return ServerFacts(
+        url=link.url,
+        model=name,
+        source=root,
+        max_tokens=int(longest),
+        dtype=str(dtype).removeprefix("torch."),
+        logprobs_mode=str(mode),
+    )
 
 
 async def refuse_other_policy(

@@ -20,13 +20,13 @@ class RecordError(ValueError):
     """A record cannot be used; the message names the place and the reason."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemResult:
     """How the samples of one problem were graded; all counts are rollouts.
 
     Raises `RecordError` for counts that cannot be.
 
-    >>> ProblemResult("p1", "hard", samples=8, correct=3, ungraded=1, truncated=0).graded
+    >>> ProblemResult(problem="p1", stratum="hard", samples=8, correct=3, ungraded=1, truncated=0).graded
     7
     """
 
@@ -56,7 +56,7 @@ class ProblemResult:
         return self.samples - self.ungraded
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
     """One evaluation: one run (method and seed at a step), one split, one mode.
 

@@ -122,7 +122,16 @@ def as_record(
 ) -> EvaluationRecord:
     """Return samples of one benchmark as the record that statistics and figures read, ordered by problem."""
     counted = tuple(sorted(results(samples, stratum), key=lambda result: result.problem))
-    return EvaluationRecord(RECORD_SCHEMA, label, label, 0, 0, "test", mode, counted)
+    return EvaluationRecord(
+        schema=RECORD_SCHEMA,
+        run=label,
+        method=label,
+        seed=0,
+        step=0,
+        split="test",
+        mode=mode,
+        results=counted,
+    )
 
 
 def refuse_foreign(path: Path, samples: Iterable[Sample], policy: str, questions: dict[str, str]) -> None:

@@ -125,7 +125,9 @@ class Evaluator:
         path = (*plan.seed_path, problem.id, index)
         room = min(plan.max_response_tokens, self.context - len(prompt_ids))
         if room < (least_room(consult) if consult.agents else 1):
-            unasked = MemberRollout("", condition, None, Grade(Verdict.INCORRECT, TOO_LONG))
+            unasked = MemberRollout(
+                id="", condition=condition, rollout=None, grade=Grade(Verdict.INCORRECT, TOO_LONG)
+            )
             return self._recorded(plan, problem, prompt_ids, path, unasked)
         spec = RolloutSpec(
             id=f"{problem.id}#{index}",

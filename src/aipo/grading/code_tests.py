@@ -40,7 +40,7 @@ class Comparison(Enum):
     """As `==`, after a tuple that was returned became a list (LiveCodeBench's protocol)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """What a call must give. Never enters the sandbox in which the program runs."""
 
@@ -137,7 +137,9 @@ def function_tests(
             expected = json.loads(case["output"])
         except (ValueError, KeyError, RecursionError) as error:
             raise TestsError(f"test case {index}: {error}; exclude the row") from error
-        calls.append(Call(function, Expected(expected, Comparison.JSON), json.dumps(arguments)))
+        calls.append(
+            Call(function, Expected(value=expected, comparison=Comparison.JSON), json.dumps(arguments))
+        )
     return CallTests(tuple(calls), prelude)
 
 
@@ -184,12 +186,12 @@ def _call(text: str, modules: set[str]) -> Call:
         if (expected := _expected(right, modules)) is not None:
             return Call(ast.unparse(left), expected)
     elif isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and _is_program_call(test.operand):
-        return Call(ast.unparse(test.operand), Expected(False, Comparison.TRUTH))
+        return Call(ast.unparse(test.operand), Expected(value=False, comparison=Comparison.TRUTH))
     elif isinstance(test, ast.Call) and ast.unparse(test.func) in ("math.isclose", "isclose"):
         if close := _close(test, modules):
             return close
     elif _is_program_call(test):
-        return Call(ast.unparse(test), Expected(True, Comparison.TRUTH))
+        return Call(ast.unparse(test), Expected(value=True, comparison=Comparison.TRUTH))
     raise TestsError(f"{text[:80]!r} cannot be cut into a call and an expected value; exclude the row")
 
 
@@ -208,10 +210,10 @@ def _close(test: ast.Call, modules: set[str]) -> Call | None:
     return Call(
         ast.unparse(test.args[0]),
         Expected(
-            expected.value,
-            Comparison.CLOSE,
-            tolerances.get("rel_tol", 1e-9),
-            tolerances.get("abs_tol", 0.0),
+            value=expected.value,
+            comparison=Comparison.CLOSE,
+            rel_tol=tolerances.get("rel_tol", 1e-9),
+            abs_tol=tolerances.get("abs_tol", 0.0),
         ),
     )
 
@@ -229,7 +231,7 @@ _NOTHING = object()
 def _expected(node: ast.expr, modules: set[str]) -> Expected | None:
     """Return the expected side of an assert, or None where a program could influence it."""
     if (value := _literal(node)) is not _NOTHING:
-        return Expected(value)
+        return Expected(value=value)
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     calls_module = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     return Expected(expression=ast.unparse(node)) if calls_module and names and names <= modules else None

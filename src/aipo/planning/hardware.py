@@ -10,7 +10,7 @@ from math import ceil
 GB, TFLOPS = 1e9, 1e12
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """One GPU as its data sheet describes it; bandwidths are per direction."""
 
@@ -29,19 +29,22 @@ A100 = Gpu(
     # 312 TFLOPS, 80 GB, 2,039 GB/s, NVLink 600 GB/s and PCIe 4.0 64 GB/s, both directions together:
     # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-nvidia-us-2188504-web.pdf
     # Network: 8 x 200 Gb/s for 8 GPUs, https://docs.nvidia.com/dgx/dgxa100-user-guide/introduction-to-dgxa100.html
-    "a100", 312 * TFLOPS, 80 * GB, 2039 * GB, 300 * GB, 25 * GB, 32 * GB,
+    name="a100", bf16_flops=312 * TFLOPS, memory_bytes=80 * GB, hbm_bytes_s=2039 * GB,
+    nvlink_bytes_s=300 * GB, network_bytes_s=25 * GB, pcie_bytes_s=32 * GB,
 )  # fmt: skip
 H100 = Gpu(
     # SXM: 1,979 TFLOPS with sparsity, 80 GB, 3.35 TB/s, NVLink 900 GB/s, PCIe 5.0 128 GB/s, both directions:
     # https://www.nvidia.com/en-us/data-center/h100/
     # Network: 8 x 400 Gb/s for 8 GPUs, https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html
-    "h100", 989.5 * TFLOPS, 80 * GB, 3350 * GB, 450 * GB, 50 * GB, 64 * GB,
+    name="h100", bf16_flops=989.5 * TFLOPS, memory_bytes=80 * GB, hbm_bytes_s=3350 * GB,
+    nvlink_bytes_s=450 * GB, network_bytes_s=50 * GB, pcie_bytes_s=64 * GB,
 )  # fmt: skip
 H200 = Gpu(
     # SXM: 1,979 TFLOPS with sparsity, 141 GB, 4.8 TB/s, NVLink 900 GB/s, PCIe 5.0 128 GB/s:
     # https://www.nvidia.com/en-us/data-center/h200/
     # Network as H100: https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html
-    "h200", 989.5 * TFLOPS, 141 * GB, 4800 * GB, 450 * GB, 50 * GB, 64 * GB,
+    name="h200", bf16_flops=989.5 * TFLOPS, memory_bytes=141 * GB, hbm_bytes_s=4800 * GB,
+    nvlink_bytes_s=450 * GB, network_bytes_s=50 * GB, pcie_bytes_s=64 * GB,
 )  # fmt: skip
 GPUS = {gpu.name: gpu for gpu in (A100, H100, H200)}
 

@@ -12,7 +12,7 @@ BYTES_BF16 = 2
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """A dense decoder: attention with grouped queries, gated feed-forward layers, two norms a layer."""
 
@@ -71,14 +71,25 @@ class ModelShape:
 
 PRESETS = {
     # https://huggingface.co/Qwen/Qwen2.5-7B-Instruct/blob/main/config.json and its sisters'.
-    shape.name: shape
-    for shape in (
-        ModelShape("qwen2.5-0.5b", 24, 896, 14, 2, 64, 4864, 151936, tied=True, qkv_bias=True),
-        ModelShape("qwen2.5-1.5b", 28, 1536, 12, 2, 128, 8960, 151936, tied=True, qkv_bias=True),
-        ModelShape("qwen2.5-3b", 36, 2048, 16, 2, 128, 11008, 151936, tied=True, qkv_bias=True),
-        ModelShape("qwen2.5-7b", 28, 3584, 28, 4, 128, 18944, 152064, qkv_bias=True),
-        ModelShape("qwen2.5-14b", 48, 5120, 40, 8, 128, 13824, 152064, qkv_bias=True),
-        ModelShape("qwen2.5-32b", 64, 5120, 40, 8, 128, 27648, 152064, qkv_bias=True),
+    name: ModelShape(
+        name=name,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=intermediate,
+        vocabulary=vocabulary,
+        tied=tied,
+        qkv_bias=True,
+    )
+    for name, layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, tied in (
+        ("qwen2.5-0.5b", 24, 896, 14, 2, 64, 4864, 151936, True),
+        ("qwen2.5-1.5b", 28, 1536, 12, 2, 128, 8960, 151936, True),
+        ("qwen2.5-3b", 36, 2048, 16, 2, 128, 11008, 151936, True),
+        ("qwen2.5-7b", 28, 3584, 28, 4, 128, 18944, 152064, False),
+        ("qwen2.5-14b", 48, 5120, 40, 8, 128, 13824, 152064, False),
+        ("qwen2.5-32b", 64, 5120, 40, 8, 128, 27648, 152064, False),
     )
 }
 

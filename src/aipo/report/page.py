@@ -57,7 +57,7 @@ class ReportSettings:
     """Of the sample of rollouts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """What was written."""
 
@@ -82,7 +82,7 @@ def write_report(paths: Sequence[Path], output: Path, wanted: ReportSettings) ->
     aside.replace(output)
     shown = sum(len(group["rollouts"]) for run in data["runs"] for group in run["groups"])
     recorded = sum(run["recorded"]["rollouts"] for run in data["runs"])
-    return Written(len(runs), shown, recorded, len(page))
+    return Written(runs=len(runs), rollouts=shown, recorded=recorded, bytes=len(page))
 
 
 def report_data(runs: Sequence[RunData], wanted: ReportSettings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from aipo.rollout.records import SCHEMA
 Row = dict[str, Any]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Scan:
     """What was seen of one file."""
 

@@ -156,9 +156,19 @@ def _worth(what: str, pairs: Sequence[Pair]) -> Worth:
 def _record(side: Sequence[tuple[int, int]]) -> EvaluationRecord:
     """Return one side as an evaluation whose problems are the groups: the statistics are the same."""
     results = tuple(
-        ProblemResult(str(i), "all", graded, correct, 0, 0) for i, (graded, correct) in enumerate(side)
+        ProblemResult(problem=str(i), stratum="all", samples=graded, correct=correct, ungraded=0, truncated=0)
+        for i, (graded, correct) in enumerate(side)
     )
-    return EvaluationRecord(SCHEMA, "groups", "groups", 0, 0, "train", "groups", results)
+    return EvaluationRecord(
+        schema=SCHEMA,
+        run="groups",
+        method="groups",
+        seed=0,
+        step=0,
+        split="train",
+        mode="groups",
+        results=results,
+    )
 
 
 def _normal(values: Sequence[float]) -> Share:

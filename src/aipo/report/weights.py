@@ -98,9 +98,11 @@ def _span(algorithm: AlgorithmSettings, name: str) -> str:
 
 
 def _group(rows: Sequence[dict[str, Any]], experts: int) -> Group:
-    problem = Problem(rows[0]["problem"], rows[0]["problem_text"], rows[0]["gold"], rows[0]["stratum"])
+    problem = Problem(
+        id=rows[0]["problem"], text=rows[0]["problem_text"], gold=rows[0]["gold"], stratum=rows[0]["stratum"]
+    )
     streams = tuple(expert_stream((0,), (0,)) for _ in range(experts))  # only their number is read
-    return Group(problem, tuple(map(_member, rows)), streams, (0,))
+    return Group(problem=problem, members=tuple(map(_member, rows)), experts=streams, solo_prompt_ids=(0,))
 
 
 def _member(row: dict[str, Any]) -> MemberRollout:
@@ -108,14 +110,16 @@ def _member(row: dict[str, Any]) -> MemberRollout:
     rollout = None
     if row["segments"]:
         rollout = Rollout(
-            TokenStream(tuple(map(_segment, row["segments"]))),
-            row["response"],
-            "",
-            StopReason(row["stop"]),
-            tuple(map(_consultation, row["consultations"])),
-            (),
+            stream=TokenStream(tuple(map(_segment, row["segments"]))),
+            response=row["response"],
+            policy_text="",
+            stop=StopReason(row["stop"]),
+            consultations=tuple(map(_consultation, row["consultations"])),
+            consult_spans=(),
         )
-    return MemberRollout(row["rollout"], Condition(row["condition"]), rollout, grade)
+    return MemberRollout(
+        id=row["rollout"], condition=Condition(row["condition"]), rollout=rollout, grade=grade
+    )
 
 
 def _segment(segment: dict[str, Any]) -> Segment:
@@ -125,5 +129,12 @@ def _segment(segment: dict[str, Any]) -> Segment:
 
 def _consultation(row: dict[str, Any]) -> Consultation:
     return Consultation(
-        row["agent"], row["request"], row["outcome"], row["reply"], row["reply_tokens"], "", "", 0.0
+        agent=row["agent"],
+        request=row["request"],
+        outcome=row["outcome"],
+        reply=row["reply"],
+        reply_tokens=row["reply_tokens"],
+        detail="",
+        context="",
+        latency_s=0.0,
     )

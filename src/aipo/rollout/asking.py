@@ -11,7 +11,7 @@ from aipo.agents.base import NOTHING_USED, Agent, AgentError, AgentFailure, Agen
 from aipo.core.types import ConsultOutcome
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What came of a question; a reply if and only if the outcome is ANSWERED."""
 
@@ -37,15 +37,15 @@ async def ask(agent: Agent, query: AgentQuery, timeout_s: float) -> Answer:
             raise  # the run itself is ending
         return _failed(repr(error))  # a task inside the agent was cancelled
     except TimeoutError:
-        return Answer(ConsultOutcome.TIMEOUT, None, f"no answer within {timeout_s} s")
+        return Answer(outcome=ConsultOutcome.TIMEOUT, reply=None, detail=f"no answer within {timeout_s} s")
     except AgentError as error:
         return _failed(str(error), error.usage, error.failure)
     except Exception as error:  # a bug in an agent is data too, not a crash of the run
         return _failed(repr(error))
     if blank:
-        return Answer(ConsultOutcome.EMPTY, None, "empty reply", reply.usage)
-    return Answer(ConsultOutcome.ANSWERED, reply, usage=reply.usage)
+        return Answer(outcome=ConsultOutcome.EMPTY, reply=None, detail="empty reply", usage=reply.usage)
+    return Answer(outcome=ConsultOutcome.ANSWERED, reply=reply, usage=reply.usage)
 
 
 def _failed(detail: str, usage: Usage = NOTHING_USED, failure: AgentFailure = AgentFailure.OTHER) -> Answer:
-    return Answer(ConsultOutcome.AGENT_ERROR, None, detail, usage, failure)
+    return Answer(outcome=ConsultOutcome.AGENT_ERROR, reply=None, detail=detail, usage=usage, failure=failure)

@@ -29,7 +29,7 @@ async def approval(copy: TokenStream, problem: str, consult: ConsultContext, see
     Raises `KeyError` if there is no Verify Agent.
     """
     text = consult.codec.text(copy.ids[copy.prompt_length :])
-    query = AgentQuery(problem, text, "", seed)
+    query = AgentQuery(problem=problem, rollout=text, request="", seed=seed)
     answer = await ask(consult.agents[VERIFY], query, consult.agent_timeout_s)
     if answer.reply is None:
         return Approval(False, 0, answer.usage.cost)

@@ -30,7 +30,7 @@ class AgentName(str):
     """An agent's name in a seed path: the name of this type is in every recorded `Consultation.context`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Consultation:
     """One request and its outcome."""
 
@@ -56,7 +56,7 @@ class Consultation:
     """Whether the system opened the request's tag."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """What one rollout produced."""
 
@@ -77,7 +77,7 @@ class Rollout:
     did not, None where it was not to."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSpec:
     """Which rollout to produce."""
 
@@ -94,7 +94,7 @@ class RolloutSpec:
     """Whose tag the system is to open in it; None: nobody's."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsultContext:
     """Protocol, limits and agents: what a consultation needs, the same for all rollouts of a run."""
 
@@ -151,14 +151,14 @@ class _Episode:
         last = len(self._ids) - ends
         own = [i for i, source in enumerate(stream.sources[:last]) if source is Source.POLICY]
         return Rollout(
-            stream,
-            self._context.codec.text(self._ids[stream.prompt_length : last]),
-            self._context.codec.text([self._ids[i] for i in own]),
-            stop,
-            tuple(self._consultations),
-            tuple(self._consult_spans),
-            min(self._versions, default=None),
-            tuple(self._elicited) if self._spec.opening else None,
+            stream=stream,
+            response=self._context.codec.text(self._ids[stream.prompt_length : last]),
+            policy_text=self._context.codec.text([self._ids[i] for i in own]),
+            stop=stop,
+            consultations=tuple(self._consultations),
+            consult_spans=tuple(self._consult_spans),
+            weights_version=min(self._versions, default=None),
+            opened=tuple(self._elicited) if self._spec.opening else None,
         )
 
     def _room(self) -> int:
@@ -300,37 +300,46 @@ class _Episode:
         latest = self._context.codec.text(self._ids[self._last_insertion_end :])
         before = whole[: len(whole) - len(latest) + request.start]
         seed = seed_of(spec.seed, "consultation", len(self._consultations))
-        query = AgentQuery(spec.problem, before, request.text, seed)
+        query = AgentQuery(problem=spec.problem, rollout=before, request=request.text, seed=seed)
         begun = time.monotonic()
         answer = await ask(self._context.agents[request.agent], query, self._context.agent_timeout_s)
         latency_s = time.monotonic() - begun
         processed = _process_reply(answer, self._context, spec.hide_answer)
         consultation = Consultation(
-            request.agent,
-            request.text,
-            processed.outcome,
-            processed.reply,
-            processed.written_tokens,
-            processed.detail,
-            f"{seed_of(AgentName(request.agent), query.problem, query.rollout, query.request):016x}",
-            latency_s,
-            processed.leaked,
-            answer.usage,
-            answer.failure,
+            agent=request.agent,
+            request=request.text,
+            outcome=processed.outcome,
+            reply=processed.reply,
+            reply_tokens=processed.written_tokens,
+            detail=processed.detail,
+            context=f"{seed_of(AgentName(request.agent), query.problem, query.rollout, query.request):016x}",
+            latency_s=latency_s,
+            leaked=processed.leaked,
+            usage=answer.usage,
+            failure=answer.failure,
         )
         return consultation, processed.insertion
 
     def _without_reply(
         self, agent: str | None, request: str, outcome: ConsultOutcome, detail: str
     ) -> Consultation:
-        return Consultation(agent, request, outcome, "", 0, detail, "", 0.0)
+        return Consultation(
+            agent=agent,
+            request=request,
+            outcome=outcome,
+            reply="",
+            reply_tokens=0,
+            detail=detail,
+            context="",
+            latency_s=0.0,
+        )
 
 
 _Insertion = tuple[Segment, tuple[int, int]]
 """The inserted segment, and the span of the agent's own words in it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _ProcessedReply:
     """An answer after the leak guard, neutralising and cutting."""
 
@@ -345,7 +354,7 @@ class _ProcessedReply:
 def _process_reply(answer: Answer, consult: ConsultContext, hide: Hide | None) -> _ProcessedReply:
     """Pass an answer through the leak guard, neutralise it and cut it."""
     if answer.reply is None:
-        return _ProcessedReply(answer.outcome, answer.detail)
+        return _ProcessedReply(outcome=answer.outcome, detail=answer.detail)
     text = answer.reply.text
     guard = guarded(text, hide, consult.leak_policy)
     written = consult.codec.feedback(text, consult.limits.max_feedback_tokens)
@@ -360,11 +369,18 @@ def _process_reply(answer: Answer, consult: ConsultContext, hide: Hide | None) -
         why = (
             "it states the answer" if guard.leaked else "nothing of the reply can be said in this vocabulary"
         )
-        return _ProcessedReply(ConsultOutcome.EMPTY, why, tokens, guard.leaked)
+        return _ProcessedReply(
+            outcome=ConsultOutcome.EMPTY, detail=why, written_tokens=tokens, leaked=guard.leaked
+        )
     log_q = _log_q(block, answer.reply.log_probs) if block is written else ()
     insertion = Segment(Source.FEEDBACK, block.ids, log_q), block.content
     return _ProcessedReply(
-        answer.outcome, "", tokens, guard.leaked, consult.codec.text(block.ids[begin:end]), insertion
+        outcome=answer.outcome,
+        detail="",
+        written_tokens=tokens,
+        leaked=guard.leaked,
+        reply=consult.codec.text(block.ids[begin:end]),
+        insertion=insertion,
     )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
     """Makes the ids of a problem's two prompts."""
 
@@ -45,7 +45,7 @@ class Prompts:
         return ids
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupShape:
     """How many rollouts of each kind a group has, and how they are sampled."""
 
@@ -62,7 +62,7 @@ class GroupShape:
     """How consultations are elicited in some of the consulting rollouts; None: in none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemberRollout:
     """A rollout with its verdict; `rollout` is None where the engine failed."""
 
@@ -72,7 +72,7 @@ class MemberRollout:
     grade: Grade
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """The rollouts of one problem."""
 
@@ -82,7 +82,7 @@ class Group:
     solo_prompt_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
     """Produces groups; training, evaluation and `aipo rollout` all make their rollouts through it."""
 
@@ -121,19 +121,24 @@ class Sampler:
         members = await asyncio.gather(*(self.member(spec, problem) for spec in specs))
         solo_ids = prompt_ids[Condition.SOLO]
         experts = tuple(self._expert(problem, solo_ids) for _ in range(shape.experts))
-        return Group(problem, tuple(members), experts, solo_ids)
+        return Group(problem=problem, members=tuple(members), experts=experts, solo_prompt_ids=solo_ids)
 
     async def member(self, spec: RolloutSpec, problem: Problem) -> MemberRollout:
         """Return one rollout with its verdict; a failure of the engine, or a bug in the task, is UNGRADED."""
         try:
             produced = await rollout(self.engine, spec, self.consult)
         except EngineError as error:
-            return MemberRollout(spec.id, spec.condition, None, Grade(Verdict.UNGRADED, f"engine: {error}"))
+            return MemberRollout(
+                id=spec.id,
+                condition=spec.condition,
+                rollout=None,
+                grade=Grade(Verdict.UNGRADED, f"engine: {error}"),
+            )
         try:
             grade = await self.task.grade(problem, produced.policy_text)
         except Exception as error:  # a bug in a user's task is not a verdict
             grade = Grade(Verdict.UNGRADED, f"task: {error!r}")
-        return MemberRollout(spec.id, spec.condition, produced, grade)
+        return MemberRollout(id=spec.id, condition=spec.condition, rollout=produced, grade=grade)
 
     def _expert(self, problem: Problem, prompt_ids: tuple[int, ...]) -> TokenStream:
         tokenizer = self.prompts.tokenizer

@@ -37,7 +37,7 @@ class TaskError(ValueError):
     """The task's data cannot be used; the message names file, line, field and the fix."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One problem. `gold` never leaves tasks and grading."""
 

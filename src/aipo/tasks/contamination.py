@@ -42,7 +42,7 @@ class Match(StrEnum):
     """At least one run of 13 words."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
     """One evaluation question that the training file has, and the first training row that shows it."""
 
@@ -53,7 +53,7 @@ class Overlap:
     """The question, or its first shared run, as it was compared: shows whether it is a common phrase."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contamination:
     """Counts of rows, and the overlaps in the order of the evaluation file."""
 
@@ -100,11 +100,20 @@ def contamination(training: Iterable[str], evaluation: Iterable[str]) -> Contami
         for run in _runs(question):
             for row in runs.get(run, ()):
                 found_run.setdefault(row, (number, run))
-    overlaps = [Overlap(r, n, Match.EXACT, " ".join(wanted[r - 1])) for r, n in found_exact.items()]
-    overlaps += [Overlap(r, n, Match.RUN, run) for r, (n, run) in found_run.items() if r not in found_exact]
+    overlaps = [
+        Overlap(evaluation_row=r, training_row=n, match=Match.EXACT, words=" ".join(wanted[r - 1]))
+        for r, n in found_exact.items()
+    ]
+    overlaps += [
+        Overlap(evaluation_row=r, training_row=n, match=Match.RUN, words=run)
+        for r, (n, run) in found_run.items()
+        if r not in found_exact
+    ]
     overlaps.sort(key=lambda overlap: overlap.evaluation_row)
     short = sum(len(question) < RUN_WORDS for question in wanted)
-    return Contamination(count, len(wanted), short, tuple(overlaps))
+    return Contamination(
+        training_rows=count, evaluation_rows=len(wanted), too_short=short, overlaps=tuple(overlaps)
+    )
 
 
 def questions(path: Path, column: str = "") -> Iterator[str]:

@@ -22,7 +22,7 @@ from aipo.tasks.splits import HELD_OUT_SHARE, disjoint
 _THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JsonlSource:
     """One file and its columns."""
 
@@ -148,7 +148,7 @@ def _problem(place: str, row: Any, source: JsonlSource, default_id: str) -> Prob
             f"{place}: field {source.solution_field!r}: {shown(solution)}; must be an expert's solution as a "
             "string; name the column in task.solution_field, '' for none"
         )
-    return Problem(str(identity), text, _gold(place, row, source), solution=solution)
+    return Problem(id=str(identity), text=text, gold=_gold(place, row, source), solution=solution)
 
 
 def _gold(place: str, row: dict[str, Any], source: JsonlSource) -> str:

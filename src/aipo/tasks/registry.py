@@ -85,9 +85,17 @@ def _benchmark_task(benchmark: Benchmark, settings: TaskSettings, sandbox: Sandb
 
 def _jsonl_task(settings: TaskSettings, sandbox: SandboxSettings) -> Task:
     s = settings
-    columns = (s.problem_field, s.answer_field, s.answer_after, s.solution_field)
-    sources = {split: JsonlSource(path, *columns) for split, path in _files(settings).items()}
-    return JsonlTask(sources, settings.match, settings.grade_timeout_s, settings.grade_workers)
+    sources = {
+        split: JsonlSource(
+            path=path,
+            problem_field=s.problem_field,
+            answer_field=s.answer_field,
+            answer_after=s.answer_after,
+            solution_field=s.solution_field,
+        )
+        for split, path in _files(s).items()
+    }
+    return JsonlTask(sources, s.match, s.grade_timeout_s, s.grade_workers)
 
 
 TASKS.register(

@@ -13,7 +13,9 @@ from aipo.agents.replies import excerpt, without_thinking
 from aipo.core.types import PAPER_AGENTS
 
 V, K, R = PAPER_AGENTS
-QUERY = AgentQuery("PROBLEM $request", "ROLLOUT $problem", "REQUEST ${rollout} $$ @x", seed=1)
+QUERY = AgentQuery(
+    problem="PROBLEM $request", rollout="ROLLOUT $problem", request="REQUEST ${rollout} $$ @x", seed=1
+)
 READ = [
     (V, "VERDICT: CORRECT", "Correct so far.", True),
     (V, "**Verdict:** correct.\nWHERE:\nWHY: fine", "Correct so far.", True),
@@ -113,7 +115,7 @@ def test_an_agent_is_sent_what_its_context_allows_and_nothing_is_read_as_a_templ
 
 @pytest.mark.parametrize("agent", [V, R])
 def test_an_empty_request_asks_to_look_at_what_is_there(agent: str) -> None:
-    query = AgentQuery("PROBLEM", "ROLLOUT", "", seed=1)
+    query = AgentQuery(problem="PROBLEM", rollout="ROLLOUT", request="", seed=1)
     _, user = AGENTS[agent].prompt.messages(query)
     assert "asks nothing in particular" in user["content"] and "ROLLOUT" in user["content"]
     with pytest.raises(AgentError, match="shows it nothing else"):

@@ -19,7 +19,7 @@ from aipo.core.types import PAPER_AGENTS
 from support.servers import RETRY_AFTER_S, ChatServer, Fault, chat_server
 
 V, K, R = PAPER_AGENTS
-QUERY = AgentQuery("two dogs", "so", "legs of a spider", seed=2**62 + 5)
+QUERY = AgentQuery(problem="two dogs", rollout="so", request="legs of a spider", seed=2**62 + 5)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,17 @@ def server(running: ChatServer) -> ChatServer:
 
 
 def agent_at(endpoint: Endpoint, name: str = K, retries: int = 3, deadline_s: float = 5.0) -> RemoteAgent:
-    how = ChatSampling(0.7, 0.8, 64)
+    how = ChatSampling(temperature=0.7, top_p=0.8, max_tokens=64)
     policy = RetryPolicy(retries, first_wait_s=0.01)
-    return RemoteAgent(AGENTS[name], endpoint, "m", how, policy, deadline_s, prices=Prices(1.0, 2.0))
+    return RemoteAgent(
+        spec=AGENTS[name],
+        endpoint=endpoint,
+        model="m",
+        sampling=how,
+        retry=policy,
+        deadline_s=deadline_s,
+        prices=Prices(1.0, 2.0),
+    )
 
 
 def ask(agent: RemoteAgent | CachedAgent, query: AgentQuery = QUERY) -> AgentReply:
@@ -50,9 +58,9 @@ class TestRequests:
         self, server: ChatServer
     ) -> None:
         for name in PAPER_AGENTS:
-            reply = ask(agent_at(Endpoint(server.url()), name))
+            reply = ask(agent_at(Endpoint(base_url=server.url()), name))
             assert "spider 8" in reply.text
-            assert reply.usage == Usage(70, 30, pytest.approx(130 / 1e6))
+            assert reply.usage == Usage(prompt_tokens=70, completion_tokens=30, cost=pytest.approx(130 / 1e6))
             assert reply.approves is (False if name is V else None)
         body = server.asked[-1].body
         assert {k: v for k, v in body.items() if k != "messages"} == {
@@ -65,13 +73,20 @@ class TestRequests:
         assert [m["role"] for m in body["messages"]] == ["system", "user"]
 
     def test_at_temperature_0_no_seed_is_sent(self, server: ChatServer) -> None:
-        ask(replace(agent_at(Endpoint(server.url())), sampling=ChatSampling(0.0, 1.0, 8)))
+        ask(
+            replace(
+                agent_at(Endpoint(base_url=server.url())),
+                sampling=ChatSampling(temperature=0.0, top_p=1.0, max_tokens=8),
+            )
+        )
         assert "seed" not in server.asked[-1].body
 
     def test_more_fields_and_another_name_of_the_limit_are_sent_as_they_are(self, server: ChatServer) -> None:
         more = '{"chat_template_kwargs": {"enable_thinking": false}}'
-        how = ChatSampling(0.0, 1.0, 8, "max_completion_tokens", more)
-        ask(replace(agent_at(Endpoint(server.url())), sampling=how))
+        how = ChatSampling(
+            temperature=0.0, top_p=1.0, max_tokens=8, limit_field="max_completion_tokens", extra_body=more
+        )
+        ask(replace(agent_at(Endpoint(base_url=server.url())), sampling=how))
         body = server.asked[-1].body
         assert body["chat_template_kwargs"] == {"enable_thinking": False}
         assert body["max_completion_tokens"] == 8 and "max_tokens" not in body
@@ -81,7 +96,7 @@ class TestRequests:
     ) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-for-somebody-else")
         monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
-        ask(agent_at(Endpoint(server.url())))
+        ask(agent_at(Endpoint(base_url=server.url())))
         assert "sk-for" not in str(server.asked[-1].headers) and "org-secret" not in str(
             server.asked[-1].headers
         )
@@ -92,14 +107,14 @@ class TestRequests:
     ) -> None:
         monkeypatch.setenv("KEY_OF_THE_TEST", value)
         with pytest.raises(AgentError, match=f"KEY_OF_THE_TEST .*{said}") as caught:
-            ask(agent_at(Endpoint(server.url(), "KEY_OF_THE_TEST")))
+            ask(agent_at(Endpoint(base_url=server.url(), api_key_env="KEY_OF_THE_TEST")))
         assert caught.value.failure is AgentFailure.REFUSED and "two words" not in str(caught.value)
 
     def test_agents_that_share_an_endpoint_share_its_limit_in_every_event_loop(
         self, server: ChatServer
     ) -> None:
         server.latency_s = 0.02
-        endpoint = Endpoint(server.url(), concurrency=3)
+        endpoint = Endpoint(base_url=server.url(), concurrency=3)
         agents = [agent_at(endpoint, name) for name in PAPER_AGENTS]
 
         async def many() -> None:
@@ -114,13 +129,13 @@ class TestRequests:
 class TestRetries:
     def test_a_stated_wait_is_kept(self, server: ChatServer) -> None:
         begun = time.monotonic()
-        ask(agent_at(Endpoint(server.url(Fault.RATE_LIMITED))))
+        ask(agent_at(Endpoint(base_url=server.url(Fault.RATE_LIMITED))))
         assert time.monotonic() - begun >= RETRY_AFTER_S and len(server.asked) == 2
 
     def test_a_wait_past_the_deadline_is_not_begun(self, server: ChatServer) -> None:
         begun = time.monotonic()
         with pytest.raises(AgentError, match="asked again in 86400 s") as caught:
-            ask(agent_at(Endpoint(server.url(Fault.RATE_LIMITED_FOR_LONG))))
+            ask(agent_at(Endpoint(base_url=server.url(Fault.RATE_LIMITED_FOR_LONG))))
         assert time.monotonic() - begun < 2 and len(server.asked) == 1
         assert caught.value.failure is AgentFailure.UNREACHABLE
 
@@ -128,7 +143,7 @@ class TestRetries:
     def test_there_are_so_many_attempts_and_no_more(
         self, server: ChatServer, retries: int, answers: bool
     ) -> None:
-        agent = agent_at(Endpoint(server.url(Fault.THREE_ERRORS)), retries=retries)
+        agent = agent_at(Endpoint(base_url=server.url(Fault.THREE_ERRORS)), retries=retries)
         if answers:
             assert ask(agent).text == "spider 8"
         else:
@@ -138,18 +153,18 @@ class TestRetries:
 
     def test_what_is_wrong_with_the_request_is_not_tried_again(self, server: ChatServer) -> None:
         with pytest.raises(AgentError, match="status 401") as caught:
-            ask(agent_at(Endpoint(server.url(Fault.BAD_KEY))))
+            ask(agent_at(Endpoint(base_url=server.url(Fault.BAD_KEY))))
         assert caught.value.failure is AgentFailure.REFUSED and len(server.asked) == 1
 
     @pytest.mark.parametrize("fault", [Fault.NEVER, Fault.DRIP])
     def test_a_deadline_ends_every_wait(self, server: ChatServer, fault: Fault) -> None:
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
-            ask(agent_at(Endpoint(server.url(fault)), deadline_s=0.2))
+            ask(agent_at(Endpoint(base_url=server.url(fault)), deadline_s=0.2))
         assert 0.15 < time.monotonic() - begun < 2
 
     def test_waiting_for_a_free_place_counts_towards_the_deadline(self, server: ChatServer) -> None:
-        agent = agent_at(Endpoint(server.url(Fault.NEVER), concurrency=1), deadline_s=0.2)
+        agent = agent_at(Endpoint(base_url=server.url(Fault.NEVER), concurrency=1), deadline_s=0.2)
 
         async def both() -> list[object]:
             return await asyncio.gather(agent.answer(QUERY), agent.answer(QUERY), return_exceptions=True)
@@ -165,9 +180,9 @@ class TestCache:
         return ReplyStore(tmp_path / "cache", 10)
 
     def cached(self, server: ChatServer, store: ReplyStore, **more: object) -> CachedAgent:
-        agent = agent_at(Endpoint(server.url(more.pop("fault", Fault.NONE))), retries=0)
+        agent = agent_at(Endpoint(base_url=server.url(more.pop("fault", Fault.NONE))), retries=0)
         values = {"identity": "m 1", "context": Context.ALL, "seeded": True} | more
-        return CachedAgent(agent, store, **values)  # type: ignore[arg-type]
+        return CachedAgent(agent=agent, store=store, **values)  # type: ignore[arg-type]
 
     def test_what_was_answered_is_not_asked_again_and_says_so(
         self, server: ChatServer, store: ReplyStore, tmp_path: Path
@@ -242,7 +257,7 @@ class TestCache:
     def test_the_size_limit_holds(self, tmp_path: Path) -> None:
         store = ReplyStore(tmp_path / "cache", 1)
         for number in range(300):
-            store.put(str(number), AgentReply(f"{number}" * 5_000))
+            store.put(str(number), AgentReply(text=f"{number}" * 5_000))
         used = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.db"))
         assert 20 < len(store) < 150 and used < 1_500_000
         assert store.get("299") is not None and store.get("0") is None  # the oldest go first

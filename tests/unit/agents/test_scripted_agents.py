@@ -21,7 +21,9 @@ def ask(seed: int, request: str = "a", **how: float) -> str:
     """Return the agent's words, FAILED where it raises."""
     agent = ScriptedAgent(name=KNOWLEDGE, oracle=oracle, unreliability=Unreliability(**how))
     try:
-        return asyncio.run(agent.answer(AgentQuery("problem", "rollout", request, seed))).text
+        return asyncio.run(
+            agent.answer(AgentQuery(problem="problem", rollout="rollout", request=request, seed=seed))
+        ).text
     except AgentError as error:
         assert "knowledge" in str(error)
         return "FAILED"
@@ -30,7 +32,12 @@ def ask(seed: int, request: str = "a", **how: float) -> str:
 def test_by_default_it_says_what_the_oracle_says_of_all_it_is_asked() -> None:
     seen: list[tuple[str, ...]] = []
     agent = ScriptedAgent(name=VERIFY, oracle=lambda *asked: seen.append(asked) or "ok")
-    assert asyncio.run(agent.answer(AgentQuery("problem", "rollout", "request", 5))).text == "ok"
+    assert (
+        asyncio.run(
+            agent.answer(AgentQuery(problem="problem", rollout="rollout", request="request", seed=5))
+        ).text
+        == "ok"
+    )
     assert seen == [(VERIFY, "problem", "rollout", "request")]
 
 
@@ -77,7 +84,9 @@ def test_agents_that_delay_do_so_side_by_side() -> None:
     agent = ScriptedAgent(name=VERIFY, oracle=oracle, unreliability=Unreliability(latency_s=0.05))
 
     async def many() -> None:
-        await asyncio.gather(*(agent.answer(AgentQuery("p", "", "", seed)) for seed in range(40)))
+        await asyncio.gather(
+            *(agent.answer(AgentQuery(problem="p", rollout="", request="", seed=seed)) for seed in range(40))
+        )
 
     begun = time.monotonic()
     asyncio.run(many())

@@ -30,7 +30,7 @@ from support.policies import random_policy
 from support.tokenizers import byte_fallback_bpe, byte_level_bpe, word_level
 
 V, K, R = PAPER_AGENTS
-QUERY = AgentQuery("two dogs", "so", "legs of a spider", seed=3)
+QUERY = AgentQuery(problem="two dogs", rollout="so", request="legs of a spider", seed=3)
 REMOTE = ["agents.backend=remote", "agents.base_url=http://a:1/v1", "agents.model=common"]
 PROTOCOL = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
 
@@ -129,8 +129,14 @@ class TestMisbehaving:
     def test_what_is_said_depends_on_the_seed_only_and_covers_all(self) -> None:
         for kind in (Misbehaviour.GARBAGE, Misbehaviour.HOSTILE):
             agent = MisbehavingAgent(V, kind)
-            said = [asyncio.run(agent.answer(AgentQuery("", "", "", seed))).text for seed in range(80)]
-            again = [asyncio.run(agent.answer(AgentQuery("p", "r", "q", seed))).text for seed in range(80)]
+            said = [
+                asyncio.run(agent.answer(AgentQuery(problem="", rollout="", request="", seed=seed))).text
+                for seed in range(80)
+            ]
+            again = [
+                asyncio.run(agent.answer(AgentQuery(problem="p", rollout="r", request="q", seed=seed))).text
+                for seed in range(80)
+            ]
             assert said == again and len(set(said)) >= len(HOSTILE_REPLIES)
             assert kind is Misbehaviour.GARBAGE or set(said) == set(HOSTILE_REPLIES)
 
@@ -146,8 +152,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
 
 class TestLocal:
     def agent(self, model: LocalModel, temperature: float = 1.0, tokens: int = 12) -> LocalAgent:
-        how = ChatSampling(temperature, 0.9, tokens)
-        return LocalAgent(AGENTS[K], model, how, prices=Prices(1.0, 2.0))
+        how = ChatSampling(temperature=temperature, top_p=0.9, max_tokens=tokens)
+        return LocalAgent(spec=AGENTS[K], model=model, sampling=how, prices=Prices(1.0, 2.0))
 
     def written(
         self, model: LocalModel, monkeypatch: pytest.MonkeyPatch, seeds: list[int], **how: float
@@ -157,7 +163,7 @@ class TestLocal:
         agent = self.agent(model, **how)
 
         async def all_of_them() -> list[str]:
-            queries = [AgentQuery("p", "r", "q", seed) for seed in seeds]
+            queries = [AgentQuery(problem="p", rollout="r", request="q", seed=seed) for seed in seeds]
             return [reply.text for reply in await asyncio.gather(*map(agent.answer, queries))]
 
         return asyncio.run(all_of_them())

@@ -15,11 +15,27 @@ ODD = ("primes | $2^n$", "grade 5/6")
 
 def evaluation(method: str, seed: int, step: int, mode: str, strata: tuple[str, ...]) -> EvaluationRecord:
     results = tuple(
-        ProblemResult(f"{stratum}-{i}", stratum, 4, (i + step + len(method)) % 5, 0, 0)
+        ProblemResult(
+            problem=f"{stratum}-{i}",
+            stratum=stratum,
+            samples=4,
+            correct=(i + step + len(method)) % 5,
+            ungraded=0,
+            truncated=0,
+        )
         for stratum in strata
         for i in range(6)
     )
-    return EvaluationRecord(1, f"{method}-{seed}", method, seed, step, "test", mode, results)
+    return EvaluationRecord(
+        schema=1,
+        run=f"{method}-{seed}",
+        method=method,
+        seed=seed,
+        step=step,
+        split="test",
+        mode=mode,
+        results=results,
+    )
 
 
 def recorded(folder: Path, strata: tuple[str, ...], *focus: str, modes: tuple[str, ...] = ()) -> Report:
@@ -108,8 +124,13 @@ def test_rewards_of_every_stratum_and_consultations_of_every_agent_are_kept(tmp_
 
 def test_a_focus_weighs_as_much_as_all_other_strata_and_without_one_all_weigh_alike() -> None:
     shares = {"a": 0, "b": 2, "c": 4}  # of 4 samples
-    results = tuple(ProblemResult(name, name, 4, correct, 0, 0) for name, correct in shares.items())
-    record = EvaluationRecord(1, "r", "m", 0, 1, "validation", "banned", results)
+    results = tuple(
+        ProblemResult(problem=name, stratum=name, samples=4, correct=correct, ungraded=0, truncated=0)
+        for name, correct in shares.items()
+    )
+    record = EvaluationRecord(
+        schema=1, run="r", method="m", seed=0, step=1, split="validation", mode="banned", results=results
+    )
     assert criterion([record], []) == criterion([record], ["another"]) == 0.5
     assert criterion([record], ["a"]) == (0 + (0.5 + 1) / 2) / 2
     assert criterion([record], ["b", "c"]) == criterion([record], ["a"])

@@ -41,7 +41,16 @@ from aipo.training.credit import credits_of
 
 LONGEST = 20
 PAIRS = list(product(ALGORITHMS, COEFFICIENTS))
-ANSWER = Consultation(VERIFY, "?", ConsultOutcome.ANSWERED, "", 1, "", "", 0.1)
+ANSWER = Consultation(
+    agent=VERIFY,
+    request="?",
+    outcome=ConsultOutcome.ANSWERED,
+    reply="",
+    reply_tokens=1,
+    detail="",
+    context="",
+    latency_s=0.1,
+)
 quiet = settings(deadline=None)
 
 
@@ -56,8 +65,15 @@ def member(letter: str, feedback: bool, length: int) -> MemberRollout:
     condition = Condition.CONSULTING if letter.isupper() else Condition.SOLO
     consult_spans = ((length + 2, length + 3), (length + 4, length + 5)) if told else ()
     consultations = (ANSWER,) if told else ()
-    rollout = Rollout(TokenStream(tuple(segments)), "", "", StopReason.END, consultations, consult_spans)
-    return MemberRollout("p#0", condition, rollout, Grade(verdict, ""))
+    rollout = Rollout(
+        stream=TokenStream(tuple(segments)),
+        response="",
+        policy_text="",
+        stop=StopReason.END,
+        consultations=consultations,
+        consult_spans=consult_spans,
+    )
+    return MemberRollout(id="p#0", condition=condition, rollout=rollout, grade=Grade(verdict, ""))
 
 
 def batched(
@@ -69,7 +85,9 @@ def batched(
 
 def group(letters: str, feedback: bool = True) -> Group:
     members = tuple(member(letter, feedback, 2 + i % 4) for i, letter in enumerate(letters))
-    return Group(Problem("p", "?", "8"), members, (), (90,))
+    return Group(
+        problem=Problem(id="p", text="?", gold="8"), members=members, experts=(), solo_prompt_ids=(90,)
+    )
 
 
 def algorithm(name: str, coefficient: str, **changes: Any) -> AlgorithmSettings:
@@ -141,7 +159,7 @@ def test_an_ungraded_rollout_is_the_same_as_an_absent_one(name: str, coefficient
     of = algorithm(name, coefficient)
     whole = group(letters)
     graded = tuple(m for m in whole.members if m.grade.verdict is not Verdict.UNGRADED)
-    absent = Group(whole.problem, graded, (), whole.solo_prompt_ids)
+    absent = Group(problem=whole.problem, members=graded, experts=(), solo_prompt_ids=whole.solo_prompt_ids)
     other = group("Ci")
     with_it, without = (batched([each, other], of, 1, LONGEST)[0] for each in (whole, absent))
     assert [(r.stream, r.advantage, r.weight) for r in with_it] == [

@@ -33,7 +33,7 @@ class Encyclopedia:
     name = KNOWLEDGE
 
     async def answer(self, query: AgentQuery) -> AgentReply:
-        return AgentReply("a spider has 8 legs")
+        return AgentReply(text="a spider has 8 legs")
 
 
 AGENTS: dict[str, Agent] = {KNOWLEDGE: Encyclopedia()}

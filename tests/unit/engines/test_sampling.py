@@ -40,7 +40,9 @@ def sample(number: int, new: int = 1, prompt: tuple[int, ...] = PROMPT, **more: 
         engine = TransformersEngine(MODEL, TOKENIZER, slots=250, capacity=64)
 
         async def one(seed: int) -> Completion:
-            completion = await engine.generate(GenerationRequest(str(seed), prompt, new, seed=seed, **more))
+            completion = await engine.generate(
+                GenerationRequest(session=str(seed), prefix_ids=prompt, max_new_tokens=new, seed=seed, **more)
+            )
             await engine.release(str(seed))
             return completion
 
@@ -121,7 +123,10 @@ def test_rows_with_and_without_truncation_share_a_batch() -> None:
     async def both() -> list[Completion]:
         engine = TransformersEngine(MODEL, TOKENIZER, slots=4, capacity=64)
         samplings = [Sampling(), Sampling(top_k=1), Sampling(temperature=0.0), Sampling(top_p=0.01)]
-        requests = [GenerationRequest(str(i), PROMPT, 4, sampling=s) for i, s in enumerate(samplings)]
+        requests = [
+            GenerationRequest(session=str(i), prefix_ids=PROMPT, max_new_tokens=4, sampling=s)
+            for i, s in enumerate(samplings)
+        ]
         return await asyncio.gather(*map(engine.generate, requests))
 
     free, *certain = asyncio.run(both())

@@ -38,7 +38,9 @@ def run(coroutine: Any) -> Any:
 
 async def write(engine: TransformersEngine, session: str, prompt: Sequence[int], seed: int) -> Completion:
     never = ((TOKENIZER.eos_token_id,),)
-    request = GenerationRequest(session, tuple(prompt), 20 + seed, banned_sequences=never, seed=seed)
+    request = GenerationRequest(
+        session=session, prefix_ids=tuple(prompt), max_new_tokens=20 + seed, banned_sequences=never, seed=seed
+    )
     completion = await engine.generate(request)
     await engine.release(session)
     return completion
@@ -72,7 +74,9 @@ def test_memory_is_lent_between_steps_and_never_while_a_session_is_open(
     assert run(write(engine, "s", [5, 6, 7], 0)).log_probs == before.log_probs
 
     async def open_session() -> None:
-        await engine.generate(GenerationRequest("open", (5, 6, 7), 4, seed=0))
+        await engine.generate(
+            GenerationRequest(session="open", prefix_ids=(5, 6, 7), max_new_tokens=4, seed=0)
+        )
         engine.free()
 
     run(open_session())

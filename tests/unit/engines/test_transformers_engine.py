@@ -5,6 +5,7 @@ Models are real and tiny with random weights; log-probabilities are compared wit
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,7 +83,9 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def ask(session: str, ids: Sequence[int], new: int = 6, **more: Any) -> GenerationRequest:
-    return GenerationRequest(session, tuple(ids), new, **{"banned_sequences": NO_END, **more})
+    return GenerationRequest(
+        session=session, prefix_ids=tuple(ids), max_new_tokens=new, **{"banned_sequences": NO_END, **more}
+    )
 
 
 class Written:
@@ -267,8 +270,9 @@ def test_a_stop_string_in_the_prefix_or_half_in_it_does_not_count() -> None:
 def test_end_token_and_limit_are_told_apart() -> None:
     said = [*TOKENIZER.encode("8 legs."), END, *TOKENIZER.encode(" more")]
     engine = engine_of(reciting_model(VOCABULARY, [7, *said]), capacity=64)
-    ended = run(engine.generate(GenerationRequest("a", (7,), 40, ("</verify>",))))
-    cut = run(engine.generate(GenerationRequest("b", (7,), 3, ("</verify>",))))
+    plain = GenerationRequest(session="a", prefix_ids=(7,), max_new_tokens=40, stop=("</verify>",))
+    ended = run(engine.generate(plain))
+    cut = run(engine.generate(replace(plain, session="b", max_new_tokens=3)))
     assert (ended.stop, ended.ids[-1], len(ended.ids)) == (StopReason.END, END, said.index(END) + 1)
     assert (cut.stop, cut.ids) == (StopReason.LENGTH, tuple(said[:3]))
     assert len(cut.log_probs) == 3

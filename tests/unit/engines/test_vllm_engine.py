@@ -60,7 +60,8 @@ async def ready(engine: VllmEngine, model: PreTrainedModel, version: int = 0) ->
 
 
 def ask(session: int = 0, new: int = 12, **more: Any) -> GenerationRequest:
-    return GenerationRequest(f"s{session}", tuple(range(40, 60 + session)), new, seed=session, **more)
+    ids = tuple(range(40, 60 + session))
+    return GenerationRequest(session=f"s{session}", prefix_ids=ids, max_new_tokens=new, seed=session, **more)
 
 
 def sample(twin: Twin, model: PreTrainedModel, *requests: GenerationRequest) -> list[Completion]:
@@ -204,7 +205,9 @@ def test_what_a_server_cannot_ban_is_refused(twin: Twin, model: PreTrainedModel,
     encoded = tuple(twin.tokenizer.encode("hello", add_special_tokens=False))
     spaced = tuple(twin.tokenizer.encode(" hello", add_special_tokens=False))
     if spelling == "begun already":
-        request = GenerationRequest("s", (40, 41, *encoded[:-1]), 5, banned_sequences=(encoded,))
+        request = GenerationRequest(
+            session="s", prefix_ids=(40, 41, *encoded[:-1]), max_new_tokens=5, banned_sequences=(encoded,)
+        )
         assert "the prefix ends inside 'hello'" in error_of(_one(twin, model, request))
     else:
         banned = spaced if spelling == "leading space" else letters

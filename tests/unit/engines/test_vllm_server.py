@@ -39,7 +39,12 @@ def plan_of(folder: Path, *words: str, timeout_s: float = 30.0) -> ServerPlan:
     script = folder / "server.py"
     script.write_text(SERVER)
     command = (sys.executable, str(script), str(folder), *words)
-    return ServerPlan(command, folder / "logs" / "policy-server.log", timeout_s, {"TRY": "1"})
+    return ServerPlan(
+        command=command,
+        log=folder / "logs" / "policy-server.log",
+        start_timeout_s=timeout_s,
+        environment={"TRY": "1"},
+    )
 
 
 def is_gone(pid: int) -> bool:
@@ -93,7 +98,12 @@ def test_a_server_that_is_never_ready_is_ended_at_its_deadline(tmp_path: Path) -
 
 
 def test_a_command_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
-    plan = ServerPlan(("/nowhere/vllm", "serve"), tmp_path / "policy-server.log", 20.0, {})
+    plan = ServerPlan(
+        command=("/nowhere/vllm", "serve"),
+        log=tmp_path / "policy-server.log",
+        start_timeout_s=20.0,
+        environment={},
+    )
     with pytest.raises(EngineError, match="/nowhere/vllm"):
         VllmServer(plan).start()
 

@@ -16,17 +16,20 @@ from aipo.evaluation.records import (
     read_records,
 )
 
-RESULTS = (ProblemResult("p1", "hard", 8, 3, 1, 0), ProblemResult("p2", "easy", 8, 7, 0, 2))
+RESULTS = (
+    ProblemResult(problem="p1", stratum="hard", samples=8, correct=3, ungraded=1, truncated=0),
+    ProblemResult(problem="p2", stratum="easy", samples=8, correct=7, ungraded=0, truncated=2),
+)
 RECORD = EvaluationRecord(
-    1,
-    "runs/α",
-    "floored",
-    0,
-    200,
-    "test",
-    "banned",
-    RESULTS,
-    {"expert_tokens": 5, "wall_s": 0.1, "task": "legs\n"},
+    schema=1,
+    run="runs/α",
+    method="floored",
+    seed=0,
+    step=200,
+    split="test",
+    mode="banned",
+    results=RESULTS,
+    meta={"expert_tokens": 5, "wall_s": 0.1, "task": "legs\n"},
 )
 
 
@@ -85,8 +88,16 @@ def test_json_that_is_no_record_is_an_error(tmp_path: Path, row: str) -> None:
     "counts", [(8, 9, 0, 0), (8, 8, 1, 0), (8, 0, 9, 0), (8, 0, 0, 9), (8, -1, 0, 0), (8, True, 0, 0)]
 )
 def test_impossible_counts_are_refused(counts: tuple[int, int, int, int]) -> None:
+    samples, correct, ungraded, truncated = counts
     with pytest.raises(RecordError):
-        ProblemResult("p", "hard", *counts)
+        ProblemResult(
+            problem="p",
+            stratum="hard",
+            samples=samples,
+            correct=correct,
+            ungraded=ungraded,
+            truncated=truncated,
+        )
 
 
 def test_a_problem_occurs_once() -> None:

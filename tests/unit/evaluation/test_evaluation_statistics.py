@@ -248,7 +248,9 @@ class TestScores:
 
 
 def result(problem: str, samples: int, correct: int, ungraded: int = 0) -> ProblemResult:
-    return ProblemResult(problem, "all", samples, correct, ungraded, 0)
+    return ProblemResult(
+        problem=problem, stratum="all", samples=samples, correct=correct, ungraded=ungraded, truncated=0
+    )
 
 
 class TestSolvedSets:

@@ -44,10 +44,24 @@ def test_a_card_says_what_was_recorded(tmp_path: Path) -> None:
     agents = {"verify": {"backend": "scripted", "model": "", "base_url": "http://secret.example"}}
     (run / "agents.json").write_text(json.dumps([{"from_step": 1, "agents": agents}]))
     for step, correct in ((1, 0), (2, 12)):
-        results = tuple(ProblemResult(f"p{i}", "hard", 16, correct, 0, 0) for i in range(8))
+        results = tuple(
+            ProblemResult(
+                problem=f"p{i}", stratum="hard", samples=16, correct=correct, ungraded=0, truncated=0
+            )
+            for i in range(8)
+        )
         append_record(
             run / "evaluation.jsonl",
-            EvaluationRecord(SCHEMA, "run", "run", 7, step, "test", "unanswered", results),
+            EvaluationRecord(
+                schema=SCHEMA,
+                run="run",
+                method="run",
+                seed=7,
+                step=step,
+                split="test",
+                mode="unanswered",
+                results=results,
+            ),
         )
     card = model_card(run)
     header = header_of(card)
@@ -88,7 +102,16 @@ def test_hostile_text_of_records_breaks_neither_header_nor_tables_nor_the_code_b
     append_record(
         run / "evaluation.jsonl",
         EvaluationRecord(
-            SCHEMA, HOSTILE, HOSTILE, 0, 2, "test", HOSTILE, (ProblemResult("p", HOSTILE, 2, 1, 0, 0),)
+            schema=SCHEMA,
+            run=HOSTILE,
+            method=HOSTILE,
+            seed=0,
+            step=2,
+            split="test",
+            mode=HOSTILE,
+            results=(
+                ProblemResult(problem="p", stratum=HOSTILE, samples=2, correct=1, ungraded=0, truncated=0),
+            ),
         ),
     )
     card = model_card(run)

@@ -14,12 +14,19 @@ from aipo.evaluation.records import EvaluationRecord, ProblemResult
 from aipo.evaluation.statistics import estimate, paired_difference
 
 
+def hard_problem(problem: int, correct: int, n: int, ungraded: int) -> ProblemResult:
+    """Return the result of a hard problem."""
+    return ProblemResult(
+        problem=f"p{problem:03}", stratum="hard", samples=n, correct=correct, ungraded=ungraded, truncated=0
+    )
+
+
 def runs(correct: ArrayLike, n: int, method: str = "floored", ungraded: int = 0) -> list[EvaluationRecord]:
     """Return one record per seed of correct counts, seeds x problems."""
     return [
         EvaluationRecord(
-            1, f"{method}-{seed}", method, seed, 100, "test", "unanswered",
-            tuple(ProblemResult(f"p{i:03}", "hard", n, int(c), ungraded, 0) for i, c in enumerate(row)),
+            schema=1, run=f"{method}-{seed}", method=method, seed=seed, step=100, split="test",
+            mode="unanswered", results=tuple(hard_problem(i, int(c), n, ungraded) for i, c in enumerate(row)),
         )
         for seed, row in enumerate(np.asarray(correct))
     ]  # fmt: skip
@@ -87,7 +94,7 @@ def test_k_equal_to_n_has_a_value_and_no_sampling_se() -> None:
 
 def test_a_problem_with_too_few_graded_samples_is_left_out_not_scored() -> None:
     whole = runs([[8, 8, 0], [8, 8, 0]], n=8)
-    hole = ProblemResult("p002", "hard", 8, 0, 1, 0)
+    hole = ProblemResult(problem="p002", stratum="hard", samples=8, correct=0, ungraded=1, truncated=0)
     holed = [whole[0], replace(whole[1], results=(*whole[1].results[:2], hole))]
     result = estimate(holed, "hard", 8)
     assert (result.value, result.problems, result.left_out) == (1.0, 2, 1)

@@ -17,9 +17,24 @@ from aipo.evaluation.table import results_table
 def record(
     method: str, mode: str, hard: tuple[int, ...], ungraded: int = 0, seed: int = 0
 ) -> EvaluationRecord:
-    results = [ProblemResult(f"h{i}", "hard", 8, c, ungraded, 0) for i, c in enumerate(hard)]
-    results += [ProblemResult(f"e{i}", "easy", 8, 8, 0, 0) for i in range(3)]
-    return EvaluationRecord(1, f"{method}-{seed}", method, seed, 100, "test", mode, tuple(results))
+    results = [
+        ProblemResult(problem=f"h{i}", stratum="hard", samples=8, correct=c, ungraded=ungraded, truncated=0)
+        for i, c in enumerate(hard)
+    ]
+    results += [
+        ProblemResult(problem=f"e{i}", stratum="easy", samples=8, correct=8, ungraded=0, truncated=0)
+        for i in range(3)
+    ]
+    return EvaluationRecord(
+        schema=1,
+        run=f"{method}-{seed}",
+        method=method,
+        seed=seed,
+        step=100,
+        split="test",
+        mode=mode,
+        results=tuple(results),
+    )
 
 
 RECORDS = [

@@ -217,7 +217,7 @@ def test_expected_values_never_enter_the_sandbox() -> None:
         function_tests(cases, "f"),
         stdin_tests([{"input": "7", "output": "gold-1"}]),
     ):
-        sandbox = Scripted([Run(Outcome.EXITED)])
+        sandbox = Scripted([Run(outcome=Outcome.EXITED)])
         check("def f(n): pass", tests, Limits(), sandbox.run)
         assert sandbox.seen
         assert not any(
@@ -227,7 +227,7 @@ def test_expected_values_never_enter_the_sandbox() -> None:
 
 def test_an_expected_expression_never_meets_the_program() -> None:
     tests = assert_tests(["assert f(7) == sys.getsizeof(7)"])
-    sandbox = Scripted([Run(Outcome.EXITED, b'{"v": 28}\n')])
+    sandbox = Scripted([Run(outcome=Outcome.EXITED, stdout=b'{"v": 28}\n')])
     assert check("PROGRAM = 1", tests, Limits(), sandbox.run) == PASSED
     first, second = sandbox.seen
     assert "PROGRAM" in first.source and "getsizeof" not in first.source
@@ -237,35 +237,47 @@ def test_an_expected_expression_never_meets_the_program() -> None:
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
-        (Run(Outcome.SANDBOX_ERROR, detail="gone"), Grade(UNKNOWN, "sandbox: gone")),
-        (Run(Outcome.SIGNALLED, status=9), Grade(WRONG, "crashed: signal 9")),
-        (Run(Outcome.WALL_LIMIT), Grade(WRONG, "timeout: wall clock")),
-        (Run(Outcome.WALL_LIMIT, cpu_s=99.0), Grade(WRONG, "timeout: wall clock")),
-        (Run(Outcome.CPU_LIMIT), Grade(WRONG, "timeout: CPU")),
-        (Run(Outcome.OUTPUT_LIMIT), Grade(WRONG, "too_much_output")),
-        (Run(Outcome.EXITED), Grade(WRONG, "left_early: 0 of 1 results, exit code 0")),
-        (Run(Outcome.EXITED, b'{"v": 1}\n{"v": 1}\n'), Grade(WRONG, "forged_output: too many lines")),
-        (Run(Outcome.EXITED, b'{"v": 1}\n'), PASSED),
+        (Run(outcome=Outcome.SANDBOX_ERROR, detail="gone"), Grade(UNKNOWN, "sandbox: gone")),
+        (Run(outcome=Outcome.SIGNALLED, status=9), Grade(WRONG, "crashed: signal 9")),
+        (Run(outcome=Outcome.WALL_LIMIT), Grade(WRONG, "timeout: wall clock")),
+        (Run(outcome=Outcome.WALL_LIMIT, cpu_s=99.0), Grade(WRONG, "timeout: wall clock")),
+        (Run(outcome=Outcome.CPU_LIMIT), Grade(WRONG, "timeout: CPU")),
+        (Run(outcome=Outcome.OUTPUT_LIMIT), Grade(WRONG, "too_much_output")),
+        (Run(outcome=Outcome.EXITED), Grade(WRONG, "left_early: 0 of 1 results, exit code 0")),
+        (
+            Run(outcome=Outcome.EXITED, stdout=b'{"v": 1}\n{"v": 1}\n'),
+            Grade(WRONG, "forged_output: too many lines"),
+        ),
+        (Run(outcome=Outcome.EXITED, stdout=b'{"v": 1}\n'), PASSED),
     ],
 )
 def test_what_an_outcome_means(run: Run, expected: Grade) -> None:
     sandbox = Scripted([run])
     given = CodePool(sandbox=sandbox)
     assert grade(given, "", assert_tests(["assert f(1) == 1"])) == expected
-    repeated = run.outcome in (Outcome.SANDBOX_ERROR, Outcome.SIGNALLED) or run == Run(Outcome.WALL_LIMIT)
+    repeated = run.outcome in (Outcome.SANDBOX_ERROR, Outcome.SIGNALLED) or run == Run(
+        outcome=Outcome.WALL_LIMIT
+    )
     assert len(sandbox.seen) == 1 + repeated == 1 + given.repeated_runs
     given.close()
 
 
 def test_a_run_that_this_machine_starved_is_repeated_and_counts_as_repeated() -> None:
-    sandbox = Scripted([Run(Outcome.WALL_LIMIT, cpu_s=0.1), Run(Outcome.EXITED, b'{"v": 1}\n')])
+    sandbox = Scripted(
+        [Run(outcome=Outcome.WALL_LIMIT, cpu_s=0.1), Run(outcome=Outcome.EXITED, stdout=b'{"v": 1}\n')]
+    )
     given = CodePool(sandbox=sandbox)
     assert grade(given, "", assert_tests(["assert f(1) == 1"])) == PASSED
     given.close()
 
 
 def test_an_expected_expression_that_fails_is_ungraded() -> None:
-    sandbox = Scripted([Run(Outcome.EXITED, b'{"v": 28}\n'), Run(Outcome.EXITED, b'{"e": "NameError"}\n')])
+    sandbox = Scripted(
+        [
+            Run(outcome=Outcome.EXITED, stdout=b'{"v": 28}\n'),
+            Run(outcome=Outcome.EXITED, stdout=b'{"e": "NameError"}\n'),
+        ]
+    )
     given = check("", assert_tests(["assert f(7) == sys.nothing(7)"]), Limits(), sandbox.run)
     assert (given.verdict, given.reason.split(":")[0]) == (UNKNOWN, "gold")
 
@@ -286,7 +298,7 @@ def test_repetitions_run_alone_and_no_more_programs_run_than_workers() -> None:
                 if again:
                     alone.append(running)
                 running -= 1
-            return Run(Outcome.WALL_LIMIT)
+            return Run(outcome=Outcome.WALL_LIMIT)
 
     given = CodePool(workers=3, sandbox=Busy([]))
 

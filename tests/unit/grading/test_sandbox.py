@@ -287,7 +287,7 @@ class Leaky:
             capture_output=True,
             timeout=60,
         )
-        return Run(Outcome.EXITED, done.stdout, done.returncode)
+        return Run(outcome=Outcome.EXITED, stdout=done.stdout, status=done.returncode)
 
 
 def test_a_back_end_that_does_not_isolate_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:

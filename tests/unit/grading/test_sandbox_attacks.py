@@ -218,7 +218,7 @@ class Unprotected:
         done = subprocess.run(
             [sys.executable, "-c", program.source], input=b"", capture_output=True, timeout=60
         )
-        return Run(Outcome.EXITED, done.stdout, done.returncode)
+        return Run(outcome=Outcome.EXITED, stdout=done.stdout, status=done.returncode)
 
 
 @pytest.mark.parametrize(

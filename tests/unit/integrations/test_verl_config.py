@@ -44,7 +44,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_recipe_stands_in_it_whole_and_its_algorithm_resolved(tmp_path: Path) -> None:
     found = written(tmp_path, "algorithm.name=cispo", "algorithm.coefficient=shaped", "algorithm.shape=0.2")
-    layers = Layers("test")
+    layers = Layers(source="test")
     layers.add_table(Settings, found["aipo"]["recipe"], "test")
     settings = layers.validate(Settings)
     more = ["algorithm.name=cispo", "algorithm.coefficient=shaped", "algorithm.shape=0.2"]

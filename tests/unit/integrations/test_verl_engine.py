@@ -77,14 +77,14 @@ def test_a_server_that_never_answers_is_an_error_within_the_deadline() -> None:
         async def generate(self, *_: Any, **__: Any) -> Any:
             await asyncio.Event().wait()
 
-    request = GenerationRequest("s", (1,), 3)
+    request = GenerationRequest(session="s", prefix_ids=(1,), max_new_tokens=3)
     with pytest.raises(EngineError, match="generate_timeout_s"):
         asyncio.run(engine_of(Silent(), timeout_s=0.05).generate(request))
 
 
 def test_what_is_asked_is_exact_and_the_servers_own_defaults_do_not_count() -> None:
     client = Client([3, END])
-    generate(client, stop=("x",), sampling=Sampling(0.7, 1.0, 0))
+    generate(client, stop=("x",), sampling=Sampling(temperature=0.7, top_p=1.0, top_k=0))
     _, prompt, parameters = client.asked[0]
     assert prompt == [1, 2]
     assert parameters == {

@@ -9,9 +9,14 @@ from aipo.integrations.verl.about import About
 from aipo.integrations.verl.plan import Plan
 from aipo.integrations.verl.watch import StepRefusedError, refuse_failing, rollout_metrics, token_metrics
 
-WON = About(Verdict.CORRECT, Condition.CONSULTING, outcomes=(ConsultOutcome.ANSWERED,), reply_tokens=5)
-LOST = About(Verdict.INCORRECT, Condition.SOLO)
-UNGRADED = About(Verdict.UNGRADED, Condition.SOLO, reason="the server died")
+WON = About(
+    verdict=Verdict.CORRECT,
+    condition=Condition.CONSULTING,
+    outcomes=(ConsultOutcome.ANSWERED,),
+    reply_tokens=5,
+)
+LOST = About(verdict=Verdict.INCORRECT, condition=Condition.SOLO)
+UNGRADED = About(verdict=Verdict.UNGRADED, condition=Condition.SOLO, reason="the server died")
 FAILED = replace(WON, outcomes=(ConsultOutcome.TIMEOUT,), failures=("verify: no answer",))
 
 

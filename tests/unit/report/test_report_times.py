@@ -13,17 +13,34 @@ from aipo.tasks.base import Problem
 
 def asked(*seconds: float) -> Rollout:
     stream = TokenStream((Segment(Source.PROMPT, (1,)), Segment(Source.POLICY, (2,), (-1.0,))))
-    one = Consultation(VERIFY, "", ConsultOutcome.ANSWERED, "ok", 1, "", "", 0.0)
+    one = Consultation(
+        agent=VERIFY,
+        request="",
+        outcome=ConsultOutcome.ANSWERED,
+        reply="ok",
+        reply_tokens=1,
+        detail="",
+        context="",
+        latency_s=0.0,
+    )
     consultations = tuple(replace(one, latency_s=s) for s in seconds)
-    return Rollout(stream, "", "", StopReason.END, consultations, ())
+    return Rollout(
+        stream=stream,
+        response="",
+        policy_text="",
+        stop=StopReason.END,
+        consultations=consultations,
+        consult_spans=(),
+    )
 
 
 def group(problem: str, *rollouts: Rollout | None) -> Group:
     grade = Grade(Verdict.CORRECT, "")
     members = [
-        MemberRollout(f"{problem}#{i}", Condition.CONSULTING, r, grade) for i, r in enumerate(rollouts)
+        MemberRollout(id=f"{problem}#{i}", condition=Condition.CONSULTING, rollout=r, grade=grade)
+        for i, r in enumerate(rollouts)
     ]
-    return Group(Problem(problem, "", ""), tuple(members))
+    return Group(problem=Problem(id=problem, text="", gold=""), members=tuple(members))
 
 
 def test_each_rollout_has_its_own_in_the_order_of_asking() -> None:

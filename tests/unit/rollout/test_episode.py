@@ -153,16 +153,24 @@ def test_an_agent_sees_problem_rollout_and_request_and_nothing_else() -> None:
 def test_no_agent_ever_sees_the_gold_answer(tmp_path: Path) -> None:
     file = tmp_path / "problems.jsonl"
     file.write_text('{"problem": "2 dogs", "answer": "4040"}\n')
-    task = JsonlTask({Split.TEST: JsonlSource(file)}, match="exact")
+    task = JsonlTask({Split.TEST: JsonlSource(path=file)}, match="exact")
     agent = Answering()
     consult = consult_of(agent)
     sampler = Sampler(
-        Script(WORDS, ids_of(ONE)),
-        consult,
-        task,
-        Prompts(WORDS, consult, None, None, max_prompt_tokens=999),
+        engine=Script(WORDS, ids_of(ONE)),
+        consult=consult,
+        task=task,
+        prompts=Prompts(
+            tokenizer=WORDS,
+            consult=consult,
+            consulting_override=None,
+            solo_override=None,
+            max_prompt_tokens=999,
+        ),
     )
-    (group,) = asyncio.run(sampler.groups(task.problems(Split.TEST), GroupShape(2, 1), ("test",)))
+    (group,) = asyncio.run(
+        sampler.groups(task.problems(Split.TEST), GroupShape(consulting=2, solo=1), ("test",))
+    )
     assert group.problem.gold == "4040" and len(agent.asked) == 2 == len(group.members) - 1
     assert "4040" not in repr(agent.asked)
 

@@ -56,7 +56,7 @@ class Reporting(Answering):
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         reply = await super().answer(query)
-        return AgentReply(reply.text, log_probs=self.log_probs)
+        return AgentReply(text=reply.text, log_probs=self.log_probs)
 
 
 @pytest.mark.parametrize(

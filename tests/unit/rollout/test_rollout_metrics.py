@@ -13,10 +13,15 @@ WON, LOST, UNGRADED = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNGRADED
 
 def group(*verdicts: Verdict) -> Group:
     members = tuple(
-        MemberRollout(f"p#{i}", Condition.SOLO, None, Grade(verdict, ""))
+        MemberRollout(id=f"p#{i}", condition=Condition.SOLO, rollout=None, grade=Grade(verdict, ""))
         for i, verdict in enumerate(verdicts)
     )
-    return Group(Problem("p", "1 + 1", "2", "easy"), members, (), (0,))
+    return Group(
+        problem=Problem(id="p", text="1 + 1", gold="2", stratum="easy"),
+        members=members,
+        experts=(),
+        solo_prompt_ids=(0,),
+    )
 
 
 @pytest.mark.parametrize(

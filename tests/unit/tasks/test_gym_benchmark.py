@@ -157,7 +157,7 @@ def test_a_question_that_is_taken_is_passed_over() -> None:
 
 
 def test_a_generator_with_too_few_questions_says_how_many_there_are() -> None:
-    small = GymTask("aiw", "aiw")
+    small = GymTask(name="aiw", generator="aiw")
     every = reasoning_gym.create_dataset("aiw", seed=SEEDS[Split.TEST], size=2 * TRIES_PER_ITEM)
     taken = {question_key(every[index]["question"]) for index in range(1, 2 * TRIES_PER_ITEM)}
     with pytest.raises(TaskError, match=r"aiw: 1 different questions in 40 draws; ask for at most 1"):

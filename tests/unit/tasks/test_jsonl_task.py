@@ -27,7 +27,7 @@ def rows(start: int, stop: int) -> list[dict[str, str]]:
 
 
 def task(match: Literal["exact", "math"] = "exact", **files: Path) -> JsonlTask:
-    return JsonlTask({Split(name): JsonlSource(path) for name, path in files.items()}, match)
+    return JsonlTask({Split(name): JsonlSource(path=path) for name, path in files.items()}, match)
 
 
 # --- reading -------------------------
@@ -38,9 +38,9 @@ def test_rows_become_problems_with_ids_and_golds(tmp_path: Path) -> None:
         tmp_path / "data.jsonl",
         [{"q": "One?", "a": "work\n#### 7 #### 1,234 "}, "", {"q": "Two?", "a": "#### x", "id": 17}],
     )
-    assert load(JsonlSource(path, "q", "a", "####")) == [
-        Problem("data/0", "One?", "1234"),
-        Problem("17", "Two?", "x"),
+    assert load(JsonlSource(path=path, problem_field="q", answer_field="a", answer_after="####")) == [
+        Problem(id="data/0", text="One?", gold="1234"),
+        Problem(id="17", text="Two?", gold="x"),
     ]
 
 
@@ -49,7 +49,7 @@ def test_a_json_list_reads_as_its_lines_do(tmp_path: Path) -> None:
     (tmp_path / "list").mkdir()
     listed = tmp_path / "list" / "a.json"
     listed.write_text(json.dumps(rows(0, 3), indent=1), encoding="utf-8")
-    assert load(JsonlSource(lines)) == load(JsonlSource(listed))
+    assert load(JsonlSource(path=lines)) == load(JsonlSource(path=listed))
 
 
 def test_parquet_and_csv_read_as_lines_do(tmp_path: Path) -> None:
@@ -63,17 +63,17 @@ def test_parquet_and_csv_read_as_lines_do(tmp_path: Path) -> None:
         "problem,answer\n" + "".join(f"What is {n} + 1?,{n + 1}\n" for n in range(3))
     )
     for name in ("a.parquet", "a.csv"):
-        assert load(JsonlSource(tmp_path / "p" / name)) == load(JsonlSource(lines))
+        assert load(JsonlSource(path=tmp_path / "p" / name)) == load(JsonlSource(path=lines))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(TaskError, match="bad.parquet: not Parquet .*give a Parquet file"):
-        load(JsonlSource(tmp_path / "bad.parquet"))
+        load(JsonlSource(path=tmp_path / "bad.parquet"))
 
 
 def test_numbers_line_separators_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     row = json.dumps({"problem": "a\u2028b", "answer": 0.5}, ensure_ascii=False)
     path.write_text(f"\ufeff{row}\r\n", encoding="utf-8")
-    assert load(JsonlSource(path)) == [Problem("data/0", "a\u2028b", "0.5")]
+    assert load(JsonlSource(path=path)) == [Problem(id="data/0", text="a\u2028b", gold="0.5")]
 
 
 # --- bad input: every message names the place, the value and the fix ------------------------
@@ -110,7 +110,7 @@ BAD = [
 def test_bad_rows_are_named(tmp_path: Path, content: list[Any], words: list[str]) -> None:
     path = write(tmp_path / "bad.jsonl", content)
     with pytest.raises(TaskError) as raised:
-        load(JsonlSource(path))
+        load(JsonlSource(path=path))
     message = str(raised.value)
     assert message.startswith(str(path))
     assert [word for word in words if word not in message] == []
@@ -124,7 +124,7 @@ def test_bad_rows_are_named(tmp_path: Path, content: list[Any], words: list[str]
 def test_an_answer_without_its_mark_is_named(tmp_path: Path, answer: str, words: list[str]) -> None:
     path = write(tmp_path / "bad.jsonl", [{"problem": "p", "answer": answer}])
     with pytest.raises(TaskError) as raised:
-        load(JsonlSource(path, answer_after="####"))
+        load(JsonlSource(path=path, answer_after="####"))
     assert [word for word in [f"{path}:1", "'answer'", *words] if word not in str(raised.value)] == []
 
 
@@ -132,7 +132,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"problem": "caf\xe9", "answer": "1"}')
     for path in (tmp_path / "absent.jsonl", tmp_path, tmp_path / "latin.jsonl"):
         with pytest.raises(TaskError, match="cannot read") as raised:
-            load(JsonlSource(path))
+            load(JsonlSource(path=path))
         assert str(path) in str(raised.value)
 
 
@@ -161,7 +161,7 @@ def test_rows_of_a_held_out_file_leave_train_and_are_counted(tmp_path: Path) -> 
     validation = write(tmp_path / "validation.jsonl", rows(40, 62))
     test = write(tmp_path / "test.jsonl", rows(60, 80))
     one = task(train=train, validation=validation, test=test)
-    assert texts(one.problems(Split.TRAIN)) == texts(load(JsonlSource(train))[:40])
+    assert texts(one.problems(Split.TRAIN)) == texts(load(JsonlSource(path=train))[:40])
     assert len(one.problems(Split.VALIDATION)) == 20
     assert len(one.problems(Split.TEST)) == 20
     assert one.dropped_overlaps == 11 + 2
@@ -196,14 +196,14 @@ def test_a_split_without_problems_names_its_setting(tmp_path: Path) -> None:
 )
 def test_exact_grading(tmp_path: Path, response: str, verdict: Verdict, reason: str) -> None:
     one = task(train=write(tmp_path / "t.jsonl", rows(0, 1)))
-    grade = asyncio.run(one.grade(Problem("t/0", "What is 6 + 1?", "7"), response))
+    grade = asyncio.run(one.grade(Problem(id="t/0", text="What is 6 + 1?", gold="7"), response))
     assert (grade.verdict, grade.reason) == (verdict, reason)
     one.close()
 
 
 def test_math_grading_reads_the_box_alone(tmp_path: Path) -> None:
     one = task("math", train=write(tmp_path / "t.jsonl", rows(0, 1)))
-    problem = Problem("t/0", "Half?", r"\frac{1}{2}")
+    problem = Problem(id="t/0", text="Half?", gold=r"\frac{1}{2}")
     assert asyncio.run(one.grade(problem, r"\boxed{0.5}")).verdict is Verdict.CORRECT
     assert asyncio.run(one.grade(problem, "0.5")).reason == "no_answer"
     one.close()
@@ -219,7 +219,13 @@ def gsm8k() -> Iterator[JsonlTask]:
     if not path.exists():
         print(reason := f"skipped: no real data at {path}")
         pytest.skip(reason)
-    one = JsonlTask({Split.TRAIN: JsonlSource(path, "question", "answer", "####")})
+    one = JsonlTask(
+        {
+            Split.TRAIN: JsonlSource(
+                path=path, problem_field="question", answer_field="answer", answer_after="####"
+            )
+        }
+    )
     yield one
     one.close()
 

@@ -115,7 +115,7 @@ NO_TOTAL += ["total \u00b2 2 0", "total \u0668 2 0", "total 8 2 0 total", "total
 
 @pytest.mark.parametrize("response", NO_TOTAL)
 def test_without_a_total_at_the_end_there_is_no_answer(response: str) -> None:
-    verdict = asyncio.run(TASK.grade(Problem("x", PROBLEM, "28"), response))
+    verdict = asyncio.run(TASK.grade(Problem(id="x", text=PROBLEM, gold="28"), response))
     assert (verdict.verdict, verdict.reason) == (Verdict.INCORRECT, "no_answer")
 
 

@@ -185,7 +185,7 @@ NO_ANSWER += ["answer 2 9 6 1 <feedback>", "answer 2 9 6 1 0"]
 
 @pytest.mark.parametrize("response", NO_ANSWER)
 def test_without_an_answer_at_the_end_there_is_none(response: str) -> None:
-    verdict = asyncio.run(TASK.grade(Problem("x", HARD_ONE, "1692"), response))
+    verdict = asyncio.run(TASK.grade(Problem(id="x", text=HARD_ONE, gold="1692"), response))
     assert (verdict.verdict, verdict.reason) == (Verdict.INCORRECT, "no_answer")
 
 
@@ -194,7 +194,7 @@ def test_without_an_answer_at_the_end_there_is_none(response: str) -> None:
 def test_hiding_the_answer_keeps_what_stands_before_it_and_leaves_nothing_that_states_it(
     operation: Operation,
 ) -> None:
-    problem = Problem("x", problem_text(operation), str(operation.value))
+    problem = Problem(id="x", text=problem_text(operation), gold=str(operation.value))
     worked = solution(operation)
     kept = TASK.without_answer(problem, worked)
     assert kept is not None and worked.startswith(kept) and kept.endswith("=")

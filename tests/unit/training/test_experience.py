@@ -40,7 +40,7 @@ from support.tokenizers import word_level
 CORRECT, INCORRECT, UNGRADED = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNGRADED
 WORDS = word_level()
 PROTOCOL = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
-PROBLEMS = [Problem(f"p{i}", f"{i} dogs", "8", "hard") for i in range(8)]
+PROBLEMS = [Problem(id=f"p{i}", text=f"{i} dogs", gold="8", stratum="hard") for i in range(8)]
 IDS = WORDS.encode("dogs 2 8 ;", add_special_tokens=False)
 
 
@@ -51,12 +51,26 @@ def member(name: str, verdict: Verdict, asked_tokens: int = 0) -> MemberRollout:
     if asked_tokens:
         segments.append(Segment(Source.FEEDBACK, (IDS[2],)))
         reply = Consultation(
-            KNOWLEDGE, "?", ConsultOutcome.ANSWERED, "8", asked_tokens, "", f"context {name}", 0.1
+            agent=KNOWLEDGE,
+            request="?",
+            outcome=ConsultOutcome.ANSWERED,
+            reply="8",
+            reply_tokens=asked_tokens,
+            detail="",
+            context=f"context {name}",
+            latency_s=0.1,
         )
         asked = (reply,)
-    produced = Rollout(TokenStream(tuple(segments)), "text", "text", StopReason.END, asked, ())
+    produced = Rollout(
+        stream=TokenStream(tuple(segments)),
+        response="text",
+        policy_text="text",
+        stop=StopReason.END,
+        consultations=asked,
+        consult_spans=(),
+    )
     condition = Condition.CONSULTING if asked_tokens else Condition.SOLO
-    return MemberRollout(name, condition, produced, Grade(verdict, "because"))
+    return MemberRollout(id=name, condition=condition, rollout=produced, grade=Grade(verdict, "because"))
 
 
 def group(problem: Problem, *verdicts: Verdict, asked: Sequence[int] = ()) -> Group:
@@ -64,7 +78,7 @@ def group(problem: Problem, *verdicts: Verdict, asked: Sequence[int] = ()) -> Gr
     members = tuple(
         member(f"{problem.id}#{i}", v, t) for i, (v, t) in enumerate(zip(verdicts, tokens, strict=True))
     )
-    return Group(problem, members, solo_prompt_ids=(9,))
+    return Group(problem=problem, members=members, solo_prompt_ids=(9,))
 
 
 @dataclass
@@ -80,7 +94,9 @@ class Verifier:
         self.asked.append(query)
         if self.fails:
             raise AgentError("gone")
-        return AgentReply("8 ;", approves=self.approves, usage=Usage(10, 2, cost=0.25))
+        return AgentReply(
+            text="8 ;", approves=self.approves, usage=Usage(prompt_tokens=10, completion_tokens=2, cost=0.25)
+        )
 
 
 @dataclass
@@ -96,7 +112,13 @@ class HandingOut:
     @property
     def consult(self) -> ConsultContext:
         limits = Limits(3, 8, 80)
-        return ConsultContext(PROTOCOL, TagCodec(WORDS, PROTOCOL), limits, {VERIFY: self.agent}, 0.5)
+        return ConsultContext(
+            protocol=PROTOCOL,
+            codec=TagCodec(WORDS, PROTOCOL),
+            limits=limits,
+            agents={VERIFY: self.agent},
+            agent_timeout_s=0.5,
+        )
 
     async def groups(
         self, problems: Sequence[Problem], shape: GroupShape, path: Sequence[Any]
@@ -233,13 +255,21 @@ def test_verified_copies_without_a_verify_agent_are_refused_before_any_compute()
 
 
 def _no_agents() -> ConsultContext:
-    return ConsultContext(PROTOCOL, TagCodec(WORDS, PROTOCOL), Limits(0, 8, 80), {}, 0.5)
+    return ConsultContext(
+        protocol=PROTOCOL,
+        codec=TagCodec(WORDS, PROTOCOL),
+        limits=Limits(0, 8, 80),
+        agents={},
+        agent_timeout_s=0.5,
+    )
 
 
 def test_an_expert_raises_the_policys_baseline_but_is_nothing_that_the_policy_can_do_alone() -> None:
     told = group(PROBLEMS[0], CORRECT, INCORRECT, asked=(5,))
     expert = TokenStream((Segment(Source.PROMPT, (1,)), Segment(Source.FEEDBACK, (2,))))
-    with_expert = Group(told.problem, told.members, (expert,), told.solo_prompt_ids)
+    with_expert = Group(
+        problem=told.problem, members=told.members, experts=(expert,), solo_prompt_ids=told.solo_prompt_ids
+    )
     algorithm = load_settings(None, ["algorithm.estimator=group_centred"]).algorithm
     helped, _, failed, taught = credits_of(with_expert, algorithm, 50)
     assert helped.advantage.feedback == 1.0  # against the solo member alone, which failed

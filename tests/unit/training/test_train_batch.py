@@ -51,7 +51,19 @@ def member(
         segments += [Segment(Source.FEEDBACK, (4, 5, 6)), Segment(Source.POLICY, (7,), (-1.0,))]
     elif outcomes:
         segments.append(Segment(Source.SCAFFOLD, (8,)))
-    asked = tuple(Consultation(VERIFY, "?", each, "", 1, "", "", 0.1) for each in outcomes)
+    asked = tuple(
+        Consultation(
+            agent=VERIFY,
+            request="?",
+            outcome=each,
+            reply="",
+            reply_tokens=1,
+            detail="",
+            context="",
+            latency_s=0.1,
+        )
+        for each in outcomes
+    )
     consult_spans = ((2, 3), (3, 4), (5, 6)) if outcomes else ()
     produced = Rollout(
         stream=TokenStream(tuple(segments)),
@@ -61,11 +73,11 @@ def member(
         consultations=asked,
         consult_spans=consult_spans,
     )
-    return MemberRollout("p#0", condition, produced, Grade(verdict, "because"))
+    return MemberRollout(id="p#0", condition=condition, rollout=produced, grade=Grade(verdict, "because"))
 
 
 def failed(condition: Condition) -> MemberRollout:
-    return MemberRollout("p#1", condition, None, Grade(UNGRADED, "engine: gone"))
+    return MemberRollout(id="p#1", condition=condition, rollout=None, grade=Grade(UNGRADED, "engine: gone"))
 
 
 def batched(
@@ -77,7 +89,12 @@ def batched(
 
 def group(*members: MemberRollout, experts: int = 0) -> Group:
     solutions = tuple(expert_stream(SOLO_PROMPT, (70, 71, 72 + i)) for i in range(experts))
-    return Group(Problem("p", "2 dogs?", "8"), members, solutions, SOLO_PROMPT)
+    return Group(
+        problem=Problem(id="p", text="2 dogs?", gold="8"),
+        members=members,
+        experts=solutions,
+        solo_prompt_ids=SOLO_PROMPT,
+    )
 
 
 def copies(credits: Sequence[Credit], members: Sequence[MemberRollout]) -> list[Credit]:

@@ -62,7 +62,7 @@ class Program:
     stdin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """How a run ended, and what the program wrote to its standard output up to then."""
 

@@ -56,9 +56,9 @@ class SandboxFusion:
         try:
             reply = self._post(body, limits, started + limits.wall_s + _GRACE_S)
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-            return Run(Outcome.SANDBOX_ERROR, detail=f"{type(error).__name__}: {error}"[:300])
+            return Run(outcome=Outcome.SANDBOX_ERROR, detail=f"{type(error).__name__}: {error}"[:300])
         if reply is None:
-            return Run(Outcome.OUTPUT_LIMIT, wall_s=time.monotonic() - started)
+            return Run(outcome=Outcome.OUTPUT_LIMIT, wall_s=time.monotonic() - started)
         return _read_reply(reply, limits, time.monotonic() - started)
 
     def _post(self, body: bytes, limits: Limits, deadline: float) -> Any:
@@ -92,18 +92,20 @@ def _read_reply(reply: Any, limits: Limits, wall_s: float) -> Run:
         said = (
             str(reply.get("message") or reply.get("status"))[:200] if isinstance(reply, dict) else "no object"
         )
-        return Run(Outcome.SANDBOX_ERROR, wall_s=wall_s, detail=f"the server says: {said}")
+        return Run(outcome=Outcome.SANDBOX_ERROR, wall_s=wall_s, detail=f"the server says: {said}")
     spent = result.get("execution_time")
     cpu_s = float(spent) if isinstance(spent, int | float) else wall_s
     stdout = str(result.get("stdout") or "").encode("utf-8", "replace")
     if len(stdout) > limits.output_bytes:
-        return Run(Outcome.OUTPUT_LIMIT, wall_s=wall_s, cpu_s=cpu_s)
+        return Run(outcome=Outcome.OUTPUT_LIMIT, wall_s=wall_s, cpu_s=cpu_s)
     code = result.get("return_code")
     if result.get("status") == "TimeLimitExceeded":
         # The CPU share of it is unknown: as if all of it was, so that it is not repeated.
-        return Run(Outcome.WALL_LIMIT, stdout, wall_s=wall_s, cpu_s=limits.cpu_s)
+        return Run(outcome=Outcome.WALL_LIMIT, stdout=stdout, wall_s=wall_s, cpu_s=limits.cpu_s)
     if result.get("status") not in ("Finished", "Error") or not isinstance(code, int):
-        return Run(Outcome.SANDBOX_ERROR, wall_s=wall_s, detail=f"the server ran nothing: {result}"[:200])
+        return Run(
+            outcome=Outcome.SANDBOX_ERROR, wall_s=wall_s, detail=f"the server ran nothing: {result}"[:200]
+        )
     number = -code if code < 0 else code - 128 if code > 128 else 0
     outcome = Outcome.SIGNALLED if number else Outcome.EXITED
-    return Run(outcome, stdout, number or code, wall_s, cpu_s)
+    return Run(outcome=outcome, stdout=stdout, status=number or code, wall_s=wall_s, cpu_s=cpu_s)

@@ -55,7 +55,7 @@ class Isolation:
     library_paths: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Watch:
     """What is seen of a process while it runs."""
 
@@ -96,13 +96,13 @@ def supervise(
         )
         opened.remove(status_end)
         os.close(status_end)
-        watch = _Watch(process, limits, asked)
+        watch = _Watch(process=process, limits=limits, started=asked)
         try:
             _watch(watch, status)
         finally:
             _end(watch)
     except OSError as error:
-        return Run(Outcome.SANDBOX_ERROR, detail=f"{type(error).__name__}: {error}")
+        return Run(outcome=Outcome.SANDBOX_ERROR, detail=f"{type(error).__name__}: {error}")
     finally:
         for descriptor in opened:
             os.close(descriptor)
@@ -233,7 +233,14 @@ def _cpu_of_tree(pid: int) -> float:
 
 def _judge(watch: _Watch, wall_s: float) -> Run:
     def ended(outcome: Outcome, status: int = 0, detail: str = "") -> Run:
-        return Run(outcome, bytes(watch.stdout), status, wall_s, watch.cpu_s, detail)
+        return Run(
+            outcome=outcome,
+            stdout=bytes(watch.stdout),
+            status=status,
+            wall_s=wall_s,
+            cpu_s=watch.cpu_s,
+            detail=detail,
+        )
 
     said = bytes(watch.stderr).decode("utf-8", "replace").strip().rpartition("\n")[2][:300]
     if not watch.ready:

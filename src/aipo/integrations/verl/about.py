@@ -13,7 +13,7 @@ ABOUT = "aipo"
 """Key of verl's `extra_fields`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class About:
     """What the trainer must know of a rollout besides its tokens."""
 
@@ -42,11 +42,11 @@ class About:
     def from_table(cls, table: Mapping[str, Any]) -> "About":
         """Return what `table` wrote. Raises `KeyError`, `ValueError`."""
         return cls(
-            Verdict(table["verdict"]),
-            Condition(table["condition"]),
-            str(table["reason"]),
-            tuple(ConsultOutcome(outcome) for outcome in table["outcomes"]),
-            int(table["leaks"]),
-            int(table["reply_tokens"]),
-            tuple(table["failures"]),
+            verdict=Verdict(table["verdict"]),
+            condition=Condition(table["condition"]),
+            reason=str(table["reason"]),
+            outcomes=tuple(ConsultOutcome(outcome) for outcome in table["outcomes"]),
+            leaks=int(table["leaks"]),
+            reply_tokens=int(table["reply_tokens"]),
+            failures=tuple(table["failures"]),
         )

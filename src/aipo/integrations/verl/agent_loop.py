@@ -55,7 +55,7 @@ class AipoAgentLoop(AgentLoopBase):
             LOST,
         )
         shape = replace(self._shape(int(kwargs.get("session_id", 0))), sampling=_sampling(sampling_params))
-        sampler = Sampler(engine, parts.consult, parts.task, parts.prompts)
+        sampler = Sampler(engine=engine, consult=parts.consult, task=parts.task, prompts=parts.prompts)
         path: list[str | int] = ["verl", str(kwargs.get("uid", "")), int(kwargs.get("session_id", 0))]
         (group,) = await sampler.groups([problem], shape, path)
         (member,) = group.members
@@ -97,7 +97,9 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
     info = row.get("extra_info")
     try:
         said = dict(info or {})["problem"]
-        return Problem(str(said["id"]), str(said["text"]), str(said["gold"]), str(said["stratum"]))
+        return Problem(
+            id=str(said["id"]), text=str(said["text"]), gold=str(said["gold"]), stratum=str(said["stratum"])
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"extra_info = {info!r} holds no problem ({error!r}); write the dataset with `aipo data export`"

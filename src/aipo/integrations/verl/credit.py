@@ -15,7 +15,7 @@ from aipo.core.types import Condition, Source, Verdict
 from aipo.integrations.verl.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowFacts:
     """What is known of a row of verl's batch."""
 
@@ -33,7 +33,7 @@ class RowFacts:
         return not self.padding and self.verdict is not Verdict.UNGRADED
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowCredit:
     """What a row takes into the update."""
 
@@ -75,7 +75,12 @@ def credits_of(rows: Sequence[RowFacts], minibatches: Sequence[Sequence[int]], p
     sizes = Counter(names)
     siblings = [sizes[name] if row.counts else 0 for name, row in zip(names, rows, strict=True)]
     weights = _weights(rows, minibatches, plan)
-    return [RowCredit(*each) for each in zip(names, siblings, penalty, feedback, weights, strict=True)]
+    return [
+        RowCredit(baseline=name, siblings=number, penalty=below, feedback=taught, weight=weight)
+        for name, number, below, taught, weight in zip(
+            names, siblings, penalty, feedback, weights, strict=True
+        )
+    ]
 
 
 def minibatches_of(rows: int, rows_of_minibatch: int, ranks: int) -> list[list[int]]:

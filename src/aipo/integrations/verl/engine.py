@@ -86,7 +86,12 @@ class VerlEngine:
         steps = [extra.get(name) for name in ("min_global_steps", "max_global_steps", "global_steps")]
         known = [int(step) for step in steps if step is not None]
         self.versions += known
-        return Completion(ids, log_probs, self._stop(ids, request), min(known, default=None))
+        return Completion(
+            ids=ids,
+            log_probs=log_probs,
+            stop=self._stop(ids, request),
+            weights_version=min(known, default=None),
+        )
 
     def _stop(self, ids: tuple[int, ...], request: GenerationRequest) -> StopReason:
         """Say why it ended, which verl does not: its `completed` covers all three."""

@@ -85,13 +85,13 @@ def output_of(
 def _about(member: MemberRollout, consultations: tuple[Consultation, ...]) -> About:
     failed = (ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR)
     return About(
-        member.grade.verdict,
-        member.condition,
-        member.grade.reason,
-        tuple(c.outcome for c in consultations),
-        sum(c.leaked for c in consultations),
-        sum(c.reply_tokens for c in consultations),
-        tuple(f"{c.agent}: {c.detail}" for c in consultations if c.outcome in failed),
+        verdict=member.grade.verdict,
+        condition=member.condition,
+        reason=member.grade.reason,
+        outcomes=tuple(c.outcome for c in consultations),
+        leaks=sum(c.leaked for c in consultations),
+        reply_tokens=sum(c.reply_tokens for c in consultations),
+        failures=tuple(f"{c.agent}: {c.detail}" for c in consultations if c.outcome in failed),
     )
 
 

@@ -76,7 +76,7 @@ BUILDERS.register("recipe", build)
 
 def recipe_of(table: Mapping[str, Any]) -> Settings:
     """Return the recipe inside the table `aipo`. Raises `SettingsError`."""
-    layers = Layers("aipo.recipe of verl's configuration")
+    layers = Layers(source="aipo.recipe of verl's configuration")
     layers.add_table(Settings, table["recipe"], "aipo.recipe")
     return layers.validate(Settings)
 

@@ -22,7 +22,7 @@ PADDING = "is_padding"
 """verl's tag of rows that fill up a batch; its own metrics leave them out."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
     """One row: its facts, what the rollout said of itself, its sources and its score."""
 
@@ -71,7 +71,7 @@ def _row(
         response_tokens=len(sources),
         padding=padding,
     )
-    return StepRow(facts, about, sources, score)
+    return StepRow(facts=facts, about=about, sources=sources, score=score)
 
 
 def write_credits(batch: KVBatchMeta, rows: Sequence[StepRow], credits: Sequence[RowCredit]) -> None:

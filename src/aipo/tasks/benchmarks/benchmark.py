@@ -36,7 +36,7 @@ class Use(StrEnum):
     """May be trained on; a test split of its own is still only evaluated on."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One row of any benchmark. `gold` and `material` never leave tasks and grading."""
 
@@ -58,7 +58,7 @@ Convert = Callable[[str, Mapping[str, Any]], Row]
 """(id for a row without one, the raw row) -> Row. Raises `ValueError` with field, value and fix."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One split of a benchmark and where it is."""
 

@@ -36,7 +36,14 @@ def gpqa_row(default: str, row: Mapping[str, Any]) -> Row:
     lines = [f"({letter}) {choices[place]}" for letter, place in zip(LETTERS, order, strict=True)]
     letter = LETTERS[order.index(0)]
     problem = "\n\n".join([question, "\n".join(lines)])
-    return Row(identity, problem, letter, Kind.CHOICE, tuple(order), (letter, choices[0]))
+    return Row(
+        id=identity,
+        problem=problem,
+        gold=letter,
+        kind=Kind.CHOICE,
+        material=tuple(order),
+        secrets=(letter, choices[0]),
+    )
 
 
 def permutation(record: str) -> list[int]:

@@ -50,7 +50,7 @@ WITHOUT_ORACLE = frozenset({"boxnet", "graph_color", "propositional_logic", "rub
 """Generators without an answer of their own, or whose own answer scores 0; refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GymTask:
     """One generator with its parameters."""
 
@@ -63,37 +63,42 @@ class GymTask:
 
 _BOARD = {"grid_size_x": 30, "grid_size_y": 30, "filled_cells": 90}
 
-PAPER_TASKS: tuple[GymTask, ...] = (
-    GymTask("ab_10", "ab", {"length": 10}),
-    GymTask("ab_15", "ab", {"length": 15}),
-    GymTask("acre", "acre", {"train": 0}, {"train": 1}),
-    GymTask("advanced_geometry", "advanced_geometry", {"min_coord": -100, "max_coord": 100}),
-    GymTask("aiw", "aiw", {"max_entities": 10}),
-    GymTask("cryptarithm", "cryptarithm", {"min_words": 5, "max_words": 20}),
-    GymTask("dice", "dice", {"num_dice": 5, "max_dice_size": 30}),
-    GymTask("futoshiki", "futoshiki"),
-    *(GymTask(f"game_of_life_{n}", "game_of_life", {**_BOARD, "simulation_steps": n}) for n in (3, 4, 5)),
-    GymTask("game_of_life_halting", "game_of_life_halting"),
-    GymTask("jugs", "jugs", {"difficulty": 20}),
-    GymTask("knight_swap", "knight_swap"),
-    *(
-        GymTask(
-            f"knights_knaves_{n}",
-            "knights_knaves",
-            {"n_people": n, "depth_constraint": n, "width_constraint": n},
-        )
-        for n in (3, 5)
-    ),
-    GymTask("mahjong_puzzle", "mahjong_puzzle", {"min_num_rounds": 30}),
-    GymTask("needle_haystack", "needle_haystack", {"min_num_statements": 50}),
-    *(GymTask(f"quantum_lock_{n}", "quantum_lock", {"difficulty": n}) for n in (10, 20)),
-    GymTask("rush_hour", "rush_hour", {"min_moves": 10}),
-    GymTask("self_reference", "self_reference", {"difficulty": 10}),
-    GymTask("sudoku", "sudoku"),
-    *(
-        GymTask(f"zebra_puzzles_{n}", "zebra_puzzles", {"num_people": n, "num_characteristics": n})
-        for n in (4, 5, 6, 7)
-    ),
+_TRAINING = {"acre": {"train": 1}}
+
+PAPER_TASKS: tuple[GymTask, ...] = tuple(
+    GymTask(name=name, generator=generator, parameters=parameters, train_parameters=_TRAINING.get(name, {}))
+    for name, generator, parameters in (
+        ("ab_10", "ab", {"length": 10}),
+        ("ab_15", "ab", {"length": 15}),
+        ("acre", "acre", {"train": 0}),
+        ("advanced_geometry", "advanced_geometry", {"min_coord": -100, "max_coord": 100}),
+        ("aiw", "aiw", {"max_entities": 10}),
+        ("cryptarithm", "cryptarithm", {"min_words": 5, "max_words": 20}),
+        ("dice", "dice", {"num_dice": 5, "max_dice_size": 30}),
+        ("futoshiki", "futoshiki", {}),
+        *((f"game_of_life_{n}", "game_of_life", _BOARD | {"simulation_steps": n}) for n in (3, 4, 5)),
+        ("game_of_life_halting", "game_of_life_halting", {}),
+        ("jugs", "jugs", {"difficulty": 20}),
+        ("knight_swap", "knight_swap", {}),
+        *(
+            (
+                f"knights_knaves_{n}",
+                "knights_knaves",
+                {"n_people": n, "depth_constraint": n, "width_constraint": n},
+            )
+            for n in (3, 5)
+        ),
+        ("mahjong_puzzle", "mahjong_puzzle", {"min_num_rounds": 30}),
+        ("needle_haystack", "needle_haystack", {"min_num_statements": 50}),
+        *((f"quantum_lock_{n}", "quantum_lock", {"difficulty": n}) for n in (10, 20)),
+        ("rush_hour", "rush_hour", {"min_moves": 10}),
+        ("self_reference", "self_reference", {"difficulty": 10}),
+        ("sudoku", "sudoku", {}),
+        *(
+            (f"zebra_puzzles_{n}", "zebra_puzzles", {"num_people": n, "num_characteristics": n})
+            for n in (4, 5, 6, 7)
+        ),
+    )
 )
 """The 27 configurations, with those that cannot be scored."""
 

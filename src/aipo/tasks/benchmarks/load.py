@@ -34,7 +34,9 @@ def load(benchmark: Benchmark, split: Split, path: Path | None = None) -> tuple[
 def load_whole(benchmark: Benchmark, path: Path) -> tuple[Row, ...]:
     """Return every row of a file, also those outside the split; checked like the others. For validation."""
     counts = tuple(count for part in benchmark.parts.values() for count in part.rows)
-    return _checked(benchmark, Part("", "", counts), str(path), _from_file(benchmark, path))
+    return _checked(
+        benchmark, Part(hub_split="", stem="", rows=counts), str(path), _from_file(benchmark, path)
+    )
 
 
 def part_of(benchmark: Benchmark, split: Split, given: bool = False) -> Part:
@@ -46,7 +48,7 @@ def part_of(benchmark: Benchmark, split: Split, given: bool = False) -> Part:
     if part := benchmark.parts.get(split):
         return part
     if given and split is Split.VALIDATION and not benchmark.evaluation_only:
-        return Part("", f"{benchmark.name}_validation")
+        return Part(hub_split="", stem=f"{benchmark.name}_validation")
     if benchmark.evaluation_only:
         raise TaskError(
             f"{benchmark.name} is for evaluation only and has no {split.value} split: train, and choose "

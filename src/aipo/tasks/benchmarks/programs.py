@@ -61,7 +61,13 @@ def mbpp_row(default: str, row: Mapping[str, Any]) -> Row:
     imports = _texts(row, "test_imports") if "test_imports" in row else ()
     problem = f"{text_of(row, 'prompt')}\n\nThese tests must pass:\n\n" + "\n".join(asserts)
     identity = id_of(row, default, "task_id")
-    return Row(identity, problem, text_of(row, "code"), Kind.CODE, assert_tests(asserts, imports))
+    return Row(
+        id=identity,
+        problem=problem,
+        gold=text_of(row, "code"),
+        kind=Kind.CODE,
+        material=assert_tests(asserts, imports),
+    )
 
 
 def mbpp_test_row(row: Mapping[str, Any]) -> bool:
@@ -94,7 +100,15 @@ def livecodebench_row(default: str, row: Mapping[str, Any]) -> Row:
     stratum = str(row.get("difficulty") or "all")
     identity = id_of(row, default, "question_id")
     problem = f"{question}\n\n{ask}"
-    return Row(identity, problem, gold, Kind.CODE, packed, stratum=stratum, has_reference=False)
+    return Row(
+        id=identity,
+        problem=problem,
+        gold=gold,
+        kind=Kind.CODE,
+        material=packed,
+        stratum=stratum,
+        has_reference=False,
+    )
 
 
 def unpack(packed: PackedTests) -> tuple[IoTest, ...]:

@@ -69,7 +69,13 @@ def math_row(problem: str, answer: str, *ids: str, after: str = "") -> Convert:
 
     def convert(default: str, row: Mapping[str, Any]) -> Row:
         gold = gold_of(row, answer, after)
-        return Row(id_of(row, default, *ids), text_of(row, problem), gold, Kind.MATH, secrets=(gold,))
+        return Row(
+            id=id_of(row, default, *ids),
+            problem=text_of(row, problem),
+            gold=gold,
+            kind=Kind.MATH,
+            secrets=(gold,),
+        )
 
     return convert
 
@@ -103,7 +109,13 @@ def integer_row(problem: str, answer: str, *ids: str, largest: int | None = None
         if gold is None or (largest is not None and not 0 <= int(gold) <= largest):
             bounds = f" from 0 to {largest}" if largest is not None else ""
             raise ValueError(f"field {answer!r}: {shown(value)}; must be an integer{bounds}")
-        return Row(id_of(row, default, *ids), text_of(row, problem), gold, Kind.INTEGER, secrets=(gold,))
+        return Row(
+            id=id_of(row, default, *ids),
+            problem=text_of(row, problem),
+            gold=gold,
+            kind=Kind.INTEGER,
+            secrets=(gold,),
+        )
 
     return convert
 
@@ -136,7 +148,7 @@ def chat_row(default: str, row: Mapping[str, Any]) -> Row:
     text = _DAPO_TAIL.sub("", _DAPO_HEAD.sub("", text)).strip()
     extra = row.get("extra_info")
     identity = id_of(extra, default, "index") if isinstance(extra, Mapping) else default
-    return Row(identity, text, gold, Kind.MATH, secrets=(gold,))
+    return Row(id=identity, problem=text, gold=gold, kind=Kind.MATH, secrets=(gold,))
 
 
 def gym_row(default: str, row: Mapping[str, Any]) -> Row:
@@ -148,4 +160,12 @@ def gym_row(default: str, row: Mapping[str, Any]) -> Row:
     if not isinstance(row.get("metadata"), Mapping):
         raise ValueError(f"field 'metadata': {shown(row.get('metadata'))}; must be a table")
     entry = {key: row[key] for key in ("task", "question", "answer", "metadata")}
-    return Row(id_of(row, default, "id"), question, gold, Kind.REASONING_GYM, entry, (gold,), name)
+    return Row(
+        id=id_of(row, default, "id"),
+        problem=question,
+        gold=gold,
+        kind=Kind.REASONING_GYM,
+        material=entry,
+        secrets=(gold,),
+        stratum=name,
+    )

@@ -196,7 +196,7 @@ def _refuse_held_out(benchmark: Benchmark, split: Split, path: Path) -> None:
 
 
 def _problem(benchmark: Benchmark, row: Row) -> Problem:
-    return Problem(row.id, benchmark.ask(row), row.gold, row.stratum)
+    return Problem(id=row.id, text=benchmark.ask(row), gold=row.gold, stratum=row.stratum)
 
 
 def _code_pool(limits: GradingLimits) -> "CodePool":

@@ -35,7 +35,7 @@ class Violation:
     grade: Grade
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Validation:
     """Counts of a whole file."""
 
@@ -51,7 +51,7 @@ async def validate(rows: Sequence[Row], graders: Graders) -> Validation:
 
     The other row is the next one of the stratum, cyclically, whose gold is another answer (`same_answer`).
     """
-    result = Validation(len(rows))
+    result = Validation(rows=len(rows))
     for index, row in enumerate(rows):
         other = _other(rows, index)
         responses = {

@@ -127,5 +127,9 @@ def _problem(variant: Variant, split: Split, index: int, items: tuple[Item, ...]
     stratum = stratum_of(items, variant)
     assert stratum is not None
     return Problem(
-        f"{variant.name}/{split}/{index}", problem_text(items), str(gold), stratum, solution(items)
+        id=f"{variant.name}/{split}/{index}",
+        text=problem_text(items),
+        gold=str(gold),
+        stratum=stratum,
+        solution=solution(items),
     )

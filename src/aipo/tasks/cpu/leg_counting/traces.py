@@ -33,7 +33,7 @@ _KNOWN = sorted(KNOWN)
 _FAMILIAR_LEGS = sorted({LEGS[animal] for animal in KNOWN})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSettings:
     """How often a trace shows what."""
 

@@ -165,4 +165,10 @@ def _problem(split: Split, index: int, operation: Operation) -> Problem:
     stratum = stratum_of(operation)
     assert stratum is not None
     name = f"{ProductsTask.name}/{split}/{index}"
-    return Problem(name, problem_text(operation), str(operation.value), stratum, solution(operation))
+    return Problem(
+        id=name,
+        text=problem_text(operation),
+        gold=str(operation.value),
+        stratum=stratum,
+        solution=solution(operation),
+    )

@@ -64,7 +64,7 @@ HARD_PLANS = (
 """The plan of a hard product, and the same with the factors exchanged: no fictional operator has it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSettings:
     """How often a trace shows what."""
 
