@@ -116,7 +116,10 @@ def test_a_server_does_not_outlive_a_killed_run(tmp_path: Path, number: signal.S
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from pathlib import Path
         from aipo.engines.vllm_server import ServerPlan, VllmServer
-        server = VllmServer(ServerPlan({plan.command!r}, Path({str(plan.log)!r}), 30.0, {{}}))
+        plan = ServerPlan(
+            command={plan.command!r}, log=Path({str(plan.log)!r}), start_timeout_s=30.0, environment={{}}
+        )
+        server = VllmServer(plan)
         server.start()
         print(server.url, flush=True)
         time.sleep(600)
