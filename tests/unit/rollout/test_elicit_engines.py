@@ -54,7 +54,9 @@ async def rollouts(policy: Path, name: Name) -> list[Rollout]:
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
     codec = TagCodec(tokenizer, PROTOCOL)
     agents = dict.fromkeys(PAPER_AGENTS, Answering(lambda query: "8 legs"))
-    consult = ConsultContext(PROTOCOL, codec, Limits(3, 8, 80), agents, agent_timeout_s=5.0)
+    consult = ConsultContext(
+        protocol=PROTOCOL, codec=codec, limits=Limits(3, 8, 80), agents=agents, agent_timeout_s=5.0
+    )
     place = PLACES["random"]
     how = Elicit(
         share=0.8,
