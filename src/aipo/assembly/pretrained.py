@@ -124,7 +124,7 @@ async def sampled(settings: TraceSettings, parts: Parts) -> Measured:
         return {}
     consulting = w.check_samples if settings.agents.enabled else 0
     sampling = Sampling(temperature=settings.rollout.temperature, exact_log_probs=False)
-    shape = GroupShape(consulting, w.check_samples, sampling=sampling)
+    shape = GroupShape(consulting=consulting, solo=w.check_samples, sampling=sampling)
     groups = await parts.sampler.groups(problems, shape, (settings.run.seed, "warmstart", "check"))
     if isinstance(engine := parts.policy_engine.engine, MemoryHolder):
         engine.free()

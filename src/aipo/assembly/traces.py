@@ -89,7 +89,7 @@ class Script:
             raise EngineError("it does not fit rollout.max_response_tokens")
         ids = self._pieces.pop(0)
         stop = StopReason.STOP_STRING if self._pieces else StopReason.END
-        return Completion(ids, (0.0,) * len(ids), stop)
+        return Completion(ids=ids, log_probs=(0.0,) * len(ids), stop=stop)
 
     async def release(self, session: str) -> None:
         """Forget nothing."""

@@ -103,7 +103,9 @@ def test_the_oracle_answers_in_a_sentence_and_is_as_unreliable_as_it_is_asked_to
         agent = ScriptedAgent(
             name=KNOWLEDGE, oracle=oracle.feedback, unreliability=Unreliability(error_rate=error_rate)
         )
-        return asyncio.run(agent.answer(AgentQuery("Add 7 …", "", request, seed=3))).text
+        return asyncio.run(
+            agent.answer(AgentQuery(problem="Add 7 …", rollout="", request=request, seed=3))
+        ).text
 
     assert answered("What is Tellurium's atomic number?", 0.0) == "Tellurium has atomic number 52."
     assert answered("how do I add?", 0.0) == ""

@@ -115,7 +115,9 @@ class ElementNumbers:
         if split is not Split.TEST:
             raise TaskError(f"{self.name} measures and trains nothing; set evaluate.split = 'test'")
         return [
-            Problem(f"{element.name}/{index}", wording.format(name=element.name), str(element.number))
+            Problem(
+                id=f"{element.name}/{index}", text=wording.format(name=element.name), gold=str(element.number)
+            )
             for element in elements()
             for index, wording in enumerate(WORDINGS)
         ]
@@ -160,11 +162,11 @@ class Elements:
 
 def _problem(element: Element, addend: int, stratum: str) -> Problem:
     return Problem(
-        f"elements/{element.name}+{addend}",
-        f"Add {addend} to the atomic number of {element.name}.",
-        str(element.number + addend),
-        stratum,
-        f"{element.fact} {_sum(element, addend)}",
+        id=f"elements/{element.name}+{addend}",
+        text=f"Add {addend} to the atomic number of {element.name}.",
+        gold=str(element.number + addend),
+        stratum=stratum,
+        solution=f"{element.fact} {_sum(element, addend)}",
     )
 
 
