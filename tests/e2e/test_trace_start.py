@@ -175,6 +175,18 @@ def test_it_is_written_where_the_run_looks_for_it_and_measured_before_and_after(
     succeed("train", recipe)
 
 
+def test_adapters_are_trained_and_merged_into_what_is_written(recipe: Path, tmp_path: Path) -> None:
+    few = ["warmstart.examples=8", "warmstart.held_out=0", "warmstart.check_problems=0"]
+    output = succeed("warmstart", recipe, "policy.lora_rank=4", *few).output
+    assert "before" in output and "held-out" not in output
+    settings = load_layers(TraceSettings, recipe)
+    start = AutoModelForCausalLM.from_pretrained(settings.warmstart.model).state_dict()
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "start" / "policy").state_dict()
+    assert start.keys() == made.keys()
+    changed = {name for name in start if not torch.equal(start[name], made[name])}
+    assert changed and not any("embed" in name or "norm" in name for name in changed)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

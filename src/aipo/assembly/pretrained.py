@@ -85,8 +85,13 @@ def _train(settings: TraceSettings, parts: Parts, traces: Traces, folder: Path, 
 
     def measured(when: str) -> Measured:
         reporter.note(f"measuring {when} …")
-        loss = mean_loss(forward, traces.held_out, targets, how.microbatch_tokens)
-        return {"held-out loss": loss, **asyncio.run(sampled(settings, parts))}
+        found = asyncio.run(sampled(settings, parts))
+        if not traces.held_out:
+            return found
+        return {
+            "held-out loss": mean_loss(forward, traces.held_out, targets, how.microbatch_tokens),
+            **found,
+        }
 
     checkpoints = Checkpoints(folder.with_name(CHECKPOINTS), keep=1)
     going_on = bool(checkpoints.steps()) and record.exists()
@@ -151,13 +156,13 @@ def _accuracies(members: Sequence[tuple[Problem, MemberRollout]], condition: Con
 
 
 def table(before: Measured, after: Measured) -> list[str]:
-    """Return what was measured as lines.
+    """Return what was measured as lines; none where nothing was.
 
     >>> print("\\n".join(table({"held-out loss": 3.2}, {"held-out loss": 0.25})))
                                         before   after
     held-out loss                        3.200   0.250
     """
-    lines = [f"{'':34}  {'before':>6}  {'after':>6}"]
+    lines = [f"{'':34}  {'before':>6}  {'after':>6}"] if after else []
     return [
         *lines,
         *(f"{name:34}  {before.get(name, float('nan')):6.3f}  {after[name]:6.3f}" for name in after),
