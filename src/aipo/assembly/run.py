@@ -27,6 +27,7 @@ from aipo.training.log_probs import PolicyForward
 from aipo.training.loop import Trainer
 from aipo.training.model import parameter_line
 from aipo.training.ranks import Ranks, join
+from aipo.training.schedule import algorithm_at
 from aipo.training.trackers import check_trackers
 
 BFLOAT16_RATE = 4e-5
@@ -125,6 +126,8 @@ def _report_start(settings: Settings, parts: Parts, trainer: Trainer, reporter: 
     for line in (notice, _bfloat16_warning(settings)):
         if line:
             reporter.note(line)
+    if line := _nothing_learnt_of_agents(settings):
+        reporter.warn(line)
     for note in trainer.notes:
         reporter.warn(note)
     if 0 < trainer.step < settings.train.steps:
@@ -143,6 +146,25 @@ def _bfloat16_warning(settings: Settings) -> str:
     )
 
 
+def _nothing_learnt_of_agents(settings: Settings) -> str:
+    """Return what to say where the policy reads its agents' words and learns none of them, else ''."""
+    at_some_step = any(
+        objective_settings(algorithm_at(settings, step)).feedback_trained
+        for step in (1, settings.train.steps)
+    )
+    if not settings.agents.enabled or at_some_step:
+        return ""
+    algorithm = settings.algorithm
+    setting = f"algorithm.feedback_weight = {algorithm.feedback_weight:g}"
+    if algorithm.feedback_weight:
+        setting = f"algorithm.coefficient = {algorithm.coefficient!r}"
+    fix = "algorithm.coefficient = 'floored', algorithm.feedback_weight = 1 and "
+    return (
+        f"{setting}: the policy reads what its agents say and learns none of it, not from copies either; "
+        f"that is not AIPO. For AIPO set {fix}algorithm.stripped_copies = true"
+    )
+
+
 def _run(settings: Settings, parts: Parts, trainer: Trainer, ranks: Ranks, reporter: Reporter) -> None:
     with ExitStack() as stack:
         stack.enter_context(signals_end_the_step(trainer, reporter))
@@ -152,6 +174,8 @@ def _run(settings: Settings, parts: Parts, trainer: Trainer, ranks: Ranks, repor
 
         async def after_step(progress: Progress) -> None:
             reporter.step(progress)
+            for line in progress.warnings:
+                reporter.warn(f"step {progress.step}: {line}")
             await _evaluate_if_due(settings, parts, progress.step, reporter)
 
         asyncio.run(trainer.run(after_step))

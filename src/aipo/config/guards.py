@@ -10,6 +10,7 @@ from pydantic import Field
 from aipo.config.problems import Section
 
 Policy = Literal["skip", "roll_back", "stop"]
+TrendPolicy = Literal["warn", "stop"]
 
 
 class GuardSettings(Section):
@@ -49,6 +50,25 @@ class GuardSettings(Section):
     ungraded: Policy = Field("stop", description="Beyond train.max_ungraded_share, a step.")
     failed_consultations: Policy = Field(
         "stop", description="Beyond train.max_failed_consultations_share, a step."
+    )
+    trend_steps: int = Field(
+        10, ge=1, description="The three trends below are over means of this number of last steps."
+    )
+    consulting: TrendPolicy = Field(
+        "warn", description="Fewer consulting rollouts consult than min_consulting_share."
+    )
+    min_consulting_share: float = Field(
+        0.1, ge=0, le=1, description="Of the consulting rollouts; 0: the guard is off."
+    )
+    falling_entropy: TrendPolicy = Field("warn", description="The entropy sinks below min_entropy_share.")
+    min_entropy_share: float = Field(
+        0.2, ge=0, le=1, description="Of the first step's entropy; 0: the guard is off."
+    )
+    forgetting: TrendPolicy = Field(
+        "warn", description="Solo accuracy in training, of a stratum or of all, sinks below min_solo_share."
+    )
+    min_solo_share: float = Field(
+        0.75, ge=0, le=1, description="Of the best that it was, where that was .3 or more; 0: off."
     )
     max_agent_cost: float = Field(
         0.0,

@@ -17,6 +17,7 @@ from aipo.report.scan import Scan
 from aipo.report.weights import rule
 from aipo.training.changes import read_changes
 from aipo.training.metrics import NO_ANSWER
+from aipo.training.trends import Trends
 
 Pairs = list[tuple[str, str]]
 MUCH_ZERO_VARIANCE, MUCH_TRUNCATED, MUCH_MISMATCH, MUCH_LEAKED = 0.5, 0.1, 0.01, 0.01
@@ -156,6 +157,9 @@ def _warnings(run: RunData, scan: Scan) -> list[str]:
         found.append(
             f"Not finished: {run.metrics[-1]['step']} of {run.settings.train.steps} updates are recorded."
         )
+    if run.settings:
+        said = Trends(run.settings).replay(run.metrics)
+        found += [f"Step {step}: {what}." for step, what in said]
     found += _share(run, "ungraded_share", 0.0, "of the rollouts could not be graded")
     if scan.ungraded_reasons:
         reasons = "; ".join(f"{reason} ({n:,})" for reason, n in scan.ungraded_reasons.most_common(3))

@@ -6,7 +6,7 @@ imported: an error message must be quick.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -65,6 +65,8 @@ class Progress:
     steps_done_now: int
     """Steps since this process began, for an honest remaining time after a resume; 0 for a step of before."""
     last_consultation: LastConsultation | None = None
+    warnings: Sequence[str] = ()
+    """What begins to go wrong with this step, with the ways out."""
 
     @property
     def remaining_s(self) -> float:

@@ -17,6 +17,7 @@ from aipo.rollout.group import Group
 from aipo.training.credit import Credit
 from aipo.training.events import NonFiniteError, StopRunError
 from aipo.training.failures import too_many_failed, too_many_ungraded
+from aipo.training.trends import Trends
 
 
 class Guard(StrEnum):
@@ -55,6 +56,8 @@ class Guards:
     def __init__(self, settings: Settings) -> None:
         self._limits, self._train = settings.guards, settings.train
         self._kept = _Kept()
+        self.trends = Trends(settings)
+        """Not in a checkpoint: the lines of metrics.jsonl say all that it needs."""
         self._step = 0
         self._trips: dict[Guard, int] = {}
         self._skipped_minibatches = 0
@@ -168,6 +171,17 @@ class Guards:
             "guards/skipped_steps_in_a_row": float(self._kept.skipped_steps),
             "guards/roll_backs": float(self._kept.roll_backs),
         }
+
+    def watch(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Look at where a step's numbers are going; return what begins to go wrong, by the guard's name.
+
+        A stop is raised by `end`.
+        """
+        began = self.trends.add(metrics)
+        for trend, what in began.items():
+            if getattr(self._limits, trend) == "stop":
+                self._stop = self._stop or self._paragraph(what, trend)
+        return {f"{trend}": what for trend, what in began.items()}
 
     def end(self) -> None:
         """Raise the `StopRunError` that waited for the end of the step, if there is one."""

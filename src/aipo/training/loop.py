@@ -83,22 +83,14 @@ class Trainer:
         if sharded:
             use_fsdp(self._accelerator, model)
         prepared, self._optimiser = self._prepared()
-        t = settings.train
-        update = UpdateSettings(
-            temperature=settings.rollout.temperature,
-            microbatch_tokens=t.microbatch_tokens,
-            max_grad_norm=t.max_grad_norm,
-            pad_id=pad_id(tokenizer),
-            mismatch_truncation=settings.algorithm.mismatch_truncation,
-            share_prefixes=t.share_prefixes,
-        )
-        self._guards = Guards(settings)
+        update, self._guards = _update_settings(settings, pad_id(tokenizer)), Guards(settings)
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
         self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.is_main))
         self._signal = 0
         """The signal that asked the run to stop; 0: none has."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_consultation: LastConsultation | None = None
+        self._warnings: list[str] = []
         with ExitStack() as on_error:
             on_error.callback(self.close)
             ranks.first(lambda: check_reference(settings, model))  # before a checkpoint is restored into it
@@ -107,6 +99,7 @@ class Trainer:
                 settings, self._journal, learner, self._experience, self._guards, ranks, self._policy
             )
             self._state.restore()
+            self._guards.trends.replay(read_lines(settings.run.output / METRICS))
             start_trackers(self._accelerator, settings)
             on_error.pop_all()
 
@@ -183,6 +176,7 @@ class Trainer:
                         elapsed_s=elapsed_s,
                         steps_done_now=done,
                         last_consultation=self._last_consultation,
+                        warnings=self._warnings,
                     )
                 )
         state.after_step_due = False
@@ -252,6 +246,9 @@ class Trainer:
             self._state.roll_back()
             rolled_back = True
         metrics |= self._guards.count_step(metrics["agent_cost"])
+        began = self._guards.watch(metrics)
+        self._warnings = list(began.values())
+        metrics |= {f"guards/{name}": 1.0 for name in began}
         metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         clock.append(time.monotonic())
@@ -296,6 +293,17 @@ class Trainer:
         folder = self._settings.run.output / "policy"
         self._ranks.first(lambda: save_policy(self._model, self._tokenizer, folder))
         self._ranks.first(lambda: sync_tree(folder))
+
+
+def _update_settings(settings: Settings, pad: int) -> UpdateSettings:
+    return UpdateSettings(
+        temperature=settings.rollout.temperature,
+        microbatch_tokens=settings.train.microbatch_tokens,
+        max_grad_norm=settings.train.max_grad_norm,
+        pad_id=pad,
+        mismatch_truncation=settings.algorithm.mismatch_truncation,
+        share_prefixes=settings.train.share_prefixes,
+    )
 
 
 def _signalled(step: int, signal_number: int) -> SignalledError:
