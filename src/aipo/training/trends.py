@@ -26,7 +26,7 @@ class Trend(StrEnum):
     FORGETTING = "forgetting"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Window:
     """The last values of one number."""
 
@@ -73,7 +73,7 @@ class Trends:
         return [(int(line["step"]), what) for line in lines for what in self.add(line).values()]
 
     def _mean(self, name: str, metrics: Mapping[str, float]) -> tuple[_Window, float | None]:
-        window = self._windows.setdefault(name, _Window(self._limits.trend_steps))
+        window = self._windows.setdefault(name, _Window(size=self._limits.trend_steps))
         value = metrics.get(name)
         if value is None or not isfinite(value):
             return window, None
