@@ -29,6 +29,7 @@ from aipo.evaluation.sampling import NO_LIMIT, WITH_AGENTS, Evaluator, SamplingP
 from aipo.evaluation.scores import Evaluation, read_evaluation
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
+from aipo.training.device import settled
 from aipo.training.events import Reporter
 from aipo.training.model import load_policy
 
@@ -40,7 +41,7 @@ BATCH_OF_SLOTS = 4
 GRADERS = ("aipo", "math-verify", "reasoning-gym")
 COMPUTES = ("torch", "transformers", "tokenizers")
 MEANINGFUL = (
-    *("run.device", "run.threads", "policy.dtype", "policy.attention", "rollout.slots"),
+    *("run.device", "run.threads", "policy.precision", "policy.tf32", "policy.attention", "rollout.slots"),
     *("engine.", "sandbox.", "agents.", "consult.", "task.grade_timeout_s", "task.grade_workers"),
 )
 
@@ -68,6 +69,7 @@ def evaluate_checkpoint(
     with ExitStack() as opened:
         entries = load_entries(settings, options, opened)
         agent_set = build_agents(settings, oracle_of(settings)) if options.with_agents else None
+        settings = settled(settings)
         prepare_process(settings)
         policy = _loaded(settings, entries, agent_set, options)
         manifest = policy.manifest(checkpoint)
@@ -154,7 +156,7 @@ class _LoadedPolicy:
                 "temperature": self.options.temperature,
                 "top_p": self.options.top_p,
                 "solo_mode": self.options.solo_mode,
-                "dtype": self.settings.policy.dtype,
+                "dtype": self.settings.policy.precision,
                 "context": self.context,
                 "engine": self.settings.engine.name,
             },

@@ -18,10 +18,12 @@ from aipo.config.settings import Settings
 from aipo.core.registry import Registry
 from aipo.engines.base import Engine, EngineError, Sampling
 from aipo.engines.link import HttpLink
+from aipo.engines.precision import compute_dtype
 from aipo.engines.transformers import TransformersEngine
 from aipo.engines.vllm import VllmEngine, VllmSettings
 from aipo.engines.vllm_facts import refuse_other_policy
 from aipo.engines.vllm_server import ServerPlan, VllmServer
+from aipo.training.device import PRODUCTS, precision_on, the_device
 from aipo.training.journal import SERVER_LOG
 from aipo.training.model import save_plain
 
@@ -60,7 +62,7 @@ class EngineRequest:
 ENGINES: Registry[Callable[[EngineRequest], Engine | PolicyEngine]] = Registry(
     "engine.name", callable, "aipo.engines"
 )
-"""Makers of engines. What is only an engine computes in the model's dtype and needs no end."""
+"""Makers of engines. What is only an engine computes as the model does and needs no end."""
 
 
 def build_engine(
@@ -74,7 +76,7 @@ def build_engine(
     made = ENGINES[settings.engine.name](request)
     if isinstance(made, PolicyEngine):
         return made
-    return PolicyEngine(made, str(model.dtype).removeprefix("torch."), lambda: None)
+    return PolicyEngine(made, str(compute_dtype(model)).removeprefix("torch."), lambda: None)
 
 
 def _transformers(request: EngineRequest) -> Engine:
@@ -129,11 +131,12 @@ async def _connected(
 def server_plan(settings: Settings, log_folder: Path | None) -> ServerPlan:
     """Return how a server is started for these settings."""
     e, r = settings.engine, settings.rollout
+    precision = precision_on(settings.policy, the_device(settings.run.device))
     exact_at_any_temperature = "raw_logprobs" if r.temperature == 1 else "processed_logprobs"
     command = (
         *e.command,
         settings.policy.model,
-        *("--dtype", settings.policy.dtype),
+        *("--dtype", str(PRODUCTS[precision]).removeprefix("torch.")),
         *("--max-model-len", str(r.max_prompt_tokens + r.max_response_tokens)),
         *("--logprobs-mode", exact_at_any_temperature),
         *("--generation-config", "vllm"),

@@ -22,6 +22,7 @@ from aipo.evaluation.records import SCHEMA, EvaluationRecord, append_record, rea
 from aipo.evaluation.samples import SAMPLES, SampleFile, results
 from aipo.evaluation.sampling import Evaluator, SamplingPlan, first_of_each_stratum
 from aipo.tasks.base import Problem, Split, Task
+from aipo.training.device import settled
 from aipo.training.events import Reporter, Silent
 from aipo.training.journal import EVALUATION, TIMINGS, NotRecordedError
 
@@ -61,7 +62,7 @@ def evaluate(
     """
     if not isinstance(policy, Settings):
         return evaluate_checkpoint(str(policy), options, reporter=reporter).records()
-    settings = policy
+    settings = settled(policy)
     if checkpoint:
         model = settings.policy.model_copy(update={"model": str(checkpoint)})
         settings = settings.model_copy(update={"policy": model})
@@ -152,7 +153,7 @@ def _digest(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> st
         "temperature": settings.evaluate.temperature,
         "consult": settings.consult.model_dump(mode="json"),
         "limits": [settings.rollout.max_prompt_tokens, settings.rollout.max_response_tokens],
-        "policy": [settings.policy.dtype, settings.engine.name],
+        "policy": [settings.policy.precision, settings.engine.name],
         "agents": {str(name): dict(record) for name, record in parts.agent_set.record.items()},
     }
     return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:DIGEST_DIGITS]

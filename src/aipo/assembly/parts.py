@@ -26,6 +26,7 @@ from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import refuse_evaluation_file
 from aipo.tasks.registry import TASKS, task_spec
 from aipo.training.credit import REWARDS
+from aipo.training.device import settled, the_device, use_tf32
 from aipo.training.model import load_policy
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -60,12 +61,9 @@ def prepare_process(settings: Settings) -> None:
     if settings.run.threads:  # else torch's own number: OMP_NUM_THREADS, or all cores
         torch.set_num_threads(settings.run.threads)
     torch.manual_seed(settings.run.seed)
-    if settings.run.device == "cpu":
+    use_tf32(settings.policy)
+    if the_device(settings.run.device) == "cpu":
         tune_malloc()
-    if settings.run.device.startswith("cuda") and not torch.cuda.is_available():
-        raise AssemblyError(
-            f"run.device = {settings.run.device!r} but torch sees no GPU; set run.device = 'cpu'"
-        )
 
 
 def tune_malloc() -> bool:
@@ -109,6 +107,7 @@ def assemble(
     Raises `ValueError` subclasses, each one sentence with the fix.
     """
     refuse_unknown_names(settings)
+    settings = settled(settings)
     prepare_process(settings)
     oracle = oracle_of(settings) if task is None else None
     task = build_task(settings.task, settings.sandbox) if task is None else task

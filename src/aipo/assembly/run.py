@@ -16,13 +16,16 @@ from aipo.assembly.evaluation import evaluate_run
 from aipo.assembly.parts import Parts, assemble, by_name
 from aipo.assembly.selftest import SELF_TEST, self_test
 from aipo.assembly.stopping import end_now_is_an_error, signals_end_the_step, watchdog_of
+from aipo.config.loader import load_settings
+from aipo.config.policy import Precision
 from aipo.config.settings import Settings
 from aipo.evaluation.model_card import write_model_card
 from aipo.tasks.base import Split, Task
 from aipo.training.algorithm import objective_settings
+from aipo.training.device import settled
 from aipo.training.eliciting import elicit_of
 from aipo.training.events import Progress, Reporter, Silent
-from aipo.training.journal import AGENTS, record_agents, refuse_other_run
+from aipo.training.journal import AGENTS, SETTINGS, record_agents, refuse_other_run
 from aipo.training.log_probs import PolicyForward
 from aipo.training.loop import Trainer
 from aipo.training.model import parameter_line
@@ -78,6 +81,8 @@ def train(
         raise ValueError(
             "policy.model is empty; name a model folder or hub id, or first run `aipo warmstart`"
         )
+    begun = settings.run.output / SETTINGS
+    settings = settled(settings, load_settings(begun) if begun.exists() else None)
     check_trackers(settings.run.trackers)
     objective_settings(settings.algorithm)  # looks up its names, those from outside the package too
     elicit_of(settings)
@@ -137,12 +142,12 @@ def _report_start(settings: Settings, parts: Parts, trainer: Trainer, reporter: 
 def _bfloat16_warning(settings: Settings) -> str:
     """Return what to say where bfloat16 weights are too coarse for the learning rate, else ''."""
     policy, rate = settings.policy, settings.train.learning_rate
-    if policy.dtype != "bfloat16" or policy.lora_rank or rate >= BFLOAT16_RATE:
+    if policy.precision is not Precision.BFLOAT16 or policy.lora_rank or rate >= BFLOAT16_RATE:
         return ""
     return (
-        f"policy.dtype = 'bfloat16' with train.learning_rate = {rate:g}: most updates are smaller than a "
-        "weight's rounding and are lost; train adapters (policy.lora_rank), which are float32, or set "
-        "policy.dtype = 'float32'"
+        f"policy.precision = 'bfloat16' with train.learning_rate = {rate:g}: most updates are smaller than a "
+        "weight's rounding and are lost; set policy.precision = 'bf16-mixed', which keeps float32 weights "
+        "and computes in bfloat16, or train adapters (policy.lora_rank), which are float32"
     )
 
 

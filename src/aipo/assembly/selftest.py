@@ -8,15 +8,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
+import torch
+
 from aipo.assembly.parts import AssemblyError, Parts
 from aipo.consult.limits import Limits
 from aipo.core.types import Condition, Verdict
 from aipo.engines.base import Sampling
+from aipo.engines.precision import compute_dtype
 from aipo.rollout.group import GroupShape, Sampler
 from aipo.tasks.base import Problem
 from aipo.training.log_probs import token_log_probs
 
 MAX_RATIO_ERROR = 1e-4
+"""Of log p, on any token, where sampler and trainer compute in float32."""
+MAX_MEAN_ERROR = 0.1
+"""The mean over a rollout where one of them computes in bfloat16 or TF32."""
 CHECKED_PROBLEMS = 3
 OWN_TOKENS, FEEDBACK_TOKENS = 16, 24
 """What a rollout of the self-test may write itself, and be told: a few tokens show what many would."""
@@ -49,10 +55,10 @@ def _bounded(sampler: Sampler) -> Sampler:
 
 
 async def _sampler_agrees(parts: Parts, problems: Sequence[Problem], temperature: float) -> None:
-    import torch
-
     sampler = _bounded(parts.sampler)
-    exact = parts.model.dtype == torch.float32 and parts.policy_engine.dtype == "float32"
+    trained_in = str(compute_dtype(parts.model)).removeprefix("torch.")
+    tf32 = parts.model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    exact = (trained_in, parts.policy_engine.dtype) == ("float32", "float32") and not tf32
     consulting = 1 if sampler.consult.agents else 0
     groups = await sampler.groups(
         problems,
@@ -68,11 +74,13 @@ async def _sampler_agrees(parts: Parts, problems: Sequence[Problem], temperature
             log_p, _ = token_log_probs(parts.model, ids, temperature, stream.prompt_length)
         pairs = zip(log_p[0].tolist(), stream.log_probs, stream.sources, strict=True)
         differences = [abs(a - b) for a, b, source in pairs if source.name == "POLICY"] or [0.0]
-        error, tolerance = (max(differences), MAX_RATIO_ERROR) if exact else (fmean(differences), 0.1)
+        error, tolerance = (
+            (max(differences), MAX_RATIO_ERROR) if exact else (fmean(differences), MAX_MEAN_ERROR)
+        )
         if error > tolerance:
             raise AssemblyError(
                 f"self-test: the sampler's log-probabilities differ from the training forward's by "
-                f"{error:.2g}; with a trainer in {str(parts.model.dtype).removeprefix('torch.')} and a "
+                f"{error:.2g}; with a trainer in {trained_in} and a "
                 f"sampler in {parts.policy_engine.dtype} {'at most' if exact else 'a mean of at most'} "
                 f"{tolerance} is expected. Does the engine serve policy.model? Else try policy.attention = "
                 "'eager', or report the architecture"

@@ -31,6 +31,7 @@ from aipo.tasks.base import Problem, Split, Task
 from aipo.tasks.benchmarks.task import BenchmarkTask
 from aipo.tasks.jsonl import JsonlTask
 from aipo.tasks.registry import task_spec
+from aipo.training.device import the_device
 
 EXIT_FAILED = 1
 MANY_TOKENS = 4
@@ -46,7 +47,7 @@ def doctor(recipe: Path | None, overrides: Sequence[str]) -> None:
         refuse_unknown_names(settings)
         findings = [
             *versions(),
-            graphics(settings.run.device),
+            graphics(the_device(settings.run.device)),
             disk(settings.run.output),
             memory(),
             *isolation(settings.sandbox),
@@ -210,7 +211,7 @@ def _together(settings: Settings, doing: Doing) -> list[Finding]:
         findings = [
             Finding(what="policy", found=f"{type(parts.model).__name__}, {size / 1e6:,.1f} M parameters"),
             Finding(what="engine", found=f"{settings.engine.name}, {dtype}"),
-            memory(state, "memory for gradient and optimiser", settings.run.device),
+            memory(state, "memory for gradient and optimiser", the_device(settings.run.device)),
             disk(settings.run.output, state * (settings.train.keep_checkpoints + 1), "disk for checkpoints"),
         ]
         split = _first_split(settings.task)

@@ -177,7 +177,8 @@ def flatten(
     model: type[BaseModel] | None, table: Mapping[str, Any], prefix: tuple[str, ...] = ()
 ) -> Iterator[Found]:
     """Yield (key, value, whether the key exists) for every field a table sets, sections resolved."""
-    for name, value in table.items():
+    for written, value in table.items():
+        name = _present_name(model, written)
         known = model is not None and name in model.model_fields
         section = section_of(model, name) if model is not None else None
         if isinstance(value, Mapping) and (section is not None or (value and not known)):
@@ -190,6 +191,8 @@ def _assigned(model: type[BaseModel], key: tuple[str, ...], value: Any) -> Itera
     """Like `flatten` for one override, which may also name one entry of a table-valued field."""
     within: type[BaseModel] | None = model
     for depth, name in enumerate(key):
+        name = _present_name(within, name)
+        key = (*key[:depth], name, *key[depth + 1 :])
         section = section_of(within, name) if within else None
         is_table = section is not None and (depth + 1 < len(key) or isinstance(value, Mapping))
         if within is None or (name not in within.model_fields and not is_table):
@@ -201,6 +204,12 @@ def _assigned(model: type[BaseModel], key: tuple[str, ...], value: Any) -> Itera
         yield from flatten(within, value, key)
     else:
         yield key, value, True
+
+
+def _present_name(model: type[BaseModel] | None, name: str) -> str:
+    """Return what a field is called today."""
+    renamed: Mapping[str, str] = getattr(model, "renamed", {})
+    return renamed.get(name, name)
 
 
 def _defaults(model: type[BaseModel]) -> Table:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aipo.config.layers import Layers, flatten, load_layers
-from aipo.config.problems import SettingsError, dotted
+from aipo.config.problems import SettingsError, auto_in_either, dotted
 from aipo.config.settings import Section, Settings
 from aipo.config.toml import toml_text, toml_value
 
@@ -50,15 +50,22 @@ def parse_settings(text: str) -> Settings:
 def diff_settings(a: Section, b: Section) -> list[str]:
     """Return `key: old -> new` for each field that differs.
 
+    A field that is decided when a run begins does not differ where it is `auto` on one side.
+
     >>> diff_settings(Settings(), load_settings(None, ["train.steps=10"]))
     ['train.steps: 200 -> 10']
     """
     old, new = _spelled(a), _spelled(b)
-    pairs = {key: (old.get(key, "(not set)"), new.get(key, "(not set)")) for key in [*old, *new]}
-    return [f"{key}: {before} -> {after}" for key, (before, after) in pairs.items() if before != after]
+    keys = dict.fromkeys([*old, *new])
+    pairs = {key: (old.get(key, "(not set)"), new.get(key, "(not set)")) for key in keys}
+    return [
+        f"{dotted(key)}: {before} -> {after}"
+        for key, (before, after) in pairs.items()
+        if before != after and not auto_in_either(type(a), key, before, after)
+    ]
 
 
-def _spelled(settings: Section) -> dict[str, str]:
+def _spelled(settings: Section) -> dict[tuple[str, ...], str]:
     """Return the TOML of each field that is set."""
     table = settings.model_dump(mode="json", exclude_none=True)
-    return {dotted(key): toml_value(value) for key, value, _ in flatten(type(settings), table)}
+    return {key: toml_value(value) for key, value, _ in flatten(type(settings), table)}

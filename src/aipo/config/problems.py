@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -53,8 +53,22 @@ class NameIn:
         return found
 
 
+class MayBeAuto:
+    """Metadata of a field whose `auto` is decided when a run begins, and recorded as what it became."""
+
+
+def auto_in_either(model: type[BaseModel], key: Key, *values: object) -> bool:
+    """Say whether one of a field's values is an `auto` that stands for the others."""
+    field = field_at(model, key)
+    marked = field is not None and any(isinstance(each, MayBeAuto) for each in field.metadata)
+    return marked and toml_value("auto") in values
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys and names are refused, values are immutable."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Earlier names of fields: recipes, and the settings of finished runs, are read with them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 

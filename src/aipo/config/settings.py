@@ -13,7 +13,8 @@ from aipo.config.agents import AgentSettings
 from aipo.config.elicit import ElicitSettings
 from aipo.config.engines import EngineSettings
 from aipo.config.guards import GuardSettings
-from aipo.config.problems import NameIn
+from aipo.config.policy import PolicySettings as PolicySettings
+from aipo.config.problems import MayBeAuto, NameIn
 from aipo.config.problems import Section as Section
 from aipo.core.types import LeakPolicy, SoloMode
 
@@ -29,7 +30,9 @@ class RunSettings(Section):
 
     output: Path = Field(Path("runs/run"), description="Folder of the run: checkpoints, records, policy.")
     seed: int = Field(0, ge=0, description="Root of every seed path (run, step, problem, rollout).")
-    device: str = Field("cpu", description="`cpu`, `cuda` or `mps`.")
+    device: Annotated[str, MayBeAuto()] = Field(
+        "auto", description="`cpu`, `cuda` or `mps`. `auto`: `cuda` where torch sees a GPU, else `cpu`."
+    )
     threads: int = Field(
         0,
         ge=0,
@@ -48,27 +51,6 @@ class RunSettings(Section):
     )
     trackers: tuple[str, ...] = Field(
         (), description="Of accelerate's: `wandb`, `trackio`, `tensorboard`, `mlflow`, … None is required."
-    )
-
-
-class PolicySettings(Section):
-    """The policy: any Hugging Face causal LM."""
-
-    model: str = Field(
-        "", description="Folder or hub id of a causal LM with a tokenizer and a chat template."
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of weights and forward passes; log-probabilities are always float32."
-    )
-    attention: Literal["sdpa", "eager"] = Field(
-        "sdpa", description="transformers' attention; GPT-OSS needs `eager`."
-    )
-    lora_rank: int = Field(
-        0, ge=0, description="Train adapters of this rank beside frozen weights (LoRA); 0: all weights."
-    )
-    lora_alpha: float = Field(32.0, gt=0, description="What adapters add is scaled by this over the rank.")
-    lora_targets: tuple[str, ...] = Field(
-        (), description="Names of the linear layers that get adapters, as `q_proj`; (): all but the head."
     )
 
 

@@ -45,14 +45,14 @@ class _SlotLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, window: _Window, capacity: int) -> None:
+    def __init__(self, window: _Window, capacity: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self._window, self._capacity = window, capacity
+        self._window, self._capacity, self._dtype = window, capacity, dtype
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def empty(like: Tensor) -> Tensor:
             shape = (*self._window.shape, like.shape[1], like.shape[3])
-            return torch.zeros(shape, dtype=like.dtype, device=like.device)
+            return torch.zeros(shape, dtype=self._dtype, device=like.device)
 
         self.keys, self.values = empty(key_states), empty(value_states)
         self.is_initialized = True
@@ -81,8 +81,9 @@ class _SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         w = self._window
-        self.keys[w.row_index, w.column_index] = key_states.transpose(1, 2)
-        self.values[w.row_index, w.column_index] = value_states.transpose(1, 2)
+        # As attention rounds them: in mixed precision keys come in float32 from their rotation.
+        self.keys[w.row_index, w.column_index] = key_states.transpose(1, 2).to(self._dtype)
+        self.values[w.row_index, w.column_index] = value_states.transpose(1, 2).to(self._dtype)
         if self is w.last:
             raise CacheFilled
         return (
@@ -106,7 +107,7 @@ class SlotCache:
     def __init__(
         self, config: PretrainedConfig, slots: int, capacity: int, dtype: torch.dtype = torch.float32
     ) -> None:
-        """`dtype` is the model's. Raises `ValueError` for a model with layers of another kind."""
+        """`dtype`: what the model computes in. Raises `ValueError` for layers of another kind."""
         text: Any = config.get_text_config(decoder=True)
         window: int | None = getattr(text, "sliding_window", None)
         self._sliding_window = window if getattr(text, "use_sliding_window", True) else None
@@ -122,7 +123,7 @@ class SlotCache:
             )
         self.capacity, self._slots = capacity, slots
         self._window = _Window()
-        self._layers = [_SlotLayer(self._window, capacity) for _ in layer_types]
+        self._layers = [_SlotLayer(self._window, capacity, dtype) for _ in layer_types]
         self.cache = Cache(layers=list(self._layers))
         self._layer_types = set(layer_types)
         self._config, self._dtype = text, dtype

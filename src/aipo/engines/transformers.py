@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.core.types import StopReason
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
+from aipo.engines.precision import CastWeights, compute_dtype
 from aipo.engines.sampling import Uniforms, draw
 from aipo.engines.slots import CacheFilled, SlotCache
 from aipo.engines.stops import StopFinder, end_ids
@@ -60,7 +61,8 @@ class TransformersEngine:
     ) -> None:
         """`capacity` is the longest rollout in tokens. Raises `ValueError` for a model that cannot pause."""
         self._model, self._tokenizer = model, tokenizer
-        self._cache = SlotCache(model.config, slots, capacity, model.dtype)
+        self._weights = CastWeights(model)
+        self._cache = SlotCache(model.config, slots, capacity, compute_dtype(model))
         self._slots = slots
         self._rows: list[_Row] = []
         self._active = 0
@@ -110,6 +112,7 @@ class TransformersEngine:
         """Give the memory of the cache back between two steps; does nothing while a session is open."""
         if not self._rows:
             self._cache.free()
+            self._weights.free()
 
     def _wake(self) -> None:
         if self._runner is None or self._runner.done():
@@ -117,6 +120,7 @@ class TransformersEngine:
 
     async def _run(self) -> None:
         try:
+            self._weights.refresh()
             while self._resumed or self._active or (self._new and len(self._rows) < self._slots):
                 with torch.inference_mode():  # never across an await: it holds for the whole thread
                     self._admit()
@@ -229,7 +233,7 @@ class TransformersEngine:
         device = self._model.device
         held = [row.cached for row in self._rows[rows]]
         positions, masks = self._cache.open(rows, held, len(inputs[0]), device)
-        output = self._model(
+        output = self._weights.forward(
             input_ids=torch.tensor(inputs, device=device),
             attention_mask=masks,
             position_ids=positions,

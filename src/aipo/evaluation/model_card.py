@@ -95,7 +95,7 @@ def _summary(settings: Settings, metrics: list[dict[str, Any]]) -> str:
         "task": f"{inline(task.name)}{data}",
         "algorithm": f"{settings.algorithm.name}, feedback coefficient {settings.algorithm.coefficient}",
         "policy updates": f"{steps} of {settings.train.steps}",
-        "trained": f"{trained}, {settings.policy.dtype}",
+        "trained": f"{trained}, {settings.policy.precision}",
         "seed": settings.run.seed,
     }
     if metrics:

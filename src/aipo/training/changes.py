@@ -22,7 +22,7 @@ _WEIGHTS = "the checkpoint's weights are those of this policy"
 _CURSOR = "the checkpoint's place in the data counts batches of these problems"
 FIXED = {
     "policy.model": _WEIGHTS,
-    "policy.dtype": _WEIGHTS,
+    "policy.precision": _WEIGHTS,
     "policy.lora": _WEIGHTS,
     "run.seed": "every draw of the run so far hangs on it",
     "task.name": _CURSOR,

@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from aipo.core.divergence import KLEstimator
+from aipo.engines.precision import compute_dtype, computing
 from aipo.engines.slots import ATTENTION_LAYERS
 from aipo.training.head import (
     ChunkedLogProbs,
@@ -131,13 +132,14 @@ class PolicyForward(nn.Module):
         number = wanted.targets.numel()
         plan = Plan(head=self._head or Head(), temperature=temperature, chunk=chunk or number)
         if kl is not None and kl.over_vocabulary:
-            with self._as_reference() as reference:
+            with self._as_reference() as reference, computing(self.policy):
                 there = reference._states(wanted) if by_states else reference._logits(wanted)
             plan = replace(plan, kl=kl, reference=there)
         elif kl is not None:
             with self._as_reference() as reference:
                 log_q = reference.forward(ids, temperature, first, packed)[0]
-        with _checkpointing(self._layers):
+        # A context of its own: autocast keeps what it cast, and what it cast without a gradient has none.
+        with _checkpointing(self._layers), computing(self.policy):
             found = self._from_states(wanted, plan, chunk) if by_states else self._from_logits(wanted, plan)
         return found if kl is None or kl.over_vocabulary else (*found, kl.term(found[0], log_q))
 
@@ -173,7 +175,7 @@ class PolicyForward(nn.Module):
             with torch.no_grad():
                 expected, _ = self(torch.tensor(pair, device=self.policy.device), 1.0)
                 found = rows.spread(self(rows.ids, 1.0, packed=rows)[0])
-            most = MAX_CHECK_ERROR.get(self.policy.dtype, 1e-4)
+            most = MAX_CHECK_ERROR.get(compute_dtype(self.policy), 1e-4)
             self._packs = float((expected - found).abs().mean()) <= most
         return self._packs
 
@@ -201,14 +203,15 @@ class PolicyForward(nn.Module):
         if head is None:
             return f"{name}: its head is no plain linear layer; the logits of a micro-batch are held whole"
         self._head = head
-        with torch.no_grad():
+        with torch.no_grad(), computing(self.policy):
             wanted, chunk = _Wanted(ids, 1, None), CHECKED_TOKENS // 4
             plan = Plan(head=head, temperature=1.0, chunk=chunk)
             expected = self._from_logits(wanted, plan)
             found = self._from_states(wanted, plan, chunk)
+            weight = self.policy.get_output_embeddings().weight
+            precision = product_precision(weight, weight)
         abs_diff = max(float((a - b).abs().mean()) for a, b in zip(expected, found, strict=True))
-        weight = self.policy.get_output_embeddings().weight
-        if abs_diff <= MAX_CHECK_ERROR.get(product_precision(weight, weight), 1e-4):
+        if abs_diff <= MAX_CHECK_ERROR.get(precision, 1e-4):
             return ""
         self._head = None
         return (

@@ -76,7 +76,7 @@ class Trainer:
             ranks.waiting = partial(self.waits.track, "the other ranks", f"rank {ranks.rank}")
         self._experience = Experience(settings, self.sampler, problems, ranks)
         trackers, project = list(settings.run.trackers), settings.run.output / FOLDER
-        cpu = settings.run.device == "cpu"
+        cpu = model.device.type == "cpu"
         self._accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=project)
         if self._accelerator.num_processes != ranks.size:
             raise ValueError("several processes were started, but this one does not know the others")

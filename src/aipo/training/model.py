@@ -11,7 +11,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from aipo.config.settings import PolicySettings
+from aipo.config.policy import PolicySettings, Precision
+from aipo.engines.precision import compute_dtype, compute_in
+from aipo.training.device import WEIGHTS, precision_on
 from aipo.training.lora import add_lora, has_lora, merged, read_adapters
 
 ADAPTERS = "adapters"
@@ -36,10 +38,11 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
             f"policy.model = {settings.model!r} has no config.json; name a Hugging Face model folder, or "
             "first run `aipo warmstart RECIPE`, which writes it"
         )
+    precision = precision_on(settings, device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model)
         model = AutoModelForCausalLM.from_pretrained(
-            settings.model, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention
+            settings.model, dtype=WEIGHTS[precision], attn_implementation=settings.attention
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = ""
@@ -58,6 +61,8 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
     if settings.lora_rank:
         add_lora(model, settings)
     model.to(torch.device(device))  # type: ignore[arg-type]
+    if precision is Precision.BF16_MIXED:
+        compute_in(model, torch.bfloat16)
     return model, tokenizer
 
 
@@ -104,9 +109,11 @@ def parameter_line(model: PreTrainedModel) -> str:
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters if p.requires_grad})
+    computed = str(compute_dtype(model)).removeprefix("torch.")
+    mixed = "" if compute_dtype(model) == model.dtype else f"; products are computed in {computed}"
     return (
         f"{type(model).__name__}: {trained:,} of {total:,} parameters are trained "
-        f"({trained / total:.2%}), in {' and '.join(kinds)}"
+        f"({trained / total:.2%}), in {' and '.join(kinds)}{mixed}"
     )
 
 

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from torch.nn.parallel import DistributedDataParallel
 
 from aipo.config.settings import Settings
+from aipo.training.device import the_device
 from aipo.training.events import LostRankError, StopRunError
 
 Item = TypeVar("Item")
@@ -132,13 +133,13 @@ def join(settings: Settings) -> Ranks:
             f"engine.name = {settings.engine.name!r} with several ranks is not supported; use "
             "'transformers', with which each rank samples its share, or start one process"
         )
-    if settings.run.device not in ("cpu", "cuda"):
+    device = the_device(settings.run.device)
+    if device not in ("cpu", "cuda"):
         raise ValueError(
-            f"run.device = {settings.run.device!r} with several ranks; make it 'cuda', which is one GPU "
-            "for each, or 'cpu'"
+            f"run.device = {device!r} with several ranks; make it 'cuda', which is one GPU for each, or 'cpu'"
         )
     limit = timedelta(seconds=settings.run.rank_timeout_s)
-    state = PartialState(cpu=settings.run.device == "cpu", timeout=limit)
+    state = PartialState(cpu=device == "cpu", timeout=limit)
     group = torch.distributed.new_group(backend="gloo", timeout=limit)
     return Ranks(state.process_index, state.num_processes, group, settings.run.rank_timeout_s)
 

@@ -150,3 +150,20 @@ def test_the_paper_scale_recipe_can_be_run_on_its_clusters(tmp_path: Path, clust
 def test_every_field_of_a_cluster_is_documented() -> None:
     text = (ROOT / "docs" / "verl.md").read_text()
     assert [name for name in ClusterSettings.model_fields if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "products"),
+    [
+        ("auto", "float32", "bfloat16"),
+        ("bf16-mixed", "float32", "bfloat16"),
+        ("float32", "float32", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+    ],
+)
+def test_the_precision_is_that_of_actor_and_server(
+    precision: str, weights: str, products: str, tmp_path: Path
+) -> None:
+    found = written(tmp_path, f"policy.precision={precision}")["actor_rollout_ref"]
+    actor = found["actor"]["fsdp_config"]
+    assert (actor["model_dtype"], actor["dtype"], found["rollout"]["dtype"]) == (weights, products, products)

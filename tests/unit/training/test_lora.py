@@ -42,7 +42,11 @@ AGENTS: dict[str, Agent] = {KNOWLEDGE: Encyclopedia()}
 def adapted(folder: Path, name: str = "qwen3", dtype: str = "float32", **more: Any) -> PreTrainedModel:
     """A policy with adapters that are no longer nothing."""
     made = make_family_policy(folder / "start", name)
-    settings: dict[str, Any] = {"lora_rank": 4, "attention": family(name).attention, "dtype": dtype} | more
+    settings: dict[str, Any] = {
+        "lora_rank": 4,
+        "attention": family(name).attention,
+        "precision": dtype,
+    } | more
     model, _ = load_policy(PolicySettings(model=str(made), **settings), "cpu")
     torch.manual_seed(3)
     with torch.no_grad():
@@ -172,9 +176,9 @@ def test_a_head_of_its_own_takes_adapters_and_is_exported_with_them(tmp_path: Pa
     assert torch.allclose(logits_of(exported), logits_of(model), atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bf16-mixed", "bfloat16"])
 def test_a_run_samples_from_its_adapters_resumes_to_the_bit_and_exports_them(
-    dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    precision: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With chunks of logits and gradient checkpointing, so that all that saves memory works together."""
     run = tmp_path / "run"
@@ -182,7 +186,7 @@ def test_a_run_samples_from_its_adapters_resumes_to_the_bit_and_exports_them(
     recipe = counting_recipe(
         tmp_path,
         run={"output": str(run)},
-        policy={"model": str(made), "lora_rank": 4, "dtype": dtype},
+        policy={"model": str(made), "lora_rank": 4, "precision": precision},
         agents={"enabled": ["knowledge"]},
         consult={"max_feedback_tokens": 24, "max_consultations": 2},
         rollout={"rollouts_per_prompt": 4, "max_prompt_tokens": 120, "max_response_tokens": 64},
@@ -204,12 +208,12 @@ def test_a_run_samples_from_its_adapters_resumes_to_the_bit_and_exports_them(
     assert "parameters are trained" in caplog.text
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert sum(row["grad_norm"] for row in metrics) > 0.01
-    if dtype == "float32":
+    if precision == "float32":
         assert all(row["first_ratio_error"] < 1e-5 and row["mismatch_max"] < 1e-4 for row in metrics)
     else:
         assert all(row["mismatch_mean"] < 0.05 for row in metrics)
     exported, start = (AutoModelForCausalLM.from_pretrained(p) for p in (policy, made))
-    assert str(exported.dtype) == f"torch.{dtype}"
+    assert exported.dtype == (torch.bfloat16 if precision == "bfloat16" else torch.float32)
     changed = {
         n
         for (n, a), b in zip(exported.named_parameters(), start.to(exported.dtype).parameters(), strict=True)
@@ -265,7 +269,7 @@ def test_bfloat16_weights_with_a_small_learning_rate_are_warned_of(
     recipe = counting_recipe(
         tmp_path,
         run={"output": str(tmp_path / "run")},
-        policy={"model": str(made), "dtype": "bfloat16"},
+        policy={"model": str(made), "precision": "bfloat16"},
         agents={"enabled": []},
         rollout={"rollouts_per_prompt": 2, "max_prompt_tokens": 120, "max_response_tokens": 16},
         train={"steps": 1, "prompts_per_step": 1, "minibatches_per_step": 1, "learning_rate": 1e-6},

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from aipo.config.cluster import ClusterSettings
+from aipo.config.policy import Precision
 from aipo.config.settings import Settings
 from aipo.core.advantages import ESTIMATORS
 from aipo.integrations.verl.estimators import PREFIX
 from aipo.integrations.verl.plan import Plan
 from aipo.integrations.verl.refusals import TRAINER
 from aipo.training.algorithm import base_algorithm, objective_settings
+from aipo.training.device import PRODUCTS, WEIGHTS
 from aipo.training.schedule import shape_at
 
 TRAIN_FILE, VALIDATION_FILE = "train.parquet", "validation.parquet"
@@ -98,6 +100,7 @@ def _data(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
 
 def _actor(settings: Settings, cluster: ClusterSettings, plan: Plan) -> dict[str, Any]:
     train, clip = settings.train, plan.objective.surrogate.clip
+    weights, products = _dtypes(settings)
     return {
         "strategy": cluster.strategy,
         "optim": {
@@ -112,7 +115,12 @@ def _actor(settings: Settings, cluster: ClusterSettings, plan: Plan) -> dict[str
         "use_dynamic_bsz": True,
         "ppo_max_token_len_per_gpu": cluster.tokens_per_gpu,
         "ulysses_sequence_parallel_size": cluster.sequence_parallel,
-        "fsdp_config": {"param_offload": cluster.offload, "optimizer_offload": cluster.offload},
+        "fsdp_config": {
+            "param_offload": cluster.offload,
+            "optimizer_offload": cluster.offload,
+            "model_dtype": weights,
+            "dtype": products,
+        },
         "use_kl_loss": False,
         "entropy_coeff": 0,
         # Read by nothing here: AIPO's loss has the plan's. They stand for what a reader of this file expects.
@@ -126,6 +134,7 @@ def _rollout(settings: Settings, cluster: ClusterSettings, plan: Plan) -> dict[s
     r, e = settings.rollout, settings.evaluate
     return {
         "name": "vllm",
+        "dtype": _dtypes(settings)[1],
         "n": plan.consulting + plan.solo,
         "temperature": r.temperature,
         "top_p": 1.0,
@@ -144,6 +153,15 @@ def _rollout(settings: Settings, cluster: ClusterSettings, plan: Plan) -> dict[s
             "do_sample": True,
         },
     }
+
+
+def _dtypes(settings: Settings) -> tuple[str, str]:
+    """Return what weights are kept in and products computed in, in verl's words; `auto` is that of a GPU."""
+    precision = settings.policy.precision
+    if precision is Precision.AUTO:
+        precision = Precision.BF16_MIXED
+    weights, products = (str(dtypes[precision]).removeprefix("torch.") for dtypes in (WEIGHTS, PRODUCTS))
+    return weights, products
 
 
 def _trainer(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
