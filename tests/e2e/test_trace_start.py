@@ -7,6 +7,8 @@ mistake is one error with the fix.
 
 import asyncio
 import json
+import os
+import re
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from aipo.training.log_probs import PolicyForward
 from aipo.training.supervised import Supervised, SupervisedSettings, mean_loss
 from support.policies import gsm8k_rows, random_policy, run_cli, succeed
 
+SMOLLM2 = os.environ.get("AIPO_SMOLLM2", "")
 POLICY_ONLY = frozenset({Source.POLICY})
 
 
@@ -81,6 +84,19 @@ def test_a_trace_is_what_a_run_would_have_recorded(recipe: Path) -> None:
         assert rest.ids[-1] == parts.tokenizer.eos_token_id
     prompts = {stream.segments[0].ids for stream in made.learnt}
     assert not prompts & {stream.segments[0].ids for stream in made.held_out}
+
+
+@pytest.mark.skipif(not SMOLLM2, reason="AIPO_SMOLLM2 names no folder of `aipo models get smollm2`")
+def test_a_trace_of_smollm2_reads_as_the_packaged_recipe_says(recipe: Path) -> None:
+    own = [f"warmstart.model={SMOLLM2}", "warmstart.examples=2", "warmstart.held_out=0"]
+    parts, made = traces(Path("recipes/smollm2.toml").resolve(), *own)
+    stream = next(s for s in made.learnt if s.count(Source.FEEDBACK))
+    text = parts.sampler.consult.codec.text(stream.ids[stream.prompt_length :])
+    assert re.fullmatch(
+        r"<knowledge>atomic number of ([a-z]+)</knowledge><feedback>[A-Z][a-z]+ has atomic number (\d+)\."
+        r"</feedback> \2 \+ \d+ = \d+\.<\|im_end\|>",
+        text,
+    )
 
 
 def test_any_solution_is_consulted_about_by_an_agent_of_ones_own(recipe: Path, tmp_path: Path) -> None:
