@@ -27,7 +27,7 @@ from aipo.training.checkpoint import Checkpoints
 from aipo.training.durable import write_whole
 from aipo.training.events import Reporter, duration
 from aipo.training.log_probs import PolicyForward
-from aipo.training.model import parameter_line, save_policy
+from aipo.training.model import checkpoints_activations, parameter_line, save_policy
 from aipo.training.supervised import Supervised, SupervisedSettings, mean_loss
 
 RECORD, CHECKPOINTS = "warmstart.json", "warmstart-checkpoints"
@@ -79,9 +79,8 @@ def _train(settings: TraceSettings, parts: Parts, traces: Traces, folder: Path, 
         checkpoint_every_s=w.checkpoint_every_s,
         seed=settings.run.seed,
     )
-    forward = PolicyForward(
-        parts.model, settings.train.logit_chunk_tokens, settings.train.gradient_checkpointing
-    )
+    checkpointing = checkpoints_activations(settings.train, parts.model)
+    forward = PolicyForward(parts.model, settings.train.logit_chunk_tokens, checkpointing)
 
     def measured(when: str) -> Measured:
         reporter.note(f"measuring {when} …")

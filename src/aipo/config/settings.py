@@ -252,8 +252,10 @@ class TrainSettings(Section):
         description="Beginnings that rows share, such as a group's prompt, go through the model once in an "
         "update, where that is exact and cheaper than padding (policies above a few million parameters).",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass: less memory, a third more time."
+    gradient_checkpointing: Annotated[bool | Literal["auto"], MayBeAuto()] = Field(
+        "auto",
+        description="Compute activations again in the backward pass: less memory, more time. `auto`: for "
+        "policies of at least 1e9 parameters (docs/policies.md#memory).",
     )
     learning_rate: float = Field(1e-6, gt=0, description="Of AdamW, after the warm-up.")
     warmup_steps: int = Field(20, ge=0, description="Linear warm-up, in steps.")

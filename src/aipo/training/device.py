@@ -31,12 +31,15 @@ def settled(settings: Settings, begun: Settings | None = None) -> Settings:
     if run.device == "auto":
         device = begun.run.device if begun else "auto"
         run = run.model_copy(update={"device": the_device(device)})
+    train = settings.train
+    if train.gradient_checkpointing == "auto" and begun:
+        train = train.model_copy(update={"gradient_checkpointing": begun.train.gradient_checkpointing})
     if policy.precision is Precision.AUTO and begun:
         policy = policy.model_copy(update={"precision": begun.policy.precision})
     refuse_device(run.device)
     policy = policy.model_copy(update={"precision": precision_on(policy, run.device)})
     _refuse_precision(policy, run.device)
-    return settings.model_copy(update={"run": run, "policy": policy})
+    return settings.model_copy(update={"run": run, "policy": policy, "train": train})
 
 
 def the_device(name: str) -> str:

@@ -33,7 +33,7 @@ from aipo.training.guards import Guards, RollBackError, SkipStepError
 from aipo.training.journal import METRICS, ROLLOUTS, TIMINGS, Journal, read_lines
 from aipo.training.log_probs import PolicyForward
 from aipo.training.metrics import last_consultation, rollout_metrics, spending
-from aipo.training.model import pad_id, save_plain, save_policy
+from aipo.training.model import checkpoints_activations, pad_id, save_plain, save_policy
 from aipo.training.ranks import ALONE, Ranks, disable_buffer_broadcast
 from aipo.training.reference import check_reference, frozen_reference
 from aipo.training.schedule import algorithm_at
@@ -99,7 +99,9 @@ class Trainer:
                 settings, self._journal, learner, self._experience, self._guards, ranks, self._policy
             )
             self._state.restore()
-            self._guards.trends.replay(read_lines(settings.run.output / METRICS))
+            done = read_lines(settings.run.output / METRICS)
+            self._guards.trends.replay(done)
+            self._updater.room.replay(done)
             start_trackers(self._accelerator, settings)
             on_error.pop_all()
 
@@ -109,7 +111,7 @@ class Trainer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay, fused=True)
         reference = frozen_reference(self._settings, model)
-        forward = PolicyForward(model, t.logit_chunk_tokens, t.gradient_checkpointing, reference)
+        forward = PolicyForward(model, t.logit_chunk_tokens, checkpoints_activations(t, model), reference)
         if self._ranks.several:
             forward.check()  # on all ranks now; later, only those with a long micro-batch would check
         prepared, prepared_optimiser = self._accelerator.prepare(forward, optimiser)
@@ -238,6 +240,7 @@ class Trainer:
             credits = self._guards.check_rollouts(groups, credits)
             with self.waits.track("update", f"step {step}"):
                 metrics |= self._update(step, credits)
+            metrics |= self._updater.room.metrics()
             self._policy.sync_to_sampler()
             self._guards.check_step(metrics)
         except SkipStepError:
@@ -247,7 +250,7 @@ class Trainer:
             rolled_back = True
         metrics |= self._guards.count_step(metrics["agent_cost"])
         began = self._guards.watch(metrics)
-        self._warnings = list(began.values())
+        self._warnings = [*began.values(), *self._updater.room.warnings()]
         metrics |= {f"guards/{name}": 1.0 for name in began}
         metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()

@@ -12,12 +12,19 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.policy import PolicySettings, Precision
+from aipo.config.settings import TrainSettings
 from aipo.engines.precision import compute_dtype, compute_in
 from aipo.training.device import WEIGHTS, precision_on
 from aipo.training.lora import add_lora, has_lora, merged, read_adapters
 
 ADAPTERS = "adapters"
 """Folder beside the exported policy: the adapters alone, for peft."""
+
+
+CHECKPOINTED_PARAMETERS = 1_000_000_000
+"""From this size on activations are computed again by default. A Qwen2.5-1.5B holds 3 MB of them for each
+token in bfloat16 [estimated from its shapes], 53 GB for train.microbatch_tokens = 16,384 beside 24 GB of
+weights and optimiser: hardly what a GPU of 80 GB has beside logits and kernels; a 0.5B has 25 and 8 GB."""
 
 
 class PolicyError(ValueError):
@@ -98,6 +105,14 @@ def restore_weights(model: PreTrainedModel, folder: Path) -> None:
     if missing := sorted(told["missing_keys"]):  # transformers would draw them anew
         raise ValueError(f"{folder} lacks the weights {', '.join(missing[:3])}")
     model.load_state_dict(read.state_dict())
+
+
+def checkpoints_activations(train: TrainSettings, model: PreTrainedModel) -> bool:
+    """Say whether the update computes the activations of this policy again in its backward pass."""
+    if train.gradient_checkpointing != "auto":
+        return train.gradient_checkpointing
+    large = sum(parameter.numel() for parameter in model.parameters()) >= CHECKPOINTED_PARAMETERS
+    return large and bool(model.supports_gradient_checkpointing)
 
 
 def parameter_line(model: PreTrainedModel) -> str:

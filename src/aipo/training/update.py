@@ -5,9 +5,10 @@ whole mini-batch. Which rows need a backward pass is for the objective's terms t
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from math import log
 from typing import Protocol
 
@@ -32,6 +33,7 @@ from aipo.training.events import NonFiniteError, StopRunError
 from aipo.training.log_probs import packed_log_probs, token_log_probs
 from aipo.training.prefixes import packed_streams
 from aipo.training.ranks import ALONE, Ranks
+from aipo.training.room import Result, Room
 from aipo.training.sharded import reshard
 
 MISMATCH_RATIO = 2.0
@@ -87,6 +89,7 @@ class Updater:
         self._guard, self.steps_taken, self._ranks = guard, 0, ranks
         self._accelerator, self._model, self._optimiser = accelerator, model, optimiser
         self._settings, self._objective = settings, ObjectiveSettings()
+        self.room = Room(settings.microbatch_tokens, ranks.several)
         self._prefixes = SharedPrefixes(model, accelerator) if settings.share_prefixes else None
         self._trainer_log_p: dict[int, tuple[float, ...]] = {}
         """Of each stream, by its `id`, before the first step; empty without the correction."""
@@ -117,13 +120,15 @@ class Updater:
         norms = []
         self._trainer_log_p = {}
         if objective.needs_old_feedback_log_p or self._settings.mismatch_truncation:
-            recomputed = [self._recomputed(rows) for rows in minibatches]
+            recomputed = [self._in_room(partial(self._recomputed, rows)) for rows in minibatches]
             if self._settings.mismatch_truncation:
                 pairs = ((row.stream, row.recomputed) for rows in recomputed for row in rows)
                 self._trainer_log_p = {id(stream): log_p for stream, log_p in pairs if log_p}
             if objective.needs_old_feedback_log_p:
                 minibatches = recomputed
-        grad_norms = self._norms_by_source(minibatches[0]) if by_source and minibatches else {}
+        grad_norms = {}
+        if by_source and minibatches:
+            grad_norms = self._in_room(partial(self._norms_by_source, minibatches[0]))
         self.steps_taken = 0
         for rows in minibatches:
             applied = self._applied(rows)
@@ -137,13 +142,16 @@ class Updater:
         mean_norm = sum(norms) / max(1, len(norms))
         return {**_means(sums), **_first_update(first), "grad_norm": mean_norm, **grad_norms}
 
+    def _in_room(self, compute: Callable[[], Result]) -> Result:
+        return self.room.within(compute, lambda: self._optimiser.zero_grad(set_to_none=True))
+
     def _applied(self, rows: Sequence[Row]) -> tuple[dict[str, float], float] | None:
         """Take the optimiser step of a mini-batch; return its sums and its gradient's norm, None if the guard
         left it out."""
         if self._guard is not None and self._guard.leaves_out_the_rest():
             return None
         try:
-            sums = self._accumulate(rows)
+            sums = self._in_room(partial(self._accumulate, rows))
             if self._guard is not None:
                 self._guard.check_minibatch(sums, first=not self.steps_taken)
             norm = self._step()
@@ -209,7 +217,7 @@ class Updater:
         Under DDP that is in the last one's backward pass. Under FSDP it is in each, or the gradient of all
         weights would be on each rank.
         """
-        limit, pass_tokens = self._settings.microbatch_tokens, PASS_TOKENS_GPU
+        limit, pass_tokens = self.room.tokens, PASS_TOKENS_GPU
         on_cpu = self._accelerator.device.type == "cpu"
         ranks = self._ranks.rank, self._ranks.size
         parts = self._prefixes.microbatches(rows, limit, *ranks) if self._prefixes else None
@@ -244,7 +252,9 @@ class Updater:
         temperature = self._settings.temperature
         if part.trees:
             rows = packed_streams([row.stream for row in part.rows], part.trees, self._settings.pad_id)
+            self.room.going_through(len(part.rows), rows.ids.numel())
             return packed_log_probs(self._model, rows.to(batch.ids.device), temperature, *kl)
+        self.room.going_through(len(part.rows), batch.ids.numel())
         prompt = int((batch.sources == Source.PROMPT).sum(-1).min())
         return token_log_probs(self._model, batch.ids, temperature, prompt, *kl)
 
