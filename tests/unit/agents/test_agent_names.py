@@ -19,6 +19,7 @@ MAY_NAME = {
     "agents/named.py": "the entries",
     "config/agents.py": "the default of agents.enabled is PAPER_AGENTS",
     "tasks/cpu": "oracles and worked examples have words of these three",
+    "tasks/words": "the oracle of facts is Knowledge's",
     "planning/workload.py": "what the paper's three are assumed to be asked",
     "training/metrics.py": "every run's metrics have lines of the three, whoever is enabled",
     "training/experience.py": "verified copies ask Verify",
