@@ -87,3 +87,5 @@ def test_the_distance_is_summed_over_policy_tokens_for_the_record_where_there_is
     assert found == pytest.approx((batch.kl_reference * batch.policy_mask).sum().item(), rel=1e-5)
     assert "kl_reference" not in objective_sums(log_p, replace(batch, kl_reference=None), HELD)
     assert HELD.kl is KL_ESTIMATORS["exact"] and ObjectiveSettings().kl is None
+    assert ObjectiveSettings(kl_weight=0.1).kl is KL_ESTIMATORS["k3"]
+    assert ObjectiveSettings(entropy_weight=0.1).kl is None
