@@ -6,7 +6,7 @@ or credentials.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aipo.agents.backends import AgentSetupError, Backend, Making, backend_of
@@ -17,6 +17,7 @@ from aipo.agents.prompting import Context
 from aipo.agents.spec import AgentSpec
 from aipo.config.agents import AgentFields
 from aipo.config.settings import Settings
+from aipo.consult.examples import worked_consultations
 from aipo.consult.protocol import NOTICES, Protocol
 from aipo.tasks.base import Oracle, Wording
 from aipo.tasks.registry import task_spec
@@ -127,14 +128,18 @@ def build_protocol(settings: Settings, everyone: bool = False) -> Protocol:
     """Return the protocol of the settings.
 
     A task with an oracle keeps the tags of the agents that the oracle has words of, enabled or not: they are
-    words of its vocabulary. `everyone`: these are offered too, as in a warm start. Raises `ValueError`s.
+    words of its vocabulary. `everyone`: these are offered too, as in a warm start. Raises `ValueError`s, also
+    for worked consultations (consult.examples) that cannot be shown.
     """
     specs = settings.agents.specs()
     known = {*AGENTS, *(spec.name for spec in specs)}
     settings.agents.refuse_other_names("consult.tags", settings.consult.tags, known)
     kept = [AGENTS[name] for name in _oracle_knows(settings)]
     enabled = tuple(dict.fromkeys([*kept, *specs])) if everyone else specs
-    return protocol_of(enabled, AGENTS, kept, settings.consult.tags, settings.consult.feedback_tag)
+    consult = settings.consult
+    protocol = protocol_of(enabled, AGENTS, kept, consult.tags, consult.feedback_tag)
+    worked = worked_consultations(consult.examples, consult.examples_file, protocol)
+    return replace(protocol, examples=tuple(example.shown(protocol) for example in worked))
 
 
 def wording_of(protocol: Protocol) -> Wording:

@@ -132,6 +132,14 @@ class ConsultSettings(Section):
     solo_prompt: str | None = Field(
         None, description="System prompt without agents; none: the packaged text; '': no system message."
     )
+    examples: tuple[str, ...] = Field(
+        (),
+        description="Worked consultations in the consulting prompt, those of enabled agents: `mathematics`, "
+        "`code`, `facts`, your own as `module:attribute`. They count against rollout.max_prompt_tokens.",
+    )
+    examples_file: Path | None = Field(
+        None, description="A file with more of them, in the form of src/aipo/consult/examples."
+    )
     elicit: ElicitSettings = ElicitSettings()
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+EXAMPLES_FOLLOW = "Examples:"
+
+
 class PromptError(ValueError):
     """A prompt cannot be built; the message names the fix."""
 
@@ -25,11 +28,16 @@ class PromptError(ValueError):
 def system_prompt(condition: Condition, protocol: Protocol, override: str | None) -> str:
     """Return a condition's system prompt; an override is taken word for word, '' means no system message.
 
+    Worked consultations, where the protocol has some, end the consulting prompt, also an override of it.
     Without enabled agents there is nothing to offer: both conditions get the solo text. Raises `PromptError`
     for a solo override that holds a tag.
     """
+    offers = condition is Condition.CONSULTING and bool(protocol.enabled)
+    if offers and protocol.examples:
+        offer = _consulting(protocol) if override is None else override
+        shown = [f"Problem: {problem}\n{turn}" for problem, turn in protocol.examples]
+        return "\n\n".join([offer, EXAMPLES_FOLLOW, *shown]).strip()
     if override is None:
-        offers = condition is Condition.CONSULTING and protocol.enabled
         return _consulting(protocol) if offers else _packaged("solo")
     tag = next((tag for tag in protocol.control_strings if tag in override), None)
     if condition is Condition.SOLO and tag:

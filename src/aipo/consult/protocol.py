@@ -70,6 +70,8 @@ class Protocol:
     """Agents to whom an empty request is malformed; to the others it means "look at what I have"."""
     offers: Mapping[str, str] = field(default_factory=dict)
     """By agent, in order: the line of the packaged consulting prompt; `$open` and `$close` are its tags."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Worked consultations of the consulting prompt: a problem, and its solution with help, tags included."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tags", dict(self.tags))
