@@ -64,7 +64,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, server: Cha
 def refused(recipe: Path, *overrides: str) -> str:
     result = run_cli("train", recipe, *overrides)
     assert result.exit_code == 2, result.output
-    assert result.output.startswith("error:") and "Traceback" not in result.output
+    assert result.stderr.startswith("error:") and "Traceback" not in result.output
     assert not (recipe.parent / "run").exists()
     return " ".join(result.output.split())
 

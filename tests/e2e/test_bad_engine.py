@@ -37,7 +37,7 @@ def recipe(tmp_path: Path, policy: Path, twin: Twin) -> Path:
 def refused(recipe: Path, *overrides: str) -> str:
     result = run_cli("train", recipe, *overrides)
     assert result.exit_code == 2, f"{result.output}\n{result.exception!r}"
-    assert result.output.startswith("error:") and "Traceback" not in result.output
+    assert result.stderr.startswith("error:") and "Traceback" not in result.output
     run = recipe.parent / "run"
     assert not run.exists() or all(path.name.startswith("policy-server") for path in run.iterdir())
     return " ".join(result.output.split())

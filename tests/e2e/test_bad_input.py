@@ -64,7 +64,7 @@ def refused(recipe: Path, *overrides: str, verb: str = "train") -> str:
     result = run_cli(verb, recipe, *overrides)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
-    assert result.output.startswith("error:") and result.output.count("error:") == 1, result.output
+    assert result.stderr.startswith("error:") and result.output.count("error:") == 1, result.output
     assert not (recipe.parent / "run").exists()
     return " ".join(result.output.split())
 

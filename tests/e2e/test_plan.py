@@ -93,7 +93,7 @@ def test_sizes_come_from_a_recipe_and_options_win(tmp_path: Path) -> None:
     setting = planned(str(recipe), "train.steps=50", "--rollouts", "6", "--sizes", "")["setting"]
     work = setting["workload"]
     assert (work["prompts_per_step"], work["rollouts_per_prompt"], work["solo_fraction"]) == (12, 6, 0.25)
-    assert setting["training"]["gradient_checkpointing"] is False  # as the recipe has it
+    assert setting["training"]["gradient_checkpointing"] is True  # `auto`, for a policy of this size
     assert (work["response_tokens"]["mean"], work["response_tokens"]["most"]) == (1000, 2000)
     assert work["consultations"] == {"verify": 0.5} and work["latency_s"]["most"] == 9.0
     assert (setting["steps"], setting["training"]["minibatches"]) == (50, 2)

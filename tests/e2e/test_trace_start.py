@@ -210,7 +210,7 @@ def test_adapters_are_trained_and_merged_into_what_is_written(recipe: Path, tmp_
         ('warmstart.solo_strata=["eazy"]', "its strata are easy, hard, other"),
         ("agents.enabled=[]", "agents.enabled = []: a trace that consults needs an agent"),
         ("warmstart.source=solutions", "did you mean 'solution'?"),
-        ("rollout.max_response_tokens=60", "it does not fit rollout.max_response_tokens"),
+        ("rollout.max_response_tokens=45", "a trace must fit rollout.max_response_tokens"),
     ],
 )
 def test_a_mistake_is_one_error_with_the_fix(recipe: Path, override: str, said: str) -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 else:
     EvaluationMode = Literal[(*map(str, SoloMode), "agents")]
 """A solo mode, or `agents`; plain strings, because they are part of seed paths."""
+CHECKPOINTED_PARAMETERS = 1_000_000_000
+"""From this size on activations are computed again by default. A Qwen2.5-1.5B holds 3 MB of them for each
+token in bfloat16 [estimated from its shapes], 53 GB for train.microbatch_tokens = 16,384 beside 24 GB of
+weights and optimiser: hardly what a GPU of 80 GB has beside logits and kernels; a 0.5B has 25 and 8 GB."""
 
 
 class RunSettings(Section):

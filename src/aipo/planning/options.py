@@ -127,6 +127,7 @@ OPTIONS = (
 def setting_of(recipe: Path | None, overrides: Sequence[str], options: PlanOptions) -> Setting:
     """Return what is to be planned. Raises `ValueError`."""
     from aipo.config.loader import load_settings
+    from aipo.config.settings import CHECKPOINTED_PARAMETERS
     from aipo.planning.measured import measured
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -139,6 +140,9 @@ def setting_of(recipe: Path | None, overrides: Sequence[str], options: PlanOptio
         changes["model"] = find_model(given["model"])
     elif settings is not None:
         changes["model"] = find_model(settings.policy.model, "the recipe's policy.model")
+    if settings is not None and settings.train.gradient_checkpointing == "auto":
+        large = changes["model"].parameters >= CHECKPOINTED_PARAMETERS
+        changes["training"] = {"gradient_checkpointing": large}
     if "consultations" in given:
         rates = consultations_of(given["consultations"], base.workload.consultations)
         changes["workload"]["consultations"] = rates
@@ -188,8 +192,9 @@ def _of_recipe(settings: "Settings") -> Setting:
     training = {
         "minibatches": train.minibatches_per_step,
         "microbatch_tokens": train.microbatch_tokens,
-        "gradient_checkpointing": train.gradient_checkpointing,
     }
+    if train.gradient_checkpointing != "auto":
+        training["gradient_checkpointing"] = train.gradient_checkpointing
     changes = {
         "workload": workload,
         "training": training,

@@ -12,19 +12,13 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.policy import PolicySettings, Precision
-from aipo.config.settings import TrainSettings
+from aipo.config.settings import CHECKPOINTED_PARAMETERS, TrainSettings
 from aipo.engines.precision import compute_dtype, compute_in
 from aipo.training.device import WEIGHTS, precision_on
 from aipo.training.lora import add_lora, has_lora, merged, read_adapters
 
 ADAPTERS = "adapters"
 """Folder beside the exported policy: the adapters alone, for peft."""
-
-
-CHECKPOINTED_PARAMETERS = 1_000_000_000
-"""From this size on activations are computed again by default. A Qwen2.5-1.5B holds 3 MB of them for each
-token in bfloat16 [estimated from its shapes], 53 GB for train.microbatch_tokens = 16,384 beside 24 GB of
-weights and optimiser: hardly what a GPU of 80 GB has beside logits and kernels; a 0.5B has 25 and 8 GB."""
 
 
 class PolicyError(ValueError):

@@ -78,7 +78,7 @@ def test_a_card_says_what_was_recorded(tmp_path: Path) -> None:
 
 
 def test_a_run_without_agents_and_evaluation_says_so(tmp_path: Path) -> None:
-    card = model_card(run_of(tmp_path, "agents.enabled=[]", "policy.lora_rank=8"))
+    card = model_card(run_of(tmp_path, "agents.enabled=[]", "policy.lora_rank=8", "policy.precision=float32"))
     assert "## Agents in training\n\nNone." in card and "None was recorded" in card
     assert "| trained | LoRA of rank 8, merged, float32 |" in card
     assert "base_model" not in header_of(card)
