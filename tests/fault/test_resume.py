@@ -26,61 +26,15 @@ from support.checkpoints import (
     change_value,
     edit_state,
     lines,
-    quick_folder,
     spoil,
 )
-from support.kill_points import SIDE_EFFECTS, Ran, Zygote
-from support.policies import counting_policy, counting_recipe
+from support.kill_points import SIDE_EFFECTS, Ran
 from support.servers import chat_server
 
 pytestmark = pytest.mark.timeout(900)
-SMALL = [
-    "train.steps=4",
-    "train.checkpoint_every_steps=2",
-    "train.keep_checkpoints=1",
-    "train.prompts_per_step=2",
-    "train.reward=random",  # so that there is something to learn in every step
-    "rollout.rollouts_per_prompt=4",
-    "rollout.max_response_tokens=40",
-    "evaluate.at_steps=[2, 4]",
-    "evaluate.problems=1",
-    "evaluate.samples_per_problem=2",
-    'evaluate.modes=["unanswered"]',
-    "evaluate.pass_at=[1]",
-]
 EVERY = ["train.checkpoint_every_steps=1", "train.keep_checkpoints=3"]
 RESUMED = {"truncate"}  # side effects that only a run has that goes on
 Start = Callable[..., Ran]
-
-
-@pytest.fixture(scope="module")
-def base() -> Iterator[Path]:
-    with quick_folder() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def start(zygote: Zygote, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Run the small recipe in a folder `NAME/run`; the same name goes on."""
-    policy = counting_policy(tmp_path_factory)
-
-    def run(name: str, *overrides: str, **how: Any) -> Ran:
-        folder = base / name
-        folder.mkdir(exist_ok=True)
-        own = [f"policy.model={policy}", f"run.output={folder / 'run'}"]
-        recipe = counting_recipe(folder)
-        return zygote.run(folder / "log", "train", recipe, *own, *SMALL, *overrides, **how)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def whole(start: Start, base: Path) -> Path:
-    """The run that nothing happened to."""
-    ran = start("whole", trace=str(base / "trace"))
-    assert ran.status == 0, ran.output
-    assert all(row["grad_norm"] > 0 for row in lines(base / "whole" / "run"))
-    return base / "whole" / "run"
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +56,11 @@ class TestKill:
     def test_a_kill_at_any_side_effect_changes_nothing(self, start: Start, whole: Path, base: Path) -> None:
         events = [json.loads(line) for line in (base / "trace").read_text().splitlines()]
         if not os.environ.get("AIPO_EVERY_KILL_POINT"):
-            events = list({name: [name, n] for name, n in events}.values())  # the last one of each kind
-        functions = {name.split()[0] for name, _ in events}
+            # The last one of each kind; in the writer's thread the first one too: there the run goes on.
+            ends = {name: [name, n] for name, n in events}
+            events = [[name, n] for name, n in events if name.startswith("writer") and n == 1 < ends[name][1]]
+            events += ends.values()
+        functions = {name.removeprefix("writer: ").split()[0] for name, _ in events}
         assert {target.partition(":")[2] for target in SIDE_EFFECTS} - functions <= RESUMED, (
             "a wrapper is dead"
         )
@@ -124,7 +81,7 @@ class TestKill:
             ["Journal.rewind", 1],
             ["truncate metrics.jsonl", 1],
             ["Changes.hold_from", 1],
-            ["Path.rename .step-.partial", 1],
+            ["writer: Path.rename .step-.partial", 1],
             ["save_policy", 1],
             ["save_policy", 1],
         ):
@@ -153,7 +110,7 @@ class TestKill:
             assert start("paid-whole", *fresh).status == 0
             asked_whole = len([a for a in server.asked if "harmless" not in json.dumps(a.body)])
             server.forget()
-            assert start("paid", *remote, kill=["Updater.apply", 3]).status == -signal.SIGKILL
+            assert start("paid", *remote, kill=["Updater.apply", 3], written=True).status == -signal.SIGKILL
             assert len(server.asked) > 2
             assert start("paid", *remote).status == 0
             again = [json.dumps(asked.body, sort_keys=True) for asked in server.asked]
@@ -173,7 +130,7 @@ class TestDamage:
     def stopped(self, start: Start, base: Path) -> Iterator[Path]:
         """A run that was killed in its fourth step, with checkpoints of steps 1 to 3."""
         if not (base / "stopped-before").exists():
-            assert start("damaged", *EVERY, kill=["Updater.apply", 4]).status == -signal.SIGKILL
+            assert start("damaged", *EVERY, kill=["Updater.apply", 4], written=True).status == -signal.SIGKILL
             shutil.copytree(base / "damaged", base / "stopped-before")
         shutil.rmtree(base / "damaged")
         shutil.copytree(base / "stopped-before", base / "damaged")
@@ -260,7 +217,7 @@ class TestDamage:
     ) -> None:
         """Each is changed, its hash put right, and the run ends elsewhere: none is saved for nothing."""
         if not (base / "changed-before").exists():
-            ran = start("changed", agents="drawing", kill=["Updater.apply", 3])
+            ran = start("changed", agents="drawing", kill=["Updater.apply", 3], written=True)
             assert ran.status == -signal.SIGKILL
             shutil.copytree(base / "changed", base / "changed-before")
         shutil.rmtree(base / "changed")
@@ -276,7 +233,10 @@ class TestDamage:
         self, start: Start, drawn: Path, base: Path
     ) -> None:
         """The control of the test above."""
-        assert start("control", agents="drawing", kill=["Updater.apply", 3]).status == -signal.SIGKILL
+        assert (
+            start("control", agents="drawing", kill=["Updater.apply", 3], written=True).status
+            == -signal.SIGKILL
+        )
         edit_state(base / "control" / "run" / "checkpoints" / "step-000002", lambda state: None)
         assert start("control", agents="drawing").status == 0
         assert_same(base / "control" / "run", drawn)
@@ -319,6 +279,7 @@ class TestStop:
         assert ran.status == 3, ran.output
         said = " ".join(ran.output.split())
         assert "the checkpoint of step 2 could not be written" in said and "Make room" in said
+        assert "stopped: the checkpoint of step 4 could not be written" in said
         assert not [path.name for path in (base / "full" / "run" / "checkpoints").iterdir()]
         assert start("full").status == 0
         assert_same(base / "full" / "run", whole)
@@ -346,6 +307,9 @@ class TestStop:
         if mounted.returncode:
             pytest.skip(f"cannot mount: {mounted.stderr.decode()}")
         try:
+            ran = start("tmpfs")
+            assert ran.status == 2 and "Two must fit" in ran.output, ran.output
+            subprocess.run(["mount", "-o", f"remount,size={2 * size}", str(folder)], check=True)
             ran = start("tmpfs")
             assert ran.status == 3 and "could not be written" in ran.output, ran.output
             subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)

@@ -18,7 +18,7 @@ from click.testing import Result
 
 from aipo.agents.base import AgentQuery, AgentReply
 from aipo.agents.scripted import ScriptedAgent
-from aipo.assembly import run as run_module
+from aipo.assembly.during import Schedule
 from aipo.config.guards import GuardSettings
 from aipo.grading import Grade
 from aipo.tasks.cpu.leg_counting.task import LegCountingTask
@@ -127,15 +127,15 @@ def test_what_follows_a_step_is_saved_before_it_hangs(
     """The step is recorded, its evaluation is still due: the same command makes that first."""
     due: list[int] = []
 
-    async def hangs(settings: Any, parts: Any, step: int, reporter: Any) -> None:
+    async def hangs(self: Schedule, parts: Any, step: int, reporter: Any) -> None:
         due.append(step)
         if step == 1 and due.count(1) == 1:
             await asyncio.sleep(3600)
 
-    monkeypatch.setattr(run_module, "_evaluate_if_due", hangs)
+    monkeypatch.setattr(Schedule, "evaluate", hangs)
     assert_stopped_before_step_2(train(), folder / "run", "what follows a step: step 1")
     assert train().exit_code == 0
-    assert due == [1, 1, 2, 3]
+    assert due == [0, 1, 1, 2, 3], "0: before training"
 
 
 @pytest.mark.parametrize("agents", ["deaf", "blocking"])

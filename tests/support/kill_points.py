@@ -2,8 +2,9 @@
 
 `Zygote` starts this file as a process that has imported everything, and forks from it for each run, which
 saves the seconds that importing torch takes. In the child every function of `SIDE_EFFECTS` is wrapped: each
-call is an event, named by the function and by what it is called on. A run can be traced, or killed by SIGKILL
-just before its n-th event of a name; "after an event" is before the next one.
+call is an event, named by the function and by what it is called on, and by `writer: ` where it happens in the
+thread that writes a checkpoint. A run can be traced, or killed by SIGKILL just before its n-th event of a
+name; "after an event" is before the next one. The thread can be held at an event until another one comes.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -31,7 +33,9 @@ SIDE_EFFECTS = (
     "aipo.training.journal:Journal.sync",
     "aipo.training.changes:Changes.hold_from",
     "aipo.training.checkpoint:Checkpoints.save",
+    "aipo.training.checkpoint:Checkpoints._write",
     "aipo.training.loop:save_policy",
+    "aipo.assembly.during:save_policy",
     "aipo.assembly.evaluation:append_record",
     "aipo.assembly.run:record_agents",
     "transformers:PreTrainedModel.save_pretrained",
@@ -77,7 +81,8 @@ class Zygote:
 
     def run(self, output: Path, *arguments: str | Path, **how: Any) -> Ran:
         """Run `aipo train`; `how`: kill = [event, n], trace = file, agents = 'drawing', 'deaf' or 'blocking',
-        send = [signal, event, n], file_limit_bytes, each described where it is read below."""
+        send = [signal, event, n], hold = [event, n, until_event, m], fail_writes, written,
+        file_limit_bytes, each described where it is read below."""
         job = {"arguments": [str(a) for a in arguments], "log": str(output), **how}
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(job) + "\n")
@@ -160,15 +165,24 @@ def _run(job: dict[str, Any]) -> int:
 
 def _wrap_side_effects(job: dict[str, Any]) -> None:
     seen = _SEEN
-    kill, send = job.get("kill"), job.get("send")
+    kill, send, hold = job.get("kill"), job.get("send"), job.get("hold")
 
     def happens(name: str) -> None:
+        if threading.current_thread().name.startswith("writer"):
+            name = f"writer: {name}"
         seen[name] += 1
         if "trace" in job:
             with open(job["trace"], "a") as trace:
                 trace.write(json.dumps([name, seen[name]]) + "\n")
         if kill == [name, seen[name]]:
+            while job.get("written") and any(t.name.startswith("writer") for t in threading.enumerate()):
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
+        if hold and hold[:2] == [name, seen[name]]:
+            while seen[hold[2]] < hold[3]:
+                time.sleep(0.01)
+        if name.startswith("writer: Checkpoints._write") and seen[name] in job.get("fail_writes", ()):
+            raise OSError("the disk has a bad day")
         if send and send[1:] == [name, seen[name]]:
             os.kill(os.getpid(), send[0])
 
@@ -195,6 +209,8 @@ def _on_what(arguments: tuple[Any, ...]) -> str:
     for argument in arguments[:2]:
         if isinstance(argument, str | Path):
             name = Path(argument).name
+            if name.startswith("tmp"):
+                return " tmp"
             return f" {''.join(c for c in name if not c.isdigit())}"
     return ""
 

@@ -54,7 +54,7 @@ COUNTING_RECIPE = {
         "warmup_steps": 2,
         "stratum_mix": {"easy": 0.75, "hard": 0.25},
     },
-    "evaluate": {"problems": 4, "samples_per_problem": 4, "pass_at": [1, 4]},
+    "evaluate": {"at_steps": [], "problems": 4, "samples_per_problem": 4, "pass_at": [1, 4]},
     "warmstart": {
         "hidden_size": 64,
         "intermediate_size": 128,

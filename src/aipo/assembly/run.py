@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aipo.agents.base import Agent
 from aipo.assembly.canary import refuse_silent_agents
-from aipo.assembly.evaluation import evaluate_run
+from aipo.assembly.during import Schedule, schedule
 from aipo.assembly.parts import Parts, assemble, by_name
 from aipo.assembly.selftest import SELF_TEST, self_test
 from aipo.assembly.stopping import end_now_is_an_error, signals_end_the_step, watchdog_of
@@ -24,13 +24,14 @@ from aipo.tasks.base import Split, Task
 from aipo.training.algorithm import objective_settings
 from aipo.training.device import settled
 from aipo.training.eliciting import elicit_of
-from aipo.training.events import Progress, Reporter, Silent
+from aipo.training.events import Progress, Reporter, SignalledError, Silent
 from aipo.training.journal import AGENTS, SETTINGS, record_agents, refuse_other_run
 from aipo.training.log_probs import PolicyForward
 from aipo.training.loop import Trainer
 from aipo.training.model import parameter_line
 from aipo.training.ranks import Ranks, join
 from aipo.training.schedule import algorithm_at
+from aipo.training.snapshot import room_for_checkpoints
 from aipo.training.trackers import check_trackers
 
 BFLOAT16_RATE = 4e-5
@@ -94,7 +95,11 @@ def train(
         with reporter.doing(f"loading the task, the agents and {settings.policy.model}"):
             parts = assemble(settings, own, use_cache, settings.run.output, task)
         stack.enter_context(closing(parts))
-        step = _train(settings, parts, may_change, ranks, reporter)
+        try:
+            step = _train(settings, parts, may_change, ranks, reporter)
+        except SignalledError:  # the policy so far was exported
+            ranks.first(lambda: write_model_card(settings.run.output, policy))
+            raise
     ranks.first(lambda: write_model_card(settings.run.output, policy))
     reporter.note(f"policy written to {policy}")
     return TrainResult(policy=policy, folder=settings.run.output, step=step)
@@ -104,12 +109,8 @@ def _train(
     settings: Settings, parts: Parts, may_change: Collection[str], ranks: Ranks, reporter: Reporter
 ) -> int:
     problems = parts.task.problems(Split.TRAIN)
-    if late := [step for step in settings.evaluate.at_steps if step > settings.train.steps]:
-        raise ValueError(
-            f"evaluate.at_steps = {late} is beyond train.steps = {settings.train.steps}; lower it"
-        )
-    if settings.evaluate.at_steps:
-        parts.task.problems(Split(settings.evaluate.split))  # refused now rather than hours later
+    evaluations = schedule(settings, parts.task)
+    room = ranks.in_turn(lambda: room_for_checkpoints(parts.model, settings))
     ranks.first(lambda: refuse_silent_agents(settings, parts.agent_set))
     with reporter.doing(SELF_TEST):
         self_test(parts, problems, settings.rollout.temperature)
@@ -117,7 +118,11 @@ def _train(
     with closing(Trainer(settings, *whole, may_change=may_change, ranks=ranks)) as trainer:
         if ranks.is_main:
             _report_start(settings, parts, trainer, reporter)
-        _run(settings, replace(parts, sampler=trainer.sampler), trainer, ranks, reporter)
+            for line in filter(None, (room, evaluations.line)):
+                reporter.note(line)
+        _run(replace(parts, sampler=trainer.sampler), evaluations, trainer, ranks, reporter)
+        if line := evaluations.best_line():
+            reporter.note(line)
         return trainer.step
 
 
@@ -170,24 +175,21 @@ def _nothing_learnt_of_agents(settings: Settings) -> str:
     )
 
 
-def _run(settings: Settings, parts: Parts, trainer: Trainer, ranks: Ranks, reporter: Reporter) -> None:
+def _run(parts: Parts, evaluations: Schedule, trainer: Trainer, ranks: Ranks, reporter: Reporter) -> None:
+    settings = evaluations.settings
     with ExitStack() as stack:
         stack.enter_context(signals_end_the_step(trainer, reporter))
         if ranks.is_main:  # the others wait for it, and end when it does
             stack.enter_context(watchdog_of(trainer, settings.guards, settings.run.output, reporter))
         stack.enter_context(reporter)
 
+        async def before() -> None:
+            await evaluations.evaluate(parts, 0, reporter)
+
         async def after_step(progress: Progress) -> None:
             reporter.step(progress)
             for line in progress.warnings:
                 reporter.warn(f"step {progress.step}: {line}")
-            await _evaluate_if_due(settings, parts, progress.step, reporter)
+            await evaluations.evaluate(parts, progress.step, reporter)
 
-        asyncio.run(trainer.run(after_step))
-
-
-async def _evaluate_if_due(settings: Settings, parts: Parts, step: int, reporter: Reporter) -> None:
-    plan = settings.evaluate
-    if step in plan.at_steps:
-        samples = plan.samples_per_problem if step == settings.train.steps else plan.curve_samples_per_problem
-        await evaluate_run(settings, parts, step, samples, reporter=reporter)
+        asyncio.run(trainer.run(after_step, before))

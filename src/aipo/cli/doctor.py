@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from aipo.assembly.agents import build_agents, build_protocol, oracle_of
 from aipo.assembly.canary import try_all
+from aipo.assembly.during import schedule
 from aipo.assembly.parts import Parts, assemble, build_task, refuse_unknown_names
 from aipo.assembly.rehearsal import rehearsed_consultation
 from aipo.assembly.selftest import SELF_TEST, self_test
@@ -32,6 +33,7 @@ from aipo.tasks.benchmarks.task import BenchmarkTask
 from aipo.tasks.jsonl import JsonlTask
 from aipo.tasks.registry import task_spec
 from aipo.training.device import the_device
+from aipo.training.snapshot import room_for_checkpoints
 
 EXIT_FAILED = 1
 MANY_TOKENS = 4
@@ -212,8 +214,9 @@ def _together(settings: Settings, doing: Doing) -> list[Finding]:
             Finding(what="policy", found=f"{type(parts.model).__name__}, {size / 1e6:,.1f} M parameters"),
             Finding(what="engine", found=f"{settings.engine.name}, {dtype}"),
             memory(state, "memory for gradient and optimiser", the_device(settings.run.device)),
-            disk(settings.run.output, state * (settings.train.keep_checkpoints + 1), "disk for checkpoints"),
         ]
+        findings += _said("checkpoints", lambda: room_for_checkpoints(parts.model, settings))
+        findings += _said("evaluation", lambda: schedule(settings, parts.task).line)
         split = _first_split(settings.task)
         problems = parts.task.problems(split)
         with doing(SELF_TEST):
@@ -221,6 +224,16 @@ def _together(settings: Settings, doing: Doing) -> list[Finding]:
         if settings.agents.enabled:
             findings += _looked("consultation", lambda: _consultation(settings, parts, problems[0]))
     return findings
+
+
+def _said(what: str, say: Callable[[], str]) -> list[Finding]:
+    """Return what a run says of it at its start."""
+
+    def look() -> list[Finding]:
+        line = say()
+        return [Finding(what=what, found=line.removeprefix(f"{what}: "))] if line else []
+
+    return _looked(what, look)
 
 
 def _agrees(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> list[Finding]:

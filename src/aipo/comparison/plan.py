@@ -115,8 +115,9 @@ class Plan:
         changes = [*self._policy(method, seed), *own, f"run.seed={seed}", f"run.output={folder}"]
         settings = method_settings(self._comparison, method, changes)
         steps = settings.train.steps
-        if final_only or steps not in settings.evaluate.at_steps:
-            at = [] if final_only else [s for s in settings.evaluate.at_steps if s < steps]
+        named = settings.evaluate.at_steps or ()
+        if final_only or steps not in named:
+            at = [] if final_only else [s for s in named if s < steps]
             settings = method_settings(
                 self._comparison, method, [*changes, f"evaluate.at_steps={[*at, steps]}"]
             )

@@ -81,6 +81,12 @@ class GuardSettings(Section):
         ge=0,
         description="Steps in a row that may skip something; the next one that does stops the run.",
     )
+    max_failed_checkpoints: int = Field(
+        2,
+        ge=0,
+        description="Checkpoints in a row that could not be written; one more stops the run, and so does one "
+        "that its end waits for.",
+    )
     max_roll_backs: int = Field(3, ge=0, description="Of a whole run; the next one stops it instead.")
     stall_report_s: float = Field(
         60.0,
@@ -93,3 +99,9 @@ class GuardSettings(Section):
         gt=0,
         description="A run that cannot even stop within this time after that is ended from outside.",
     )
+
+    @property
+    def may_roll_back(self) -> bool:
+        """Whether one of the policies is `roll_back`."""
+        policies = (self.non_finite, self.divergence, self.entropy, self.zero_variance)
+        return "roll_back" in (*policies, self.ungraded, self.failed_consultations)

@@ -290,12 +290,24 @@ class TrainSettings(Section):
     source_gradients_every_steps: int = Field(
         0, ge=0, description="Steps between measurements of POLICY's and FEEDBACK's gradient norms; 0: never."
     )
+    checkpoint_every_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="A checkpoint is begun after the first step that ends this long after the one before; "
+        "what a crash can lose. It is written while the run goes on. One is always written at the end.",
+    )
     checkpoint_every_steps: int = Field(
-        1,
-        ge=1,
-        description="Steps that a crash can lose; raise it if saving takes long compared with a step.",
+        0,
+        ge=0,
+        description="Checkpoints after every n-th step instead, however long that takes. 0: by time; on "
+        "verl, which has no clock for that, every 20.",
     )
     keep_checkpoints: int = Field(2, ge=1, description="How many are kept; the oldest is removed first.")
+    keep_best: bool = Field(
+        True,
+        description="Copy the policy to `best/` whenever an evaluation on `validation` is better than all "
+        "before; one on `test` chooses nothing.",
+    )
     max_ungraded_share: float = Field(
         0.05, ge=0, le=1, description="The run stops if a larger share of a step's rollouts is UNGRADED."
     )
@@ -323,8 +335,21 @@ class EvaluateSettings(Section):
     pass_at: tuple[int, ...] = Field((1, 8, 64), description="Values of k; one above n is shown as missing.")
     temperature: float = Field(1.0, gt=0, description="Of evaluation samples.")
     seed: int = Field(0, ge=0, description="Seed of the samples; the same for all methods that are compared.")
-    at_steps: tuple[int, ...] = Field((), description="`aipo train` evaluates after these steps.")
-    curve_samples_per_problem: int = Field(16, ge=1, description="Samples at those steps but the last.")
+    every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="`aipo train` evaluates on validation problems, one sample each, before training, after "
+        "every n-th step and at the end. None: n such that this samples about a tenth of what training does.",
+    )
+    curve_problems: int = Field(
+        64, ge=1, description="Problems of each of those, over all strata; at least one of each."
+    )
+    at_steps: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        description="Evaluate after exactly these steps instead (0: before training), with the split, "
+        "problems and samples above; []: never during training.",
+    )
+    curve_samples_per_problem: int = Field(16, ge=1, description="Samples at `at_steps` but the last step.")
 
 
 class Settings(Section):
@@ -351,4 +376,13 @@ class Settings(Section):
         if not any(":" in name for name in self.agents.enabled):
             known = {*AGENTS, *self.agents.enabled}
             self.agents.refuse_other_names("consult.tags", self.consult.tags, known)
+        return self
+
+    @model_validator(mode="after")
+    def _roll_back(self) -> "Settings":
+        if self.guards.may_roll_back and not self.train.checkpoint_every_steps:
+            raise ValueError(
+                "a guard with the policy 'roll_back' goes back to a checkpoint, which must not depend on a "
+                "clock: set train.checkpoint_every_steps, to 10 for instance"
+            )
         return self

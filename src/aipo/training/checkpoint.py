@@ -6,18 +6,18 @@ that lacks it is ignored.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from aipo.training.durable import sync, sync_tree
-from aipo.training.events import StopRunError
 from aipo.training.model import restore_weights
+from aipo.training.snapshot import Learner, Snapshot
+from aipo.training.writer import NotSavedError
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
@@ -32,10 +32,6 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not as it was written: an older one may do."""
 
 
-class NotSavedError(StopRunError):
-    """A checkpoint could not be written; those before it are as they were."""
-
-
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` periodic ones, and one of a stop that is newer."""
 
@@ -45,23 +41,17 @@ class Checkpoints:
             final = folder / replaced.name[1:].removesuffix(".replaced")
             shutil.rmtree(replaced) if final.exists() else replaced.rename(final)
 
-    def save(
-        self,
-        step: int,
-        model: PreTrainedModel,
-        optimiser: torch.optim.Optimizer,
-        scheduler: Any,
-        state: Mapping[str, Any],
-        periodic: bool = True,
-    ) -> Path:
-        """Write the state after `step` and drop the oldest. Raises `NotSavedError`.
+    def save(self, snapshot: Snapshot, before: Callable[[], object] = lambda: None) -> Path:
+        """Write a state, drop the oldest, return the folder. Raises `NotSavedError`.
 
-        One that is not `periodic` was written because the run stopped; it goes with the next one, and no roll
-        back leads to it, so that a stop changes nothing of what comes later.
+        `before` runs first: it sees to what the checkpoint counts on. Called by the writer's thread too.
         """
+        step = snapshot.step
         aside = self._folder / f".step-{step:06d}.partial"
         try:
-            self._write(aside, step, model, optimiser, scheduler, state, periodic)
+            before()
+            self._write(aside, snapshot)
+            final = self._put(aside, step)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError: disk full
             shutil.rmtree(aside, ignore_errors=True)
             raise NotSavedError(
@@ -69,22 +59,16 @@ class Checkpoints:
                 f"checkpoints that are there: {self.steps() or 'none'}. Make room, or lower "
                 "train.keep_checkpoints; the same command continues from the newest of them"
             ) from error
-        final = self._put(aside, step)
         self.drop_old()
         return final
 
-    def _write(self, aside: Path, step: int, *what: Any) -> None:
-        model, optimiser, scheduler, state, periodic = what
+    def _write(self, aside: Path, snapshot: Snapshot) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        model.save_pretrained(aside / "policy")
-        torch.save(
-            {"optimiser": optimiser.state_dict(), "scheduler": scheduler.state_dict()}, aside / "optimiser.pt"
-        )
-        (aside / "state.json").write_text(json.dumps(state))
+        snapshot.write(aside)
         sync_tree(aside)
         files = {str(path.relative_to(aside)): _fingerprint(path) for path in _files(aside)}
-        manifest = {"schema": SCHEMA, "step": step, "periodic": periodic, "files": files}
+        manifest = {"schema": SCHEMA, "step": snapshot.step, "periodic": snapshot.periodic, "files": files}
         (aside / MANIFEST).write_text(json.dumps(manifest))
         sync(aside / MANIFEST)
         sync(aside)
@@ -133,10 +117,8 @@ class Checkpoints:
         sync(self._folder)
         return target
 
-    def restore(
-        self, step: int, model: PreTrainedModel, optimiser: torch.optim.Optimizer, scheduler: Any
-    ) -> dict[str, Any]:
-        """Load a checkpoint into the given objects and return the rest of its state.
+    def restore(self, step: int, learner: Learner) -> dict[str, Any]:
+        """Load a checkpoint into what learns and return the rest of its state.
 
         Nothing is loaded before every file was compared with the manifest. Raises `DamagedCheckpointError`,
         and `CheckpointError` for one of another version of the format.
@@ -146,12 +128,12 @@ class Checkpoints:
             _check_files(folder, step)
             saved = torch.load(folder / "optimiser.pt", weights_only=True)
             same_fields({"optimiser", "scheduler"}, saved, "optimiser.pt")
-            _check_optimiser(saved["optimiser"], optimiser.state_dict())
-            same_fields(scheduler.state_dict(), saved["scheduler"], "optimiser.pt: scheduler")
+            _check_optimiser(saved["optimiser"], learner.optimiser.state_dict())
+            same_fields(learner.scheduler.state_dict(), saved["scheduler"], "optimiser.pt: scheduler")
             state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-            restore_weights(model, folder / "policy")
-            optimiser.load_state_dict(saved["optimiser"])
-            scheduler.load_state_dict(saved["scheduler"])
+            restore_weights(learner.model, folder / "policy")
+            learner.optimiser.load_state_dict(saved["optimiser"])
+            learner.scheduler.load_state_dict(saved["scheduler"])
         except CheckpointError:
             raise
         except Exception as error:  # what a spoilt file raises depends on where it is spoilt

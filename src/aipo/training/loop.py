@@ -38,12 +38,15 @@ from aipo.training.ranks import ALONE, Ranks, disable_buffer_broadcast
 from aipo.training.reference import check_reference, frozen_reference
 from aipo.training.schedule import algorithm_at
 from aipo.training.sharded import Sharded, Whole, use_fsdp
+from aipo.training.snapshot import Learner
 from aipo.training.state import RunState
 from aipo.training.trackers import FOLDER, start_trackers
 from aipo.training.update import Updater, UpdateSettings
 from aipo.training.waits import Waits, watched
+from aipo.training.writer import NotSavedError, Writer
 
 AfterStep = Callable[[Progress], Awaitable[None]]
+Before = Callable[[], Awaitable[None]]
 
 
 class Trainer:
@@ -86,6 +89,7 @@ class Trainer:
         update, self._guards = _update_settings(settings, pad_id(tokenizer)), Guards(settings)
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
         self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.is_main))
+        self._writer = Writer(settings.guards.stall_s, self.waits.progress)
         self._signal = 0
         """The signal that asked the run to stop; 0: none has."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -94,10 +98,8 @@ class Trainer:
         with ExitStack() as on_error:
             on_error.callback(self.close)
             ranks.first(lambda: check_reference(settings, model))  # before a checkpoint is restored into it
-            learner = (model, self._policy.wrapped(self._optimiser), self._scheduler)
-            self._state = RunState(
-                settings, self._journal, learner, self._experience, self._guards, ranks, self._policy
-            )
+            run = (settings, self._journal, self._learner(), self._experience, self._guards)
+            self._state = RunState(*run, self._writer, ranks)
             self._state.restore()
             done = read_lines(settings.run.output / METRICS)
             self._guards.trends.replay(done)
@@ -121,6 +123,15 @@ class Trainer:
         )
         return prepared, prepared_optimiser
 
+    def _learner(self) -> Learner:
+        return Learner(
+            model=self._model,
+            tokenizer=self._tokenizer,
+            optimiser=self._policy.wrapped(self._optimiser),
+            scheduler=self._scheduler,
+            policy=self._policy,
+        )
+
     @property
     def step(self) -> int:
         """The last finished and recorded step."""
@@ -132,28 +143,37 @@ class Trainer:
         return self._state.notes
 
     def close(self) -> None:
-        """Release the run's folder and close the trackers."""
+        """Release the run's folder, when nothing is written to it any more, and close the trackers."""
         if self._accelerator.trackers:
             self._accelerator.end_training()
+        with suppress(NotSavedError):
+            self._writer.finish()
+        if self._writer.busy:
+            return  # the lock goes with the process
         self._journal.close()
 
-    async def run(self, after_step: AfterStep) -> None:
+    async def run(self, after_step: AfterStep, before: Before | None = None) -> None:
         """Train up to the last step and export the policy. Raises `StopRunError` once a checkpoint is saved.
 
         `after_step` is awaited before the step's checkpoint: after a crash, what it wrote is written again
-        and never missing.
+        and never missing. `before` is awaited before the first step, again where that is begun again. After
+        a signal the policy is exported too.
         """
         self._loop, self._begun_s, self._first = asyncio.get_running_loop(), time.monotonic(), self.step
         try:
             with self.waits.cancelled_by_stop():
-                await self._steps(after_step)
+                await self._steps(after_step, before)
         except StopRunError as stop:
             with self.waits.track("checkpoint", "the stop"):
                 self._state.save_after(stop, self._updater.steps_taken > 0)
+                if isinstance(stop, SignalledError):
+                    self.export()
             raise
 
-    async def _steps(self, after_step: AfterStep) -> None:
+    async def _steps(self, after_step: AfterStep, before: Before | None) -> None:
         await self._load_weights_into_engine()
+        if before is not None and self.step == 0:
+            await self._begin(before)
         if self._state.after_step_due:
             await self._finish_step(read_lines(self._settings.run.output / METRICS)[-1], after_step)
         while self.step < self._settings.train.steps:
@@ -163,10 +183,25 @@ class Trainer:
             await self._finish_step(metrics, after_step)
         self.export()
 
+    async def _begin(self, before: Before) -> None:
+        """Do what comes before the first step; whatever that draws, the step draws the same."""
+        drawn = generators.state()
+        with self.waits.track("what comes before", "step 1"), self._ranks.together():
+            if self._ranks.is_main:
+                await before()
+        generators.restore(drawn)
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Raise `SignalledError` on all ranks if one of them has got a signal."""
+        if signals := [number for number in self._ranks.all_gather(self._signal) if number]:
+            raise _signalled(self.step, signals[0])
+
     async def _finish_step(self, metrics: dict[str, float], after_step: AfterStep) -> None:
         """Complete a recorded step: stop if a guard says so, evaluate, save a checkpoint if one is due."""
         state, total = self._state, self._settings.train.steps
         self._guards.end()
+        state.settle()
         elapsed_s, done = time.monotonic() - self._begun_s, self.step - self._first
         with self.waits.track("what follows a step", f"step {self.step}"), self._ranks.together():
             if self._ranks.is_main:
@@ -178,17 +213,16 @@ class Trainer:
                         elapsed_s=elapsed_s,
                         steps_done_now=done,
                         last_consultation=self._last_consultation,
-                        warnings=self._warnings,
+                        warnings=(*self._warnings, *state.warnings),
                     )
                 )
+        state.warnings.clear()
         state.after_step_due = False
-        due = self.step % self._settings.train.checkpoint_every_steps == 0 or self.step == total
         with self.waits.track("checkpoint", f"step {self.step}"):
-            if due or state.rolled_back:
-                state.save(periodic=True)
-        signals = [number for number in self._ranks.all_gather(self._signal) if number]
-        if signals and self.step < total:
-            raise _signalled(self.step, signals[0])
+            if state.due():
+                state.save()
+        if self.step < total:
+            self._stop_if_asked()
 
     def stop_soon(self, signal_number: int, finish_step: bool) -> None:
         """Ask the run to stop after the current step, or else at its next wait. Called by signal handlers.
@@ -310,5 +344,5 @@ def _update_settings(settings: Settings, pad: int) -> UpdateSettings:
 
 
 def _signalled(step: int, signal_number: int) -> SignalledError:
-    why = f"signal {signal_number} after step {step}; the same command continues"
+    why = f"signal {signal_number} after step {step}; the same command continues. policy/ holds what there is"
     return SignalledError(why, signal_number)

@@ -4,10 +4,12 @@ A restored run continues to the last bit as the saved one would have. docs/recov
 it is there.
 """
 
+import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import torch
 
 from aipo.config.settings import Settings
@@ -17,7 +19,6 @@ from aipo.training.checkpoint import (
     CheckpointError,
     Checkpoints,
     DamagedCheckpointError,
-    NotSavedError,
     same_fields,
 )
 from aipo.training.events import LostRankError, NonFiniteError, StalledError, StopRunError
@@ -26,7 +27,11 @@ from aipo.training.guards import Guards
 from aipo.training.journal import METRICS, Journal, NotRecordedError, read_lines
 from aipo.training.provenance import code_revision, differences, library_versions
 from aipo.training.ranks import ALONE, Ranks
-from aipo.training.sharded import Whole
+from aipo.training.snapshot import Learner, bytes_of_checkpoint, snapshot
+from aipo.training.writer import NotSavedError, Writer
+
+MEMORY_SPARE = 1.2
+"""Memory for a copy of the state must be free so often over; else the run waits while it is written."""
 
 
 class RunState:
@@ -36,22 +41,25 @@ class RunState:
         self,
         settings: Settings,
         journal: Journal,
-        learner: tuple[Any, Any, Any],
+        learner: Learner,
         experience: Experience,
         guards: Guards,
+        writer: Writer,
         ranks: Ranks = ALONE,
-        policy: Whole | None = None,
     ) -> None:
-        """`learner`: model, optimiser, scheduler. Of several `ranks` all restore and the first one writes."""
-        train = settings.train
-        self._ranks, self._policy = ranks, policy
-        self._learner, self._experience, self._guards, self._journal = learner, experience, guards, journal
+        """Of several `ranks` all restore and the first one writes, by its `writer`."""
+        train = self._train = settings.train
+        self._ranks, self._learner, self._journal = ranks, learner, journal
+        self._experience, self._guards, self._writer = experience, guards, writer
         folder = settings.run.output / "checkpoints"
         self._checkpoints = ranks.in_turn(lambda: Checkpoints(folder, train.keep_checkpoints))
+        self._begun_s = time.monotonic()
+        """When the newest checkpoint was begun, or this process."""
+        self._failed = 0
+        """Checkpoints in a row that could not be written."""
+        self._max_failed = settings.guards.max_failed_checkpoints
         self._seed, self._steps = settings.run.seed, train.steps
-        limits = settings.guards
-        policies = (limits.non_finite, limits.divergence, limits.entropy, limits.zero_variance)
-        self._may_roll_back = "roll_back" in (*policies, limits.ungraded, limits.failed_consultations)
+        self._may_roll_back = settings.guards.may_roll_back
         code_revision(), library_versions()  # found out now: a stop should not wait for git
         self.step = 0
         self.after_step_due = False
@@ -60,6 +68,8 @@ class RunState:
         """Whether the step ended with the weights of an earlier one."""
         self.notes: list[str] = []
         """What the user should know about a resume."""
+        self.warnings: list[str] = []
+        """What the user should know about checkpoints that could not be written."""
         self._before: dict[str, Any] | None = None
         self._saved: dict[str, Any] | None = None
         """What is on the disk of the newest checkpoint, as far as `_position` tells."""
@@ -75,19 +85,54 @@ class RunState:
         self.step, self._before = self.step + 1, None
         self.after_step_due, self.rolled_back = True, rolled_back
 
-    def save(self, periodic: bool) -> None:
-        """Write a checkpoint of the state between two steps. Raises `NotSavedError`."""
-        self._write(self._now(), periodic)
+    def due(self) -> bool:
+        """Whether a checkpoint of `step` is due. Of several ranks, the clock of the first one counts."""
+        every, minutes = self._train.checkpoint_every_steps, self._train.checkpoint_every_minutes
+        if self.rolled_back or self.step == self._steps:
+            return True
+        if every:
+            return self.step % every == 0
+        late = time.monotonic() - self._begun_s >= 60 * minutes
+        return self._ranks.all_gather(late and not self._writer.busy)[0]
+
+    def save(self, wait: bool = False) -> None:
+        """Begin to write a checkpoint of the state between two steps; the one before is waited for.
+
+        With `wait`, and at the last step, return when it is on the disk. A step that was rolled back is
+        waited for too: no resume may come to it twice. Raises `NotSavedError`.
+        """
+        self._write(self._now(), periodic=True, wait=wait or self.rolled_back or self.step == self._steps)
+
+    def settle(self, wait: bool = False) -> str:
+        """Return why the newest checkpoint could not be written; "": it was, or is being written. All ranks.
+
+        Raises `NotSavedError` for one more than `guards.max_failed_checkpoints` in a row, and where a wait
+        for its end is too long.
+        """
+        if wait:
+            self._ranks.first(self._writer.finish)
+        taken = self._writer.take()
+        why = self._ranks.all_gather(None if taken is None else str(taken[1] or ""))[0]
+        if why is None:
+            return ""
+        self._failed = self._failed + 1 if why else 0
+        if self._failed > self._max_failed:
+            raise NotSavedError(why)
+        if why:
+            self._saved, self._begun_s = None, float("-inf")  # tried again as soon as may be
+            self.warnings.append(f"{why}. The run goes on")
+        return why
 
     def save_for_stop(self, weights_changed: bool) -> None:
         """Write what is whole, unless it is there: the state before the step under way, or the present one.
 
-        In a step whose weights have changed already there is no such state. Raises `NotSavedError`.
+        In a step whose weights have changed already there is no such state. It is on the disk when this
+        returns. Raises `NotSavedError`.
         """
         if self._before is None:
-            self._write(self._now(), periodic=False)
+            self._write(self._now(), periodic=False, wait=True)
         elif not weights_changed:
-            self._write(self._before, periodic=False)
+            self._write(self._before, periodic=False, wait=True)
 
     def save_after(self, stop: StopRunError, weights_changed: bool) -> None:
         """`save_for_stop` after an error: if the disk is the reason, it is not tried again."""
@@ -109,16 +154,18 @@ class RunState:
             "generators": generators.state(),
         }
 
-    def _write(self, state: dict[str, Any], periodic: bool) -> None:
+    def _write(self, state: dict[str, Any], periodic: bool, wait: bool) -> None:
+        self.settle(wait=True)
         if self._saved == _position(state) and not periodic:
             return
         self._refuse_spoilt_weights(state["step"])
-        with self._policy.collected() if self._policy else nullcontext():
-            self._ranks.first(lambda: self._write_files(state, periodic))
-        self._saved = _position(state)
+        with self._learner.policy.collected():
+            self._ranks.first(lambda: self._begin(state, periodic, wait))
+        self._saved, self._begun_s = _position(state), time.monotonic()
+        if wait and (why := self.settle(wait=True)):
+            raise NotSavedError(why)
 
-    def _write_files(self, state: Mapping[str, Any], periodic: bool) -> None:
-        self._journal.sync()
+    def _begin(self, state: Mapping[str, Any], periodic: bool, wait: bool) -> None:
         state = {
             **state,
             "lines": self._journal.lines_up_to(state["step"]),
@@ -126,12 +173,16 @@ class RunState:
             "code": code_revision(),
             "libraries": library_versions(),
         }
-        self._checkpoints.save(state["step"], *self._learner, state, periodic)
+        fits = psutil.virtual_memory().available > MEMORY_SPARE * bytes_of_checkpoint(self._learner.model)
+        saved = snapshot(self._learner, state, periodic, copy=fits and not wait)
+        what = f"the checkpoint of step {state['step']}"
+        self._writer.begin(what, lambda: self._checkpoints.save(saved, before=self._journal.sync))
+        if not fits:
+            self._writer.finish()
 
     def _refuse_spoilt_weights(self, step: int) -> None:
         """Raise `NonFiniteError`: a checkpoint of NaNs would push out those that can be gone back to."""
-        model, *_ = self._learner
-        for name, parameter in model.named_parameters():
+        for name, parameter in self._learner.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise NonFiniteError(
                     f"after step {step} the weights {name} are not finite numbers; no checkpoint of them was "
@@ -160,7 +211,7 @@ class RunState:
             )
         self._ranks.first(self._begin_files)
         if state is None and self._may_roll_back:
-            self.save(periodic=True)
+            self.save(wait=True)
 
     def _begin_files(self) -> None:
         self._journal.rewind(self.step)
@@ -172,7 +223,8 @@ class RunState:
 
         The rate of learning belongs to the step's number, so the scheduler stays too.
         """
-        *_, scheduler = self._learner
+        self.settle(wait=True)
+        scheduler = self._learner.scheduler
         here = scheduler.state_dict()
         if self._restored(periodic_only=True) is None:
             raise StopRunError(f"step {self.step + 1}: there is no checkpoint to roll back to")
@@ -184,15 +236,14 @@ class RunState:
         found = self._ranks.all_gather(state["step"] if state else None)
         if found.count(found[0]) < len(found):
             raise CheckpointError(f"ranks read checkpoints of steps {found}; is run.output the same for all?")
-        if self._policy is not None:
-            self._policy.sync_from_sampler()
+        self._learner.policy.sync_from_sampler()
         return state
 
     def _restored_here(self, steps: list[int]) -> dict[str, Any] | None:
         damaged: list[DamagedCheckpointError] = []
         for step in reversed(steps):
             try:
-                state = self._checkpoints.restore(step, *self._learner)
+                state = self._checkpoints.restore(step, self._learner)
                 self._check(state, step)
             except DamagedCheckpointError as error:
                 damaged.append(error)

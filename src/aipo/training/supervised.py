@@ -19,6 +19,8 @@ from aipo.core.tokens import TokenStream
 from aipo.core.types import Source
 from aipo.training.checkpoint import Checkpoints
 from aipo.training.log_probs import PolicyForward, token_log_probs
+from aipo.training.sharded import Whole
+from aipo.training.snapshot import Learner, snapshot
 
 WARMUP_SHARE, LAST_RATE = 0.05, 0.1
 """The rate rises over the first share of the steps, then falls linearly to this share of itself [ours]."""
@@ -58,10 +60,16 @@ class Supervised:
             self._trained, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate)
+        self._learner = Learner(
+            model=self._model,
+            optimiser=self._optimiser,
+            scheduler=self._schedule,
+            policy=Whole(self._model),
+        )
         self._checkpoints = checkpoints
         self.step = checkpoints.steps()[-1] if checkpoints.steps() else 0
         if self.step:
-            checkpoints.restore(self.step, self._model, self._optimiser, self._schedule)
+            checkpoints.restore(self.step, self._learner)
 
     def run(self, progress: Callable[[int, int, float, float], None]) -> None:
         """Train to the end. `progress` takes step, steps, the step's loss and the seconds of this process.
@@ -85,7 +93,7 @@ class Supervised:
 
     def _save(self) -> None:
         self._optimiser.zero_grad(set_to_none=True)
-        self._checkpoints.save(self.step, self._model, self._optimiser, self._schedule, {})
+        self._checkpoints.save(snapshot(self._learner, {"step": self.step}, periodic=True, copy=False))
 
     def _rate(self, step: int) -> float:
         warmup = max(1, round(WARMUP_SHARE * self.steps))

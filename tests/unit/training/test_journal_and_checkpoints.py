@@ -19,6 +19,9 @@ from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.training.checkpoint import CheckpointError, Checkpoints
 from aipo.training.journal import EVALUATION, METRICS, ROLLOUTS, TIMINGS, Journal, RunFolderError, read_lines
+from aipo.training.sharded import Whole
+from aipo.training.snapshot import Learner, snapshot
+from support.policies import byte_level_tokenizer
 
 FILES = (METRICS, ROLLOUTS, TIMINGS, EVALUATION)
 
@@ -133,6 +136,14 @@ class State:
         self.model: PreTrainedModel = LlamaForCausalLM(config)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=0.1)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: 1 / (step + 1))
+        tokenizer = byte_level_tokenizer(["a"])
+        self.learner = Learner(
+            model=self.model,
+            tokenizer=tokenizer,
+            optimiser=self.optimiser,
+            scheduler=self.scheduler,
+            policy=Whole(self.model),
+        )
         self.step()
 
     def step(self) -> None:
@@ -145,10 +156,10 @@ class State:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def save(self, checkpoints: Checkpoints, step: int, **state: object) -> Path:
-        return checkpoints.save(step, self.model, self.optimiser, self.scheduler, {"step": step, **state})
+        return checkpoints.save(snapshot(self.learner, {"step": step, **state}, periodic=True, copy=True))
 
     def restore(self, checkpoints: Checkpoints, step: int) -> dict[str, object]:
-        return checkpoints.restore(step, self.model, self.optimiser, self.scheduler)
+        return checkpoints.restore(step, self.learner)
 
 
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -26,6 +26,8 @@ LOSS_AGG_MODES = {
     "horizon": "seq-mean-token-sum-norm",
 }
 """verl's own words, which its losses read; ours brings the weight of each token."""
+SAVE_EVERY_STEPS = 20
+"""Where a recipe leaves its checkpoints to a clock, which verl does not do."""
 
 
 class VerlConfigError(ValueError):
@@ -172,7 +174,7 @@ def _trainer(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
         "n_gpus_per_node": cluster.gpus_per_node,
         "total_training_steps": settings.train.steps,
         "total_epochs": settings.train.steps,
-        "save_freq": settings.train.checkpoint_every_steps,
+        "save_freq": settings.train.checkpoint_every_steps or SAVE_EVERY_STEPS,
         "max_actor_ckpt_to_keep": settings.train.keep_checkpoints,
         "test_freq": cluster.validate_every_steps or -1,
         "val_before_train": cluster.validate_every_steps > 0,
