@@ -33,6 +33,7 @@ UPDATES = Path(__file__).with_name("updates_on_ranks.py")
 LAST_EXCHANGE = Path(__file__).with_name("last_exchange_of_ranks.py")
 SMALL = [
     "train.steps=3",
+    "train.checkpoint_every_steps=1",
     "train.reward=random",  # so that there is something to learn in every step
     "train.microbatch_tokens=400",  # several in each mini-batch, and not as many on both ranks
     "rollout.rollouts_per_prompt=4",
