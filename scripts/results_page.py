@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/ablation.md from the committed records, figures too: no number is typed.
+"""Write docs/results.md, docs/real_models.md and docs/ablation.md from the committed records, figures too: no number is typed.
 
 The words are docs/*.in.md, the rest is what `Report` generates. In the words,
 `{{ cell(METHOD, MODE, K) }}` stands for an estimate, `{{ table }}` and the like for whole parts; an unknown
@@ -19,6 +19,8 @@ from aipo.evaluation.table import format_share
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, RECORDS = ROOT / "docs", ROOT / "results"
 PASS_AT, FOCUS = (1, 8, 64), ("hard",)
+RECORDS_OF = {"results": "main", "real_models": "smollm2"}
+"""Folder of the records of a page that shows one comparison."""
 MAIN = "Main table"
 SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "facts": {
@@ -80,7 +82,9 @@ def render(page: str, figures: Path) -> str:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     template = environment.from_string((DOCS / f"{page}.in.md").read_text())
     figures.mkdir(exist_ok=True)
-    values = _results(figures) if page == "results" else {"parts": list(_parts(figures)), "copies": _copies}
+    values = (
+        {"parts": list(_parts(figures)), "copies": _copies} if page == "ablation" else _results(page, figures)
+    )
     for svg in figures.glob("*.svg"):  # a page shows those; what has no vector twin is somebody else's
         svg.with_suffix(".png").unlink(missing_ok=True)
     return template.render(values)
@@ -88,14 +92,17 @@ def render(page: str, figures: Path) -> str:
 
 def pages() -> list[str]:
     """Return the names of the pages that there are records for."""
-    return ["results", *(["ablation"] if list(RECORDS.glob(f"ablation/*/{FACTS}")) else [])]
+    single = [page for page, folder in RECORDS_OF.items() if (RECORDS / folder / FACTS).exists()]
+    return [*single, *(["ablation"] if list(RECORDS.glob(f"ablation/*/{FACTS}")) else [])]
 
 
-def _results(figures: Path) -> dict[str, Any]:
-    report = Report(RECORDS / "main", PASS_AT, FOCUS)
+def _results(page: str, figures: Path) -> dict[str, Any]:
+    folder = RECORDS_OF[page]
+    report = Report(RECORDS / folder, PASS_AT if page == "results" else (1, 8), FOCUS)
+    prefix = "" if page == "results" else f"{folder}-"
     return {
         "table": report.table().markdown(),
-        "figures": _shown(report.figures(figures)),
+        "figures": _shown(report.figures(figures, prefix=prefix)),
         "differences": report.differences(),
         "token_table": report.token_table(),
         "how": report.how(),
