@@ -1,4 +1,6 @@
-"""Write docs/results.md, docs/real_models.md and docs/ablation.md from the committed records, figures too: no number is typed.
+"""Write the pages of results from the committed records, figures too: no number is typed.
+
+They are docs/results.md, docs/real_models.md and docs/ablation.md.
 
 The words are docs/*.in.md, the rest is what `Report` generates. In the words,
 `{{ cell(METHOD, MODE, K) }}` stands for an estimate, `{{ table }}` and the like for whole parts; an unknown
