@@ -1,11 +1,10 @@
 """What the benchmarks with consultations share: a policy that consults now and then, and an agent that takes
 its time.
 
-Owns the workload of items 1 and 2 of the speed section. The policy is the reference's model with random
+The policy is the reference's model with random
 weights, whose last logits are shifted by a table over the last token, so that a request begins after any word
-with probability 1/ASK_EVERY and the end with 1/END_EVERY. Every draw is the sampler's own. Must not know what
-is measured. Invariant: an agent's latency depends on its rollout and on which consultation it is, on nothing
-else.
+with probability 1/ASK_EVERY and the end with 1/END_EVERY. Every draw is the sampler's own. An agent's
+latency depends on its rollout and on which consultation it is, on nothing else.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """What rollouts and updates cost against the length of a response, the size of a group and consultations.
 
-Owns the third item of the speed section. CPU-seconds of one thread, medians over rounds in which the sizes
+CPU-seconds of one thread, medians over rounds in which the sizes
 take turns. Each cost is fitted with a line; a figure is the cost of the largest size beside the line there:
 above 1 where cost grows faster. A group's size and consultations should be linear, and are asked to be.
 Length cannot be: attention reads all that stands before a token, and its share grows with it. Consultations

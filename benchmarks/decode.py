@@ -1,6 +1,6 @@
 """Decoding without consultations: the in-process engine beside `model.generate` and vLLM's CPU build.
 
-Owns item 3 of the speed section: 128 prompts of 32 tokens, 64 new tokens each, then 8 to 120. Every engine
+128 prompts of 32 tokens, 64 new tokens each, then 8 to 120. Every engine
 gets the same prompts, weights and lengths, and samples at temperature 1. Ours and vLLM return
 log-probabilities, `generate` does not. One thread each; tokens per CPU-second decide, since others share the
 machine.

@@ -1,9 +1,8 @@
 """Peak memory and time of log-probabilities, forward and backward, of Qwen's vocabulary: in chunks and whole.
 
-Owns one comparison: `PolicyForward` as it is by default beside the same with all logits held at once, each in
-a process of its own, same weights and ids. Memory is the process's peak (VmHWM) less what it held with the
-model loaded and warmed up. Must not know how chunks are computed. Invariant: both give the same values and
-gradients, and by how much they do not stands in the table.
+`PolicyForward` as it is by default beside the same with all logits held at once, each in a process of its
+own, same weights and ids. Memory is the process's peak (VmHWM) less what it held with the model loaded and
+warmed up. By how much values and gradients of the two differ stands in the table.
 
 Not measured here: a GPU, real widths (a hidden size of 64 makes all but the logits small on purpose).
 """

@@ -1,9 +1,9 @@
 """What the benchmarks share: the model of the reference, a tokenizer for it, clocks, and how a record is
 written.
 
-Owns the shape of results/benchmarks/NAME.json, from which benchmarks/README.md is made. Must not know what a
-script measures. Invariant: a figure stands beside its bound or peer from the same run, and what was asked of
-it stands with it; a quick run is never recorded among the results.
+benchmarks/README.md is made from the records, results/benchmarks/NAME.json. A figure stands beside its bound
+or peer from the same run, and what was asked of it stands with it; a quick run is never recorded among the
+results.
 
 Not measured here: quality, GPUs, real model sizes.
 """

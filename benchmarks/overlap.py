@@ -1,7 +1,7 @@
 """Overlap: 64 rollouts that consult slow agents, beside the least that any schedule could take, and TRL's
 tool loop.
 
-Owns item 1 of the speed section: up to 3 consultations each, latency 0.3 s (median, log-normal, cut at 3 s).
+Up to 3 consultations each, latency 0.3 s (median, log-normal, cut at 3 s).
 The bound, from the same round, is the larger of two: the same rollouts with agents that answer at once
 (decoding without pauses), and the rollout with the longest chain of its own, alone on the engine, with its
 agents' latencies. Measured with two clocks: the one on the wall, which is right on a quiet machine only

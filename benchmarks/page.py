@@ -1,7 +1,7 @@
 """Write benchmarks/README.md from results/benchmarks/*.json: no figure is typed by hand.
 
-Owns the layout of that page. Must not measure. Invariant: each figure stands beside its bound or peer, what
-was asked of it, and whether that was met; a record of a quick run is refused.
+Each figure stands beside its bound or peer, what was asked of it, and whether that was met; a record of a
+quick run is refused.
 """
 
 import json

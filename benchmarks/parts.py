@@ -1,7 +1,7 @@
 """What a long benchmark has measured so far, a file a measurement, so that a call that was cut short goes on.
 
-Owns the folder of these files. Must not know what they hold. Invariant: a part was measured in whole, by the
-same benchmark scripts in the same setting; a folder of others is an error, never mixed into a record.
+A part was measured in whole, by the same benchmark scripts in the same setting; a folder of others is an
+error, never mixed into a record.
 
 Not noticed: a change of the package between two calls. `dates` says from when to when a record was measured.
 """

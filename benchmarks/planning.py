@@ -1,9 +1,9 @@
 """`aipo plan` beside what was measured: predicted and measured seconds of small runs on a CPU.
 
-Owns the check of the simulation and of the update's formula. Two constants of this machine, seconds of a
+It checks the simulation and the update's formula. Two constants of this machine, seconds of a
 decode step and of a row in it, are fitted where agents answer at once; what is then predicted is the time
 of other numbers of rollouts and of agents with latencies. Token counts and latencies are those of the run
-itself: the schedule is predicted, not the policy. Must not know GPUs: no figure here says anything of them.
+itself: the schedule is predicted, not the policy. No figure here says anything of GPUs.
 
 Then timings.jsonl of short training runs of the policy of `aipo warmstart recipes/tiny.toml` (made first, or
 given by `--policy FOLDER`): the seconds of a FLOP and of a mini-batch of the update come from two sizes,

@@ -1,6 +1,6 @@
 """No wasted prefill: tokens put through the model over distinct tokens, with consultations on.
 
-Owns item 2 of the speed section. Distinct are a group's prompt, once, and every token behind it; the last
+Distinct are a group's prompt, once, and every token behind it; the last
 token of a rollout need not be computed, so less than 1 is possible. Counted, not timed: the figures are the
 same on any machine. The second row has half as many slots as rollouts: groups are then admitted in parts.
 """

@@ -1,6 +1,6 @@
 """The rollout loop alone: consultations per CPU-second with an instant engine and instant agents.
 
-Owns item 4 of the speed section: Python around a rollout must never be the bottleneck. Everything between
+Python around a rollout must never be the bottleneck. Everything between
 engine and agent is the product's own: parsing, spans, the error boundary, encoding feedback, streams. The
 engine says prepared ids; the agent answers without waiting. One thread.
 """

@@ -1,11 +1,11 @@
 """Our update alone beside a bare forward and backward pass over the same tokens, unpadded.
 
-Owns the second item of the speed section. The rows are a GRPO step's: prompts of 32 tokens and completions of
+The rows are a GRPO step's: prompts of 32 tokens and completions of
 8 to 256, each with an advantage. Ours is `Updater.apply` as the trainer builds it: collating, micro-batches
 with their padding, entropy, objective, records' sums, guards, clipping, AdamW. Bare is a forward pass,
 log-softmax, gather, mean, backward, in the cheaper of two ways that pad nothing: each row by itself, and all
 rows joined to one whose attention is computed row by row (what FlashAttention's varlen kernels do on a GPU).
-CPU-seconds of one thread, turn by turn. Must not know how the update cuts its rows.
+CPU-seconds of one thread, turn by turn.
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """Check that the boundary moved: AIPO's pass@8 on hard problems, alone, is above GRPO's by a margin.
 
-Usage: check_boundary.py RECORDS. Owns the margin: in each solo mode AIPO leads by at least 0.2, so far that
+Usage: check_boundary.py RECORDS. In each solo mode AIPO must lead by at least 0.2, so far that
 flipping signs problem by problem would give it less than once in a thousand times.
 """
 

@@ -3,7 +3,7 @@
 One command, at most nine minutes on an H200: `bash benchmarks/gpu/run.sh`. The record, with date and
 hardware, is results/gpu/NAME.json; benchmarks/page.py makes the table of it.
 
-Owns what is measured and for how long. Not measured: quality, several GPUs, vLLM. `--device cpu` with the
+Not measured: quality, several GPUs, vLLM. `--device cpu` with the
 shape `tiny` proves that the script runs, nothing else.
 """
 

@@ -1,7 +1,6 @@
 """The two shapes of model that the GPU benchmark knows, with random weights, and what they cost.
 
-Owns the shapes and the count of floating-point operations. Must not time anything.
-Invariant: a shape is that of the model whose name it has; only its weights are random.
+A shape is that of the model whose name it has; only its weights are random.
 """
 
 from dataclasses import dataclass

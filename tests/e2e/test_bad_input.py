@@ -109,6 +109,10 @@ class TestRecipes:
 
 
 class TestProblemFiles:
+    def test_a_file_for_a_task_that_reads_none_is_refused(self, recipe: Path) -> None:
+        message = refused(recipe, "task.name=leg_counting", "agents.enabled=[]")
+        assert_says(message, "task.train_file", "makes its own problems", "task.name = 'jsonl'")
+
     def test_a_missing_column_is_named_with_those_there_are(self, recipe: Path) -> None:
         message = refused(recipe, "task.problem_field=problem")
         assert_says(message, "problems.jsonl:1: no field 'problem'", "'question', 'answer'")

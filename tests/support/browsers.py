@@ -1,6 +1,6 @@
 """A real browser for tests: Debian's Chromium, driven by playwright, and what to look at in a page.
 
-Owns finding the browser, and what counts as gone wrong. `CHROMIUM` is None where there is none.
+`CHROMIUM` is None where there is none.
 """
 
 import shutil

@@ -178,7 +178,13 @@ def build_task(settings: TaskSettings, sandbox: SandboxSettings | None = None) -
 
 def make_task(spec: TaskSpec, settings: TaskSettings, sandbox: SandboxSettings | None = None) -> Task:
     """Return the task of an entry. Raises `TaskError` for problems that cannot be used."""
-    if settings.train_file and spec.takes_files:
+    files = (name for name in ("train_file", "validation_file", "test_file") if getattr(settings, name))
+    if not spec.takes_files and (given := next(files, None)):
+        raise TaskError(
+            f"task.{given} = {str(getattr(settings, given))!r}: task.name = {spec.name!r} makes its own "
+            "problems and reads no file; leave it out, or set task.name = 'jsonl'"
+        )
+    if settings.train_file:
         described = (benchmark for _, benchmark in BENCHMARKS.items())
         refuse_evaluation_file(settings.train_file, "task.train_file", described)
     if unknown := [name for name in settings.options if name not in spec.options]:

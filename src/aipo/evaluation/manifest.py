@@ -3,16 +3,15 @@
 A folder is filled under one manifest only; a difference is reported field by field, never ignored.
 """
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aipo.training.durable import write_whole
+from aipo.training.durable import hold_lock, write_whole
 
 SCHEMA = 1
 MANIFEST, LOCK = "manifest.json", ".lock"
@@ -107,13 +106,9 @@ def claim(folder: Path, manifest: Manifest) -> Iterator[None]:
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold a file's lock; yield whether it was free. The end of the process lets go of it too."""
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    lock = hold_lock(path)
+    with lock or nullcontext():
+        yield lock is not None
 
 
 def _refuse_other(folder: Path, manifest: Manifest) -> None:

@@ -4,8 +4,10 @@ Under its final name a file or folder is whole, and its name is on the disk as w
 on the disk only when the folder that holds the name is (man 2 fsync).
 """
 
+import fcntl
 import os
 from pathlib import Path
+from typing import IO
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -33,3 +35,14 @@ def sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), key=lambda path: -len(path.parts)):
         sync(path)
     sync(folder)
+
+
+def hold_lock(path: Path) -> IO[str] | None:
+    """Return a file's lock, held until it is closed or the process ends; None if it is taken."""
+    lock = path.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock

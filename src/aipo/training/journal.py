@@ -3,7 +3,6 @@
 After a resume from step k no line of a later step is left, so files read as if nothing had happened.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -15,7 +14,7 @@ from aipo.config.settings import Settings
 from aipo.training.changes import SETTINGS as SETTINGS
 from aipo.training.changes import Changes
 from aipo.training.changes import RunFolderError as RunFolderError
-from aipo.training.durable import sync, write_whole
+from aipo.training.durable import hold_lock, sync, write_whole
 from aipo.training.events import StopRunError, visible
 
 METRICS, ROLLOUTS, TIMINGS = "metrics.jsonl", "rollouts.jsonl", "timings.jsonl"
@@ -138,16 +137,12 @@ class _Counted:
 
 def _locked(folder: Path) -> IO[str]:
     """Return the folder's lock, held until the process ends, however it ends. Raises `RunFolderError`."""
-    lock = (folder / LOCK).open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise RunFolderError(
-            f"run.output = {str(folder)!r} is being written to by another process; end it, wait for it or "
-            "choose another folder"
-        ) from None
-    return lock
+    if lock := hold_lock(folder / LOCK):
+        return lock
+    raise RunFolderError(
+        f"run.output = {str(folder)!r} is being written to by another process; end it, wait for it or "
+        "choose another folder"
+    )
 
 
 def record_agents(folder: Path, step: int, agents: Mapping[str, Mapping[str, Any]]) -> bool:

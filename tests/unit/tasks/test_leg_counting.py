@@ -17,7 +17,6 @@ from aipo.tasks.cpu.leg_counting.notation import (
     LABELS,
     LEGS,
     LINE_END,
-    LINE_WORDS,
     MAX_INSTANCES,
     Item,
     answer,
@@ -34,6 +33,8 @@ from support.wording import WORDING
 
 TASK, ORACLE = LegCountingTask(), LegCountingOracle(WORDING)
 V, K, R = PAPER_AGENTS
+LINE_WORDS = 8
+"""Of a worked line, label and end included."""
 SOME = TASK.problems(Split.TEST)[:60]
 PROBLEM = "a 3 dog b 2 spider c 1 human"
 TAGS = {

@@ -22,8 +22,6 @@ LINE_END = ";"
 TOTAL = "total"
 OK = "ok"
 WRONG = "wrong"
-LINE_WORDS = 8
-"""Words of a worked line, label and end included."""
 SUM_DIGITS = 3
 PRODUCT_DIGITS = 2
 
