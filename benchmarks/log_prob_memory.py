@@ -84,12 +84,12 @@ def measured(way: str, positions: int, quick: bool) -> dict[str, Any]:
     model.zero_grad(set_to_none=True)
     forward.check()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew here
-    held, begun = _status("VmRSS"), time.process_time()
+    held, begun = status("VmRSS"), time.process_time()
     log_p, entropy = forward(ids, TEMPERATURE)
     (log_p * weights).sum().backward()
     return {
         "cpu_s": time.process_time() - begun,
-        "peak_mb": (_status("VmHWM") - held) / 1e6,
+        "peak_mb": (status("VmHWM") - held) / 1e6,
         "chunk": forward.chunk_of(positions),
         "log p": log_p.detach().numpy(),
         "entropy": entropy.detach().numpy(),
@@ -114,7 +114,8 @@ def _model() -> PreTrainedModel:
     return model.eval()
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """Return a line of this process's /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])

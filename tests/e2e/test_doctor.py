@@ -4,11 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from aipo.cli import doctor
-from aipo.cli.machine import Finding
-from aipo.config.loader import load_settings
 from support.policies import counting_policy, counting_recipe, random_policy, run_cli, succeed
 from support.vllm_twin import Twin
 
@@ -103,20 +100,12 @@ def test_a_bad_recipe_is_the_usual_error(recipe: Path) -> None:
     assert "engine.name" in said(recipe, "engine.name=sglang", code=2)
 
 
-def test_memory_and_disk_are_asked_for_by_what_is_trained(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Adapters of a large frozen policy need little of both; its optimiser would not fit the machine."""
-    asked: list[tuple[str, int]] = []
+def test_what_a_run_and_its_checkpoints_take_is_said(recipe: Path) -> None:
+    output = said(recipe, code=0)
+    assert "memory of the run" in output and "estimated: update" in output and "checkpoints" in output
 
-    def memory(needed_bytes: int = 0, what: str = "memory", device: str = "cpu") -> Finding:
-        asked.append((what, needed_bytes))
-        return Finding(what=what, found="enough")
 
-    monkeypatch.setattr(doctor, "memory", memory)
-    said(recipe, code=0)
-    said(recipe, "policy.lora_rank=1", code=0)
-    whole, adapters = (needed for what, needed in asked if "optimiser" in what)
-    model = AutoModelForCausalLM.from_pretrained(load_settings(recipe, []).policy.model)
-    assert whole == 3 * sum(p.numel() * p.element_size() for p in model.parameters())
-    assert 0 < adapters < whole / 10
+def test_a_policy_that_cannot_fit_is_not_even_loaded(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aipo.assembly.memory.free_bytes", lambda device: 1000)
+    output = said(recipe)
+    assert "It does not fit: take a smaller policy" in output and "loading" not in output

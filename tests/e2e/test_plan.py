@@ -116,11 +116,11 @@ def test_rates_come_from_a_run(tmp_path: Path) -> None:
     [
         (
             ["--gpus", "1"],
-            "does not fit: the update needs 155 GB a GPU of 72 usable; at least 4 GPUs are needed",
+            "does not fit: the update needs 176 GB a GPU of 72 usable; at least 4 GPUs are needed",
         ),
         (
             ["--no-checkpointing"],
-            "needs 114 GB a GPU of 72 usable; no number of GPUs helps, but --checkpointing would",
+            "needs 183 GB a GPU of 72 usable; no number of GPUs helps, but --checkpointing would",
         ),
         (["--model", "gpt-9"], "--model 'gpt-9' is neither a preset"),
         (["--gpu", "b200"], "--gpu 'b200' is none of a100, h100, h200"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.assembly.agents import build_protocol
+from aipo.assembly.memory import footprint, free_bytes, slots_that_fit
 from aipo.config.settings import Settings
 from aipo.core.registry import Registry
 from aipo.engines.base import Engine, EngineError, Sampling
@@ -80,7 +81,8 @@ def build_engine(
 
 
 def _transformers(request: EngineRequest) -> Engine:
-    slots = request.settings.rollout.slots
+    settings, model = request.settings, request.model
+    slots = slots_that_fit(settings, footprint(settings, model), free_bytes(settings.run.device))
     return TransformersEngine(request.model, request.tokenizer, slots=slots, capacity=request.capacity)
 
 

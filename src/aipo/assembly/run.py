@@ -13,6 +13,7 @@ from pathlib import Path
 from aipo.agents.base import Agent
 from aipo.assembly.canary import refuse_silent_agents
 from aipo.assembly.during import Schedule, schedule
+from aipo.assembly.memory import memory_line
 from aipo.assembly.parts import Parts, assemble, by_name
 from aipo.assembly.selftest import SELF_TEST, self_test
 from aipo.assembly.stopping import end_now_is_an_error, signals_end_the_step, watchdog_of
@@ -91,6 +92,8 @@ def train(
     reporter = reporter or Reporter() if ranks.is_main else Silent()
     ranks.first(lambda: refuse_other_run(settings, may_change))
     own = by_name(agents)
+    if line := memory_line(settings, ranks.size):
+        reporter.note(line)
     with end_now_is_an_error(), ExitStack() as stack:
         with reporter.doing(f"loading the task, the agents and {settings.policy.model}"):
             parts = assemble(settings, own, use_cache, settings.run.output, task)

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from aipo.assembly.agents import build_agents, build_protocol, oracle_of
 from aipo.assembly.canary import try_all
 from aipo.assembly.during import schedule
+from aipo.assembly.memory import memory_line
 from aipo.assembly.parts import Parts, assemble, build_task, refuse_unknown_names
 from aipo.assembly.rehearsal import rehearsed_consultation
 from aipo.assembly.selftest import SELF_TEST, self_test
@@ -84,6 +85,9 @@ def of_recipe(settings: Settings) -> list[Finding]:
             findings += _looked("agents", lambda: _agents(settings))
     else:
         findings.append(Finding(what="agents", found="none: plain RLVR"))
+    findings += _looked("memory of the run", lambda: _memory(settings))
+    if findings[-1].health is Health.FAILED:
+        return findings  # nothing is loaded that cannot fit
     return [*findings, *_looked("engine", lambda: _together(settings, doing))]
 
 
@@ -202,18 +206,20 @@ def _agents(settings: Settings) -> list[Finding]:
 # all together
 
 
+def _memory(settings: Settings) -> list[Finding]:
+    line = memory_line(settings)
+    return [Finding(what="memory of the run", found=line.removeprefix("memory, "))] if line else []
+
+
 def _together(settings: Settings, doing: Doing) -> list[Finding]:
     with doing(f"loading {settings.policy.model}"):
         parts = assemble(settings, use_cache=False)
     with closing(parts):
         size = sum(p.numel() for p in parts.model.parameters())
-        # A gradient and AdamW's two moments beside the weights; on the disk what is trained, and the moments.
-        state = 3 * sum(p.numel() * p.element_size() for p in parts.model.parameters() if p.requires_grad)
         dtype = parts.policy_engine.dtype
         findings = [
             Finding(what="policy", found=f"{type(parts.model).__name__}, {size / 1e6:,.1f} M parameters"),
             Finding(what="engine", found=f"{settings.engine.name}, {dtype}"),
-            memory(state, "memory for gradient and optimiser", the_device(settings.run.device)),
         ]
         findings += _said("checkpoints", lambda: room_for_checkpoints(parts.model, settings))
         findings += _said("evaluation", lambda: schedule(settings, parts.task).line)

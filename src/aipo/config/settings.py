@@ -171,6 +171,13 @@ class RolloutSettings(Section):
     max_response_tokens: int = Field(16384, ge=1, description="Policy, feedback and notices together.")
     temperature: float = Field(1.0, gt=0, description="Of training rollouts; the update uses it too.")
     slots: int = Field(256, ge=1, description="Rollouts that decode at the same time.")
+    cache_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Most memory of the in-process engine's keys and values, in GB; with less than `slots` "
+        "of the longest rollouts take, fewer are in flight and the others wait. None: what the device has "
+        "free beside policy and optimiser.",
+    )
 
 
 class AlgorithmSettings(Section):

@@ -10,23 +10,17 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 from aipo.planning.hardware import exchanged_s, gathered_s, ring_latency_s
+from aipo.planning.memory import ADAM_BYTES, BYTES_FP32, Footprint, device_memory
 from aipo.planning.model import BYTES_BF16
 from aipo.planning.setting import Setting
 from aipo.planning.workload import Trajectory
 
-BYTES_FP32 = 4
-WEIGHT_BYTES, GRADIENT_BYTES, ADAM_BYTES = BYTES_FP32, BYTES_FP32, 2 * BYTES_FP32
-"""float32 master weights, their gradients, and the two moments of AdamW: 16 bytes a parameter."""
-LAYER_BYTES = 34
-"""Activations of a layer, in bytes per token and hidden unit, with an attention that stores no scores
-(arXiv 2205.05198, equation 2 without its last term)."""
 LOGIT_BYTES = 2 * BYTES_FP32
-"""A float32 logit and its gradient."""
+"""A float32 logit and its gradient, of verl's update."""
 LOGITS_AT_ONCE = 2**25
 """As `training/log_probs.py`, where logits are computed a chunk at a time."""
 RESERVED_BYTES = 2e9
 """CUDA context, NCCL's buffers, the engine's graphs."""
-PREFETCHED_LAYERS = 2
 ROOMY_ROLLOUTS = 8
 """As many of the longest rollouts should fit a replica before tensor parallelism is worth its price."""
 MOST_GPUS = 4096
@@ -35,7 +29,7 @@ _SAVERS = {
     "--chunked-logits": "chunked_logits",
     "--offload": "offload",
 }
-OPTIMISER_TRAFFIC = 2 * (WEIGHT_BYTES + ADAM_BYTES) + GRADIENT_BYTES
+OPTIMISER_TRAFFIC = 2 * (BYTES_FP32 + ADAM_BYTES) + BYTES_FP32
 """Bytes that AdamW reads and writes for each parameter."""
 
 
@@ -133,28 +127,31 @@ def _try(setting: Setting) -> tuple[Memory, int] | str:
 def trainer_memory(setting: Setting, usable: float) -> Memory:
     """Return the trainer's part; the engine's is 0 here."""
     model, training = setting.model, setting.training
-    shards = training.shards(setting.cluster)
     tokens = max(training.microbatch_tokens, setting.workload.longest)
-    per_token = model.hidden * LAYER_BYTES * (1 if training.gradient_checkpointing else model.layers)
-    if training.gradient_checkpointing:
-        per_token += BYTES_BF16 * model.hidden * model.layers
-    whole = 0.0
-    if shards > 1:
-        layer = (model.multiplied - model.embedding) / model.layers
-        whole = BYTES_BF16 * (PREFETCHED_LAYERS * layer + model.embedding)
     logits = tokens * model.vocabulary
-    state = {
-        "weights": WEIGHT_BYTES * model.parameters / shards,
-        "gradients": GRADIENT_BYTES * model.parameters / shards,
-        "optimiser": ADAM_BYTES * model.parameters / shards,
-    }
+    held = device_memory(
+        Footprint(
+            shape=model,
+            parameters=model.parameters,
+            trained=model.parameters,
+            compute_bytes=BYTES_BF16,
+            residual_bytes=BYTES_BF16,
+            shards=training.shards(setting.cluster),
+            tokens=tokens,
+            gradient_checkpointing=training.gradient_checkpointing,
+            logit_bytes=LOGIT_BYTES,
+            logits=min(logits, LOGITS_AT_ONCE) if training.chunked_logits else logits,
+        )
+    )
     return Memory(
-        **state,
-        gathered=whole,
-        activations=float(tokens * per_token),
-        logits=float(LOGIT_BYTES * (min(logits, LOGITS_AT_ONCE) if training.chunked_logits else logits)),
+        weights=held.weights,
+        gradients=held.gradients,
+        optimiser=held.optimiser,
+        gathered=held.gathered,
+        activations=held.activations,
+        logits=held.logits,
         reserved=RESERVED_BYTES,
-        rollout_resident=0.0 if training.offload else state["weights"] + state["optimiser"],
+        rollout_resident=0.0 if training.offload else held.weights + held.optimiser,
         rollout_weights=0.0,
         rollout_cache=0.0,
         usable=usable,
@@ -196,13 +193,13 @@ def update_of(setting: Setting, trajectories: Sequence[Trajectory]) -> Update:
     passes = 4 if training.gradient_checkpointing else 3
     shards = training.shards(cluster)
     layers = model.layers
-    two_ways = 2 * BYTES_BF16 + GRADIENT_BYTES
+    two_ways = 2 * BYTES_BF16 + BYTES_FP32
     round_s = gathered_s(cluster, two_ways * model.parameters, shards, efficiency)
     round_s += 3 * layers * ring_latency_s(cluster, shards, efficiency)
     forward_round_s = gathered_s(cluster, BYTES_BF16 * model.parameters, shards, efficiency)
     forward_round_s += layers * ring_latency_s(cluster, shards, efficiency)
     copies = ceil(cluster.gpus / shards)
-    joined_s = exchanged_s(cluster, GRADIENT_BYTES * model.parameters / shards, copies, efficiency)
+    joined_s = exchanged_s(cluster, BYTES_FP32 * model.parameters / shards, copies, efficiency)
     optimiser = OPTIMISER_TRAFFIC * model.parameters / shards / (cluster.gpu.hbm_bytes_s * efficiency.memory)
     compute = imbalance = gather = old = 0.0
     count = min(training.minibatches, len(trajectories))
@@ -239,6 +236,6 @@ def sync_of(setting: Setting, tensor_parallel: int) -> float:
     taken += model.layers * ring_latency_s(cluster, shards, efficiency)
     taken += 2 * size / tensor_parallel / (cluster.gpu.hbm_bytes_s * efficiency.memory)
     if setting.training.offload:
-        moved = 2 * (WEIGHT_BYTES + ADAM_BYTES) * model.parameters / shards
+        moved = 2 * (BYTES_FP32 + ADAM_BYTES) * model.parameters / shards
         taken += moved / (cluster.gpu.pcie_bytes_s * efficiency.collective)
     return taken

@@ -30,6 +30,13 @@ ENOUGH_TOKENS_CPU = 1024
 """Padded tokens beyond which a pass on a CPU becomes no cheaper for each, but leaves the cache."""
 
 
+def pass_tokens(limit: int, on_cpu: bool, packed: bool) -> int:
+    """Return how many tokens a pass pads to at most, where `limit` is `train.microbatch_tokens`."""
+    if not on_cpu:
+        return limit
+    return min(limit, MOST_PACKED_TOKENS_CPU if packed else ENOUGH_TOKENS_CPU)
+
+
 @dataclass(frozen=True, slots=True)
 class Microbatch:
     """Rows that go through the model in one pass."""
@@ -137,8 +144,7 @@ class SharedPrefixes:
         self, rows: Sequence[Row], max_tokens: int, rank: int, size: int
     ) -> list[Microbatch] | None:
         """Return the micro-batches of one of `size` ranks; None where the rows are to be padded."""
-        if self._device.type == "cpu":
-            max_tokens = min(max_tokens, MOST_PACKED_TOKENS_CPU)
+        max_tokens = pass_tokens(max_tokens, self._device.type == "cpu", packed=True)
         if self._small:
             return None
         trees = cheapest_trees([row.stream.ids for row in rows], max_tokens, self._cost)

@@ -40,6 +40,17 @@ MAX_CHECK_ERROR = {torch.bfloat16: 0.05, torch.float16: 0.02}
 """Mean distance of log p between the two ways that rounding explains; 1e-4 in float32 and better."""
 
 
+def logit_chunk(chunk_tokens: int | None, positions: int, vocabulary: int) -> int:
+    """Return how many positions have their logits in memory at a time under `train.logit_chunk_tokens`.
+
+    0: all at once.
+    """
+    chunk = chunk_tokens
+    if chunk is None:
+        chunk = 0 if positions * vocabulary <= LOGITS_AT_ONCE else max(1, LOGITS_AT_ONCE // vocabulary)
+    return chunk if chunk < positions else 0
+
+
 def token_log_probs(
     model: nn.Module, ids: Tensor, temperature: float, first: int = 1, kl: KLEstimator | None = None
 ) -> tuple[Tensor, ...]:
@@ -181,11 +192,7 @@ class PolicyForward(nn.Module):
 
     def chunk_of(self, positions: int) -> int:
         """Return how many of these positions are computed at a time; 0: all at once."""
-        vocabulary = self._vocabulary_size
-        chunk = self._chunk_tokens
-        if chunk is None:
-            chunk = 0 if positions * vocabulary <= LOGITS_AT_ONCE else max(1, LOGITS_AT_ONCE // vocabulary)
-        return chunk if chunk < positions else 0
+        return logit_chunk(self._chunk_tokens, positions, self._vocabulary_size)
 
     def check(self, ids: Tensor | None = None) -> str:
         """Compare both ways on a few tokens, once; return what must be said if the logits will be held whole.

@@ -22,12 +22,12 @@ from aipo.core.divergence import KLEstimator
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
 from aipo.core.types import Source
 from aipo.training.batch import (
-    ENOUGH_TOKENS_CPU,
     PASS_TOKENS_CPU,
     PASS_TOKENS_GPU,
     Microbatch,
     SharedPrefixes,
     microbatches_of_rank,
+    pass_tokens,
 )
 from aipo.training.events import NonFiniteError, StopRunError
 from aipo.training.log_probs import packed_log_probs, token_log_probs
@@ -217,14 +217,13 @@ class Updater:
         Under DDP that is in the last one's backward pass. Under FSDP it is in each, or the gradient of all
         weights would be on each rank.
         """
-        limit, pass_tokens = self.room.tokens, PASS_TOKENS_GPU
-        on_cpu = self._accelerator.device.type == "cpu"
+        limit, on_cpu = self.room.tokens, self._accelerator.device.type == "cpu"
         ranks = self._ranks.rank, self._ranks.size
         parts = self._prefixes.microbatches(rows, limit, *ranks) if self._prefixes else None
         if parts is None:
-            if on_cpu:
-                limit, pass_tokens = min(limit, ENOUGH_TOKENS_CPU), PASS_TOKENS_CPU
-            parts = microbatches_of_rank(rows, limit, pass_tokens, *ranks)
+            limit = pass_tokens(limit, on_cpu, packed=False)
+            overhead = PASS_TOKENS_CPU if on_cpu else PASS_TOKENS_GPU
+            parts = microbatches_of_rank(rows, limit, overhead, *ranks)
         for i, part in enumerate(parts):
             alone = not self._ranks.several or self._accelerator.is_fsdp2
             later = learnt and i < len(parts) - 1 and not alone

@@ -143,7 +143,7 @@ def test_weights_travel_as_two_bytes_a_parameter() -> None:
 
 def test_what_does_not_fit_says_how_many_gpus_do() -> None:
     with pytest.raises(
-        ValueError, match=r"on 1 x h100 does not fit: the update needs 155 GB .*at least 4 GPUs"
+        ValueError, match=r"on 1 x h100 does not fit: the update needs 176 GB .*at least 4 GPUs"
     ):
         plan_step(Setting(cluster=Cluster(H100, 1)))
     plan_step(Setting(cluster=Cluster(H100, 4), workload=SMALL), search=False)
