@@ -41,7 +41,8 @@ def test_every_command_of_the_tutorial_runs_in_its_order(
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     Path("models/smollm2").symlink_to(SMOLLM2, target_is_directory=True)  # got once, for all tests
-    rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(1319)]  # as many as GSM8K's
+    as_many = range(1319)  # as GSM8K has; another number is refused
+    rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in as_many]
     Path("gsm8k_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     commands = _commands()
     assert commands[0] == "aipo models get smollm2"
@@ -50,4 +51,4 @@ def test_every_command_of_the_tutorial_runs_in_its_order(
     assert "consulting" in outputs["aipo train recipes/smollm2.toml"]
     assert Path("runs/smollm2/report.html").stat().st_size > 10_000
     for python in re.findall(r"^```python\n(.*?)^```", TUTORIAL.read_text(), re.DOTALL | re.MULTILINE):
-        exec(python, {})  # noqa: S102
+        exec(python, {})
