@@ -277,6 +277,9 @@ class TrainSettings(Section):
         "policies of at least 1e9 parameters (docs/policies.md#memory).",
     )
     learning_rate: float = Field(1e-6, gt=0, description="Of AdamW, after the warm-up.")
+    learning_rate_schedule: Annotated[str, NameIn("aipo.training.schedule:RATE_SCHEDULES")] = Field(
+        "constant", description="What it does after the warm-up, until the last step."
+    )
     warmup_steps: int = Field(20, ge=0, description="Linear warm-up, in steps.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")

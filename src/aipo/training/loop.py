@@ -36,7 +36,7 @@ from aipo.training.metrics import last_consultation, rollout_metrics, spending
 from aipo.training.model import checkpoints_activations, pad_id, save_plain, save_policy
 from aipo.training.ranks import ALONE, Ranks, disable_buffer_broadcast
 from aipo.training.reference import check_reference, frozen_reference
-from aipo.training.schedule import algorithm_at
+from aipo.training.schedule import algorithm_at, rate_at
 from aipo.training.sharded import Sharded, Whole, use_fsdp
 from aipo.training.snapshot import Learner
 from aipo.training.state import RunState
@@ -118,9 +118,7 @@ class Trainer:
             forward.check()  # on all ranks now; later, only those with a long micro-batch would check
         prepared, prepared_optimiser = self._accelerator.prepare(forward, optimiser)
         disable_buffer_broadcast(prepared)
-        self._scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: min(1.0, (step + 1) / (t.warmup_steps + 1))
-        )
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(rate_at, t))
         return prepared, prepared_optimiser
 
     def _learner(self) -> Learner:

@@ -1,11 +1,13 @@
 """What changes over a run does so with the step's number, from the first value to the last."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import get_scheduler
 
 from aipo.config.loader import load_settings
-from aipo.training.schedule import algorithm_at, linear, shape_at
+from aipo.training.schedule import algorithm_at, linear, rate_at, shape_at
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(2, 500))
@@ -44,3 +46,36 @@ def test_a_share_of_the_solo_rollouts_is_banned_from_asking() -> None:
     settings = load_settings(None, ["rollout.solo_fraction=0.5", "rollout.banned_fraction=0.5"])
     assert (shape_at(settings, 1).solo, shape_at(settings, 1).banned) == (4, 2)
     assert shape_at(load_settings(None, []), 1).banned == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ("linear", [1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4]),
+        ("cosine", [1 / 3, 2 / 3, 1, 0.8536, 0.5, 0.1464]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule: str, rates: list[float]) -> None:
+    train = load_settings(
+        None, ["train.steps=6", "train.warmup_steps=2", f"train.learning_rate_schedule={schedule}"]
+    ).train
+    assert [rate_at(train, updates) for updates in range(6)] == pytest.approx(rates, abs=1e-4)
+    assert rate_at(train, 9) == rate_at(train, 5)
+
+
+def test_transformers_has_the_same_schedules() -> None:
+    train = load_settings(None, ["train.steps=40", "train.warmup_steps=0"]).train
+    for schedule in ("linear", "cosine"):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        theirs = get_scheduler(schedule, torch.optim.SGD([parameter], lr=1.0), 0, 40)
+        ours = train.model_copy(update={"learning_rate_schedule": schedule})
+        for updates in range(40):
+            assert rate_at(ours, updates) == pytest.approx(theirs.get_last_lr()[0])
+            theirs.optimizer.step()
+            theirs.step()
+
+
+def test_an_unknown_schedule_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"learning_rate_schedule` = 'cosin' .*did you mean 'cosine'"):
+        load_settings(None, ["train.learning_rate_schedule=cosin"])

@@ -26,6 +26,8 @@ LOSS_AGG_MODES = {
     "horizon": "seq-mean-token-sum-norm",
 }
 """verl's own words, which its losses read; ours brings the weight of each token."""
+VERL_SCHEDULES = ("constant", "cosine")
+"""Of the learning rate; verl's optimisers have no others."""
 SAVE_EVERY_STEPS = 20
 """Where a recipe leaves its checkpoints to a clock, which verl does not do."""
 
@@ -108,6 +110,7 @@ def _actor(settings: Settings, cluster: ClusterSettings, plan: Plan) -> dict[str
         "optim": {
             "lr": train.learning_rate,
             "lr_warmup_steps": train.warmup_steps,
+            "lr_scheduler_type": train.learning_rate_schedule,
             "weight_decay": train.weight_decay,
         },
         "grad_clip": train.max_grad_norm,
@@ -216,6 +219,11 @@ def _not_on_verl(settings: Settings) -> Iterator[str]:
             f"choose of {', '.join(ESTIMATORS)}",
         ),
         (a.floor_end is not None, "algorithm.floor_end", "leave it out"),
+        (
+            settings.train.learning_rate_schedule not in VERL_SCHEDULES,
+            f"train.learning_rate_schedule = {settings.train.learning_rate_schedule!r}",
+            f"verl has {' and '.join(VERL_SCHEDULES)}",
+        ),
         (a.feedback_weight_end is not None, "algorithm.feedback_weight_end", "leave it out"),
         (r.solo_fraction_end is not None, "rollout.solo_fraction_end", "leave it out"),
         (r.experts_per_prompt > 0, f"rollout.experts_per_prompt = {r.experts_per_prompt}", "set it to 0"),
