@@ -17,7 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aipo.assembly.parts import Parts, assemble
-from aipo.assembly.traces import Traces, make_traces
+from aipo.assembly.trace_sources import source_of
+from aipo.assembly.traces import Kept, Traces, make_traces
 from aipo.config.layers import load_layers
 from aipo.config.toml import toml_text
 from aipo.config.warmstart import TraceSettings
@@ -67,7 +68,10 @@ def traces(recipe: Path, *overrides: str) -> tuple[Parts, Traces]:
     settings = load_layers(TraceSettings, recipe, overrides)
     start = settings.policy.model_copy(update={"model": settings.warmstart.model})
     with closing(assemble(settings.model_copy(update={"policy": start}))) as parts:
-        return parts, asyncio.run(make_traces(settings, task_spec(settings.task.name), parts))
+        entry = source_of(settings.warmstart.source)
+        source = entry, entry.make(settings)
+        task, kept = task_spec(settings.task.name), Kept(None, settings)
+        return parts, asyncio.run(make_traces(settings, task, parts, source, kept, print))
 
 
 def test_a_trace_is_what_a_run_would_have_recorded(recipe: Path) -> None:

@@ -78,6 +78,8 @@ class ChatServer:
     at_once: int = 0
     most_at_once: int = 0
     latency_s: float = 0.0
+    says: Callable[[Asked], str] | None = None
+    """Answers in place of the fault; a `ConnectionError` hangs up."""
     _attempts: "Counter[tuple[Fault, str]]" = field(default_factory=Counter)
 
     def url(self, fault: Fault = Fault.NONE) -> str:
@@ -99,6 +101,9 @@ class ChatServer:
                 self.most_at_once = max(self.most_at_once, self.at_once)
                 try:
                     await asyncio.sleep(self.latency_s)
+                    if self.says is not None:
+                        await _send(writer, 200, _completion(self.says(asked)))
+                        continue
                     key = (asked.fault, json.dumps(asked.body))
                     self._attempts[key] += 1
                     await _behave(asked, self._attempts[key], writer)

@@ -15,7 +15,7 @@ from aipo.agents.cache import CachedAgent, ReplyStore
 from aipo.agents.named import AGENTS
 from aipo.agents.prompting import Context
 from aipo.agents.spec import AgentSpec
-from aipo.config.agents import AgentFields
+from aipo.config.agents import AgentFields, AgentOverrides
 from aipo.config.settings import Settings
 from aipo.consult.examples import worked_consultations
 from aipo.consult.protocol import NOTICES, Protocol
@@ -60,7 +60,7 @@ class _AgentFactory:
         self._backends = {spec: backend_of(fields.backend) for spec, fields in self._fields.items()}
         self._shared: dict[tuple[str, ...], Any] = {}
         for spec, backend in self._backends.items():
-            _refuse_missing(spec.name, self._fields[spec], backend)
+            _refuse_missing(f"agents.{spec.name}", self._fields[spec], backend)
         kept = use_cache and a.cache and any(backend.is_external for backend in self._backends.values())
         self._store = ReplyStore(a.cache_folder, a.cache_megabytes) if kept else None
 
@@ -76,13 +76,7 @@ class _AgentFactory:
                 continue
             uncached[spec.name] = agent
             if self._store is not None:
-                agents[spec.name] = CachedAgent(
-                    agent=agent,
-                    store=self._store,
-                    identity=_identity(making),
-                    context=Context(making.fields.context),
-                    seeded=making.sampling.seeded,
-                )
+                agents[spec.name] = _cached(agent, making, self._store)
         return AgentSet(agents, record, uncached)
 
     def _making(self, spec: AgentSpec) -> Making:
@@ -98,6 +92,33 @@ class _AgentFactory:
             same_server=tuple(f for f in at_servers if f.server == fields.server),
             shared=self._shared,
         )
+
+
+def build_expert(settings: Settings, own: AgentOverrides, spec: AgentSpec) -> Agent:
+    """Return whoever writes solutions: an agent that no rollout consults. Raises `ValueError`s.
+
+    It sees the whole problem, whatever the agents are shown, and what it wrote is kept as their replies are.
+    """
+    a = settings.agents
+    fields = a.resolved(own).model_copy(update={"context": Context.PROBLEM.value})
+    backend = backend_of(fields.backend)
+    _refuse_missing(f"warmstart.{spec.name}", fields, backend)
+    task = settings.task.name
+    making = Making(spec=spec, fields=fields, agents=a, task=task, oracle=None, same_server=(fields,))
+    agent = backend.make(making)
+    if not (a.cache and backend.is_external):
+        return agent
+    return _cached(agent, making, ReplyStore(a.cache_folder, a.cache_megabytes))
+
+
+def _cached(agent: Agent, making: Making, store: ReplyStore) -> Agent:
+    return CachedAgent(
+        agent=agent,
+        store=store,
+        identity=_identity(making),
+        context=Context(making.fields.context),
+        seeded=making.sampling.seeded,
+    )
 
 
 def protocol_of(
@@ -187,17 +208,17 @@ def _identity(making: Making) -> str:
     return "\x1f".join(map(str, [f.backend, f.model, making.spec.prompt.hash, f.context, making.sampling]))
 
 
-def _refuse_missing(name: str, fields: AgentFields, backend: Backend) -> None:
+def _refuse_missing(table: str, fields: AgentFields, backend: Backend) -> None:
     """Raise `AgentSetupError` for what a back end needs and the settings leave out."""
     for field, example in backend.needs.items():
         if not getattr(fields, field):
             raise AgentSetupError(
-                f"agents.{name}: backend = {fields.backend!r} needs a {field}; set agents.{field} for all "
-                f"agents or agents.{name}.{field}, as in {field} = '{example}'"
+                f"{table}: backend = {fields.backend!r} needs a {field}; set agents.{field} for all "
+                f"agents or {table}.{field}, as in {field} = '{example}'"
             )
     needs_key = "base_url" in backend.needs and fields.api_key_env
     if needs_key and not os.environ.get(fields.api_key_env):
         raise AgentSetupError(
-            f"agents.{name}: api_key_env = {fields.api_key_env!r}, but this environment variable is not set; "
+            f"{table}: api_key_env = {fields.api_key_env!r}, but this environment variable is not set; "
             f"export {fields.api_key_env}=… first, or set api_key_env = '' for a server without a key"
         )

@@ -1,7 +1,7 @@
 """The warm start of a pretrained model: fine-tuned on traces, measured before and after.
 
 A killed one goes on with the same command. Everything but the exported policy stands beside it: settings,
-`warmstart.json` with what was measured, and the checkpoints, which go when it is done.
+the traces, `warmstart.json` with what was measured, and the checkpoints, which go when it is done.
 """
 
 import asyncio
@@ -13,7 +13,8 @@ from contextlib import closing
 from pathlib import Path
 
 from aipo.assembly.parts import Parts, assemble
-from aipo.assembly.traces import Traces, make_traces
+from aipo.assembly.trace_sources import source_of
+from aipo.assembly.traces import LINES_EVERY_S, Kept, Traces, make_traces
 from aipo.config.engines import EngineSettings
 from aipo.config.loader import dump_settings
 from aipo.config.warmstart import TraceSettings
@@ -30,8 +31,7 @@ from aipo.training.log_probs import PolicyForward
 from aipo.training.model import checkpoints_activations, parameter_line, save_policy
 from aipo.training.supervised import Supervised, SupervisedSettings, mean_loss
 
-RECORD, CHECKPOINTS = "warmstart.json", "warmstart-checkpoints"
-LINES_EVERY_S = 10.0
+RECORD, CHECKPOINTS, TRACES_FILE = "warmstart.json", "warmstart-checkpoints", "warmstart-traces.jsonl"
 
 Measured = Mapping[str, float]
 """By what was measured: `loss`, `consult rate`, `solo, hard` and so on."""
@@ -41,8 +41,12 @@ def warm_start_on_traces(settings: TraceSettings, folder: Path, reporter: Report
     """Fine-tune `warmstart.model` on traces and write it to `folder`. Raises `ValueError`s."""
     start = settings.policy.model_copy(update={"model": settings.warmstart.model})
     beginning = settings.model_copy(update={"policy": start, "engine": EngineSettings()})
+    entry = source_of(settings.warmstart.source)
+    source = entry, entry.make(settings)
     with closing(assemble(beginning)) as parts:
-        traces = asyncio.run(make_traces(settings, task_spec(settings.task.name), parts))
+        kept = Kept(folder.with_name(TRACES_FILE), settings)
+        task = task_spec(settings.task.name)
+        traces = asyncio.run(make_traces(settings, task, parts, source, kept, reporter.note))
         reporter.note(f"{len(traces.learnt)} traces to learn from, {len(traces.held_out)} held out")
         for note in traces.notes:
             reporter.warn(note)

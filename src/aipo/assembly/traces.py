@@ -1,80 +1,40 @@
-"""What a warm start imitates: an expert's turns, with real consultations put in by the protocol.
+"""What a warm start imitates: turns from a source, with real consultations put in by the protocol.
 
-A source says what the expert writes and whom it asks; an engine that writes just that takes the policy's
-place in the one rollout coroutine. So a trace is what a run would have recorded: tags, limits, the agent's
-own answer, the leak guard, and the source of each token.
+A source (`aipo.assembly.trace_sources`) says what is written and whom it asks; an engine that writes just
+that takes the policy's place in the one rollout coroutine. So a trace is what a run would have recorded:
+tags, limits, the agent's own answer, the leak guard, and the source of each token. What was made is kept as
+it comes, so that a warm start that is begun again pays nobody twice.
 """
 
 import asyncio
-import re
+import json
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
 from random import Random
+from typing import Any
 
-from aipo.agents.spec import AgentSpec
+from aipo.agents.base import AgentError
 from aipo.assembly.parts import Parts
+from aipo.assembly.trace_sources import TraceError, TraceSource, Turn, TurnRequest, Write
 from aipo.config.warmstart import TraceSettings
-from aipo.core.registry import Registry
 from aipo.core.seeds import seed_of
-from aipo.core.tokens import TokenStream
-from aipo.core.types import Condition, ConsultOutcome, StopReason, Verdict
-from aipo.engines.base import Completion, EngineError, GenerationRequest
-from aipo.rollout.episode import RolloutSpec, rollout
+from aipo.core.tokens import Segment, TokenStream
+from aipo.core.types import Condition, ConsultOutcome, Source, StopReason, Verdict
+from aipo.engines.base import Completion, EngineError, GenerationRequest, MemoryHolder
+from aipo.rollout.episode import Rollout, RolloutSpec, rollout
 from aipo.tasks.base import Ask, Problem, Split, TaskSpec
 
-_PAUSE = re.compile(r"(?<=[.!?])(?=\s+\S)|(?=\n\S)")
-"""Where a consultation may be put into a solution: behind a sentence or a line."""
-
-
-class TraceError(ValueError):
-    """No traces can be made; the message names the field, the value and the fix."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnRequest:
-    """What a source makes a turn from."""
-
-    problem: Problem
-    condition: Condition
-    task: TaskSpec
-    agents: Sequence[AgentSpec]
-    """The enabled ones."""
-    parts: Parts
-    """Model, tokenizer, sampler: for sources that let the policy write."""
-    rng: Random
-
-
-Turn = Sequence[str | Ask]
-"""The assistant's turn: text, and consultations where they stand; no two of the texts are neighbours."""
-Source = Callable[[TurnRequest], Awaitable[Turn | None]]
-"""Returns the turn on a problem, None where it has none."""
-
-TRACES: Registry[Source] = Registry("warmstart.source", callable, "aipo.traces")
-
-
-async def solution(request: TurnRequest) -> Turn | None:
-    """Return the problem's solution; to consult, the task's own way or one enabled agent's, at a pause.
-
-    A task that says where it would ask (`TaskSpec.consulted`) is followed. Any other solution is asked about
-    at its beginning or between two sentences: which agent and where is drawn, and the request is what `aipo
-    doctor` asks that agent.
-    """
-    problem = request.problem
-    if not problem.solution:
-        return None
-    if request.condition is Condition.SOLO:
-        return [problem.solution]
-    if request.task.consulted is not None:
-        return request.task.consulted(problem)
-    agent = request.rng.choice(list(request.agents))
-    pauses = [0, *(found.start() for found in _PAUSE.finditer(problem.solution))]
-    at = request.rng.choice(pauses)
-    asked = Ask(agent.name, agent.rehearsal)
-    return [*filter(None, [problem.solution[:at]]), asked, problem.solution[at:]]
-
-
-TRACES.register("solution", solution)
+LINES_EVERY_S = 10.0
+_ELSEWHERE = frozenset(
+    "base_url api_key_env timeout_s concurrency retries retry_wait_s check_at_start cache cache_folder "
+    "cache_megabytes".split()
+)
+"""Settings of agents that say where and how a reply is fetched, not what it says."""
+_FIX = "a task's problems need solutions (task.solution_field)"
 
 
 class Script:
@@ -105,11 +65,60 @@ class Traces:
     """What was left out, and how grading sees the rest."""
 
 
-async def make_traces(settings: TraceSettings, task: TaskSpec, parts: Parts) -> Traces:
-    """Return the traces of a warm start. Raises `TraceError` where a kind of them has none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What came of one turn: a trace, or the reason why there is none."""
+
+    lost: str = ""
+    gone: bool = False
+    """Whether it was lost because nobody answered; then it is made again the next time."""
+    verdict: Verdict = Verdict.UNGRADED
+    stream: TokenStream | None = None
+
+
+class Kept:
+    """The attempts so far, in a file: one JSON object a line, behind a line with the settings they are of."""
+
+    def __init__(self, path: Path | None, settings: TraceSettings) -> None:
+        """Read what is there; of other settings it is begun anew. None: nothing is kept."""
+        self._path, self._known = path, {}
+        head = json.dumps({"settings": _that_matter(settings)}, sort_keys=True, default=str)
+        lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
+        if lines[:1] == [head]:
+            self._known = dict(filter(None, map(_read, lines[1:])))
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(
+                "".join(f"{line}\n" for line in [head, *map(_line, self._known.items())]), "utf-8"
+            )
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: str) -> Attempt | None:
+        """Return an attempt that was made before."""
+        return self._known.get(key)
+
+    def add(self, key: str, attempt: Attempt) -> None:
+        """Keep one, on the disk as soon as it is made."""
+        self._known[key] = attempt
+        if self._path:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line((key, attempt)) + "\n")
+
+
+async def make_traces(
+    settings: TraceSettings,
+    task: TaskSpec,
+    parts: Parts,
+    source: tuple[TraceSource, Write],
+    kept: Kept,
+    say: Callable[[str], None],
+) -> Traces:
+    """Return the traces of a warm start; `say` takes how far it is. Raises `TraceError` for none."""
     w = settings.warmstart
     solo, held_solo = round(w.examples * w.solo_fraction), round(w.held_out * w.solo_fraction)
-    maker = _Maker(settings, task, parts)
+    maker = _Maker(settings, task, parts, source, kept, say)
     kinds = (
         (Condition.SOLO, solo, held_solo, w.solo_strata),
         (Condition.CONSULTING, w.examples - solo, w.held_out - held_solo, w.consulting_strata),
@@ -120,17 +129,31 @@ async def make_traces(settings: TraceSettings, task: TaskSpec, parts: Parts) -> 
         if wanted:
             problems = maker.problems(condition, strata)
             held = min(held, len(problems) // 4)  # of few problems, most are to be learnt
-            held_out += await maker.traces(condition, problems[:held], held)
             learnt += await maker.traces(condition, problems[held:], wanted)
+            held_out += await maker.traces(condition, problems[:held], held)
+    if isinstance(engine := parts.policy_engine.engine, MemoryHolder):
+        engine.free()
     return Traces(learnt=tuple(learnt), held_out=tuple(held_out), notes=maker.notes())
 
 
 class _Maker:
-    def __init__(self, settings: TraceSettings, task: TaskSpec, parts: Parts) -> None:
+    def __init__(
+        self,
+        settings: TraceSettings,
+        task: TaskSpec,
+        parts: Parts,
+        source: tuple[TraceSource, Write],
+        kept: Kept,
+        say: Callable[[str], None],
+    ) -> None:
         self._settings, self._task, self._parts = settings, task, parts
-        self._source, self._seed = TRACES[settings.warmstart.source], settings.run.seed
+        (self._source, self._write), self._kept, self._say = source, kept, say
+        self._seed = settings.run.seed
+        self._in_flight = asyncio.Semaphore(settings.rollout.slots)
         self._lost: Counter[str] = Counter()
         self._verdicts: Counter[Verdict] = Counter()
+        self._fewer: list[str] = []
+        self._made_any: set[Condition] = set()
 
     def problems(self, condition: Condition, strata: Sequence[str]) -> list[Problem]:
         """Return the training problems of some strata in an order drawn by the run's seed."""
@@ -153,34 +176,64 @@ class _Maker:
     async def traces(
         self, condition: Condition, problems: Sequence[Problem], wanted: int
     ) -> list[TokenStream]:
-        """Return so many traces, of all problems before any comes again. Raises `TraceError` for none."""
-        places = [(problems[i % len(problems)], i) for i in range(wanted)]
-        made = await asyncio.gather(*(self._trace(condition, *place) for place in places))
-        found = [stream for stream in made if stream is not None]
-        if places and not found:
-            why = ", ".join(self._lost)
-            raise TraceError(
-                f"warmstart.source = {self._settings.warmstart.source!r}: not one {condition.value} trace "
-                f"could be made ({why}); a task's problems need solutions (task.solution_field), agents must "
-                "answer, and a trace must fit rollout.max_response_tokens"
-            )
-        return found
+        """Return so many traces, of all problems before any comes again.
 
-    async def _trace(self, condition: Condition, problem: Problem, index: int) -> TokenStream | None:
-        seed = seed_of(self._seed, "warmstart", condition.value, problem.id, index)
-        turn = await self._source(
-            TurnRequest(
-                problem=problem,
-                condition=condition,
-                task=self._task,
-                agents=self._settings.agents.specs(),
-                parts=self._parts,
-                rng=Random(seed),
-            )
+        Raises `TraceError` where none could be made, the first time; of the held-out ones there may be none.
+        """
+        most = wanted * (self._settings.warmstart.tries if self._source.only_correct else 1)
+        found: list[TokenStream] = []
+        tried, said = 0, time.monotonic()
+        while len(found) < wanted and tried < most:
+            expected = ceil((wanted - len(found)) * max(tried, 1) / max(len(found), 1))
+            at_once = min(expected if tried else wanted, most - tried, self._settings.rollout.slots)
+            places = [(problems[i % len(problems)], i) for i in range(tried, tried + at_once)]
+            attempts = await asyncio.gather(*(self._attempt(condition, *place) for place in places))
+            tried += at_once
+            if all(attempt.gone for attempt in attempts):
+                raise TraceError(self._nobody_there(attempts))
+            found += [attempt.stream for attempt in attempts if attempt.stream is not None]
+            if time.monotonic() - said > LINES_EVERY_S:
+                said = time.monotonic()
+                self._say(f"{min(len(found), wanted)} of {wanted} {condition} traces, {tried} attempts")
+        if wanted and not found and condition not in self._made_any:
+            raise TraceError(self._none(condition))
+        self._made_any.add(condition)
+        if len(found) < wanted and self._source.only_correct:
+            self._fewer.append(f"{len(found)} {condition} traces instead of {wanted}, of {tried} attempts")
+        return found[:wanted]
+
+    def _none(self, condition: Condition) -> str:
+        why = ", ".join(f"{count} x {why}" for why, count in self._lost.most_common())
+        return (
+            f"warmstart.source = {self._settings.warmstart.source!r}: not one {condition.value} trace "
+            f"could be made ({why}); {self._source.fix or _FIX}; agents must answer, and a trace must fit "
+            "rollout.max_response_tokens"
         )
-        if turn is None:
-            self._lost["no solution"] += 1
-            return None
+
+    def _nobody_there(self, attempts: Sequence[Attempt]) -> str:
+        """Say that whoever writes or is asked is gone, and that nothing is lost."""
+        return (
+            f"warmstart.source = {self._settings.warmstart.source!r}: none of {len(attempts)} attempts was "
+            f"answered ({attempts[-1].lost}); {len(self._kept)} attempts of before are kept, and the same "
+            "command goes on with them when the server answers again"
+        )
+
+    async def _attempt(self, condition: Condition, problem: Problem, index: int) -> Attempt:
+        key = f"{condition.value} {problem.id}#{index}"
+        attempt = self._kept.get(key)
+        if attempt is None:
+            async with self._in_flight:
+                attempt = await self._made(condition, problem, index)
+            if not attempt.gone:
+                self._kept.add(key, attempt)
+        if attempt.lost:
+            self._lost[attempt.lost] += 1
+        else:
+            self._verdicts[attempt.verdict] += 1
+        return attempt
+
+    async def _made(self, condition: Condition, problem: Problem, index: int) -> Attempt:
+        seed = seed_of(self._seed, "warmstart", condition.value, problem.id, index)
         sampler = self._parts.sampler
         spec = RolloutSpec(
             id=f"{problem.id}#{index}",
@@ -190,18 +243,42 @@ class _Maker:
             seed=seed,
             hide_answer=lambda text: sampler.task.without_answer(problem, text),
         )
+        request = TurnRequest(
+            problem=problem,
+            condition=condition,
+            task=self._task,
+            agents=self._settings.agents.specs(),
+            parts=self._parts,
+            spec=spec,
+            rng=Random(seed),
+        )
         try:
-            made = await rollout(Script(*self._pieces(turn)), spec, sampler.consult)
+            turn = await self._write(request)
+            if turn is None:
+                return Attempt(lost="no solution")
+            asked = condition is Condition.CONSULTING
+            if not isinstance(turn, Rollout):
+                asked = any(isinstance(piece, Ask) for piece in turn)
+                turn = await rollout(Script(*self._pieces(turn)), spec, sampler.consult)
         except EngineError as error:
-            self._lost[str(error)] += 1
-            return None
+            return Attempt(lost=str(error))
+        except AgentError as error:
+            return Attempt(lost=str(error), gone=True)
+        return await self._judged(problem, turn, asked)
+
+    async def _judged(self, problem: Problem, made: Rollout, asked: bool) -> Attempt:
         failed = [c for c in made.consultations if c.outcome is not ConsultOutcome.ANSWERED]
-        asked = sum(isinstance(piece, Ask) for piece in turn)
-        if failed or len(made.consultations) != asked:
-            self._lost[f"{failed[0].agent}: {failed[0].outcome.value}" if failed else "not asked"] += 1
-            return None
-        self._verdicts[(await sampler.task.grade(problem, made.policy_text)).verdict] += 1
-        return made.stream
+        if failed:
+            gone = failed[0].outcome in (ConsultOutcome.AGENT_ERROR, ConsultOutcome.TIMEOUT)
+            return Attempt(lost=f"{failed[0].agent}: {failed[0].outcome.value}", gone=gone)
+        if asked and not made.consultations:
+            return Attempt(lost="not asked")
+        if made.stop is not StopReason.END:
+            return Attempt(lost="longer than rollout.max_response_tokens")
+        verdict = (await self._parts.sampler.task.grade(problem, made.policy_text)).verdict
+        if self._source.only_correct and verdict is not Verdict.CORRECT:
+            return Attempt(lost=verdict.value)
+        return Attempt(verdict=verdict, stream=_own(made))
 
     def _pieces(self, turn: Turn) -> list[list[int]]:
         """Return what the policy writes between two consultations, as ids; the end token is the last one."""
@@ -221,7 +298,7 @@ class _Maker:
     def notes(self) -> tuple[str, ...]:
         """Return what was left out and why, and what grading says of the rest."""
         graded = self._verdicts.total()
-        lines = [f"left out: {count} x {why}" for why, count in self._lost.most_common()]
+        lines = [*self._fewer, *(f"left out: {count} x {why}" for why, count in self._lost.most_common())]
         right = self._verdicts[Verdict.CORRECT]
         if right < graded:
             lines.append(
@@ -229,3 +306,53 @@ class _Maker:
                 "better form"
             )
         return tuple(lines)
+
+
+def _own(made: Rollout) -> TokenStream:
+    """Return a rollout in which the tags that the system opened are the policy's own: it is to write them."""
+    segments = list(made.stream.segments)
+    for index in made.opened or ():
+        ids = segments[index].ids
+        segments[index] = Segment(Source.POLICY, ids, (0.0,) * len(ids))
+    return TokenStream(tuple(segments))
+
+
+def _that_matter(settings: TraceSettings) -> Mapping[str, Any]:
+    """Return the settings that a trace depends on; where servers stand is none of them."""
+    dumped = settings.model_dump(mode="json", include={"run", "task", "consult", "agents", "rollout"})
+    dumped["run"] = {"seed": settings.run.seed}
+    w = settings.warmstart
+    expert = w.expert.model_dump(mode="json")
+    whole = {**dumped, "warmstart": {"model": w.model, "source": w.source, "expert": expert}}
+    return {name: _without(table, _ELSEWHERE) for name, table in whole.items()}
+
+
+def _without(table: Any, names: frozenset[str]) -> Any:
+    if not isinstance(table, dict):
+        return table
+    return {name: _without(value, names) for name, value in table.items() if name not in names}
+
+
+def _line(item: tuple[str, Attempt]) -> str:
+    key, attempt = item
+    record: dict[str, Any] = {"trace": key, "lost": attempt.lost, "verdict": attempt.verdict.value}
+    if attempt.stream is not None:
+        record["segments"] = [[segment.source.name, segment.ids] for segment in attempt.stream.segments]
+    return json.dumps(record)
+
+
+def _read(line: str) -> tuple[str, Attempt] | None:
+    """Return a line's attempt; None for a line that a crash has cut."""
+    try:
+        record = json.loads(line)
+        segments = []
+        for name, ids in record.get("segments", ()):
+            source = Source[name]
+            log_probs = (0.0,) * len(ids) if source is Source.POLICY else ()
+            segments.append(Segment(source, tuple(ids), log_probs))
+        stream = TokenStream(tuple(segments)) if segments else None
+        return record["trace"], Attempt(
+            lost=record["lost"], verdict=Verdict(record["verdict"]), stream=stream
+        )
+    except (ValueError, KeyError, TypeError):
+        return None

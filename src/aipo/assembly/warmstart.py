@@ -102,7 +102,8 @@ def _refuse_other_settings(settings: Settings, folder: Path) -> None:
     if not stored.exists():
         return
     kept = ("warmstart.", "consult.", "task.", "run.seed")
-    changed = [d for d in diff_settings(load_layers(type(settings), stored), settings) if d.startswith(kept)]
+    found = diff_settings(load_layers(type(settings), stored), settings)
+    changed = [d for d in found if d.startswith(kept) and not d.startswith("warmstart.tries")]
     if changed:
         raise ValueError(
             f"{str(folder.parent)!r} holds a warm start with other settings; choose another folder "

@@ -249,7 +249,10 @@ class AgentSettings(_Checked):
         >>> AgentSettings(model="a", verify=AgentOverrides(model="b")).of("verify").model
         'b'
         """
-        own = self.tables.get(agent, AgentOverrides())
+        return self.resolved(self.tables.get(agent, AgentOverrides()))
+
+    def resolved(self, own: AgentOverrides) -> AgentFields:
+        """Return the values of an agent whose own ones are given, as `of` does."""
         values = {name: getattr(self, name) for name in AgentFields.model_fields}
         if own.base_url not in (None, self.base_url):
             values["api_key_env"] = ""

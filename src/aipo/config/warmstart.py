@@ -4,16 +4,34 @@ from typing import Annotated
 
 from pydantic import Field
 
+from aipo.config.agents import AgentOverrides
 from aipo.config.problems import NameIn
 from aipo.config.settings import Section, Settings
+
+
+class ExpertSettings(AgentOverrides):
+    """Who writes the traces of `warmstart.source = "expert"`; what is not set is `[agents]`'s."""
+
+    backend: str | None = Field(
+        "remote", description="`remote` or `local`, as of an agent; or your own as `module:attribute`."
+    )
+    timeout_s: float = Field(300.0, gt=0, description="Deadline of one solution, retries included.")
 
 
 class TraceStartSettings(Section):
     """Supervised start of a pretrained model on traces that consult and traces that do not."""
 
     model: str = Field("", description="Folder or hub id of the pretrained model that it begins with.")
-    source: Annotated[str, NameIn("aipo.assembly.traces:TRACES")] = Field(
-        "solution", description="What the traces are made of; see `assembly/traces.py`."
+    source: Annotated[str, NameIn("aipo.assembly.trace_sources:TRACES")] = Field(
+        "solution",
+        description="What the traces are: the problems' solutions; what an `expert` writes; rollouts of the "
+        "policy with `elicited` consultations. Of the last two, correct ones only. Or `module:attribute`.",
+    )
+    expert: ExpertSettings = ExpertSettings()
+    tries: int = Field(
+        8,
+        ge=1,
+        description="expert, elicited: most attempts for each trace that is wanted, failed ones included.",
     )
     examples: int = Field(360, ge=1, description="Traces to learn from.")
     solo_fraction: float = Field(
