@@ -6,8 +6,10 @@ Plain GRPO without agents; guards and the record of every step as they are by de
 
 import asyncio
 import json
+import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from aipo.agents.named import AGENTS
 from aipo.assembly.parts import assemble
@@ -16,9 +18,12 @@ from aipo.tasks.base import Split
 from aipo.training.events import Progress
 from aipo.training.journal import TIMINGS
 from aipo.training.loop import Trainer
+from aipo.training.update import Updater
 from step_work import LEARNING_RATE, Turns, Work
 
 EVER = 1_000_000
+UPDATE_CPU_S: list[float] = []
+"""Of each update."""
 SEED = 10
 """With it the coin leaves no group of the first two hundred steps without variance; step.py checks that."""
 
@@ -33,7 +38,10 @@ def settings_of(work: Work) -> Settings:
             "policy": {"model": str(folder / "policy")},
             "task": {"name": "jsonl", "train_file": folder / "problems.jsonl", "match": "exact"},
             "agents": {"enabled": everyone, "backend": "dead"},
-            "consult": {"solo_prompt": "" if work.consulting else work.system},
+            "consult": {
+                "solo_prompt": "" if work.consulting else work.system,
+                "max_feedback_tokens": min(256, work.new_tokens // 2),  # nobody asks; it must only fit
+            },
             "rollout": {
                 "rollouts_per_prompt": work.rollouts,
                 "solo_fraction": 0.0 if work.consulting else 0.5,
@@ -55,8 +63,22 @@ def settings_of(work: Work) -> Settings:
     )
 
 
+def clock_updates() -> None:
+    """Note the CPU-seconds of every update."""
+    apply = Updater.apply
+
+    def clocked(*arguments: Any, **options: Any) -> dict[str, float]:
+        began = time.process_time()
+        found = apply(*arguments, **options)
+        UPDATE_CPU_S.append(time.process_time() - began)
+        return found
+
+    Updater.apply = clocked  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Make steps."""
+    clock_updates()
     work, turns = Work.given(), Turns()
     settings = settings_of(work)
     timings = settings.run.output / TIMINGS
@@ -68,7 +90,7 @@ def main() -> None:
                 m = progress.metrics
                 note = {"tokens": m["policy_tokens"], "teaching": m["teaching_groups"]}
                 times = json.loads(timings.read_text().splitlines()[-1])
-                turns.wait({**note, "update_s": times["update_s"], "rollout_s": times["rollout_s"]})
+                turns.wait({**note, "update_cpu_s": UPDATE_CPU_S[-1], "rollout_s": times["rollout_s"]})
 
             turns.wait()
             asyncio.run(trainer.run(after_step))

@@ -40,7 +40,8 @@ def main() -> None:
     config = GRPOConfig(
         output_dir=work.folder + "/trl",
         max_steps=EVER,
-        per_device_train_batch_size=work.sequences,
+        per_device_train_batch_size=work.peer_batch or work.sequences,
+        gradient_accumulation_steps=work.sequences // (work.peer_batch or work.sequences),
         num_generations=work.rollouts,
         max_completion_length=work.new_tokens,
         temperature=1.0,

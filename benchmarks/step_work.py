@@ -26,7 +26,7 @@ PROMPTS, ROLLOUTS, PROMPT_WORDS = 2, 8, 24
 LEARNING_RATE = 1e-5
 NEVER = "<|never|>"
 MARK = "TURN "
-TURN_TIMEOUT_S = 300.0
+TURN_TIMEOUT_S = 1200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ class Work:
     rollouts: int = ROLLOUTS
     system: str = ""
     """The system message, without which there is none."""
+    peer_batch: int = 0
+    """Sequences of a pass of TRL's (per_device_train_batch_size); 0: all of a step."""
     consulting: bool = False
     """Whether `system` is the packaged prompt that offers the three agents; nobody asks one here."""
 

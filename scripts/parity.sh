@@ -32,5 +32,5 @@ fi
 export VERL_USE_EXTERNAL_PLUGINS=none # what verl's trainer needs is not there; scripts/verl.sh tests the plugin
 export PYTHONPATH="$PWD/src" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # The tests skip where these cannot be imported; here that is a failure.
-"$venv/bin/python" -c 'import aipo, trl, verl.trainer.ppo.core_algos; from trl import GRPOTrainer'
+"$venv/bin/python" -c 'import aipo, bitsandbytes, trl, verl.trainer.ppo.core_algos; from trl import GRPOTrainer'
 "$venv/bin/python" -m pytest -q -p no:cacheprovider -m parity tests/parity "$@"

@@ -18,11 +18,12 @@ from aipo.config.settings import Settings
 from aipo.engines.precision import compute_dtype, compute_in
 from aipo.planning.memory import DeviceMemory, Footprint, device_memory
 from aipo.planning.model import ModelShape
-from aipo.training.batch import LEAST_PARAMETERS, pass_tokens
+from aipo.training.batch import pass_tokens
 from aipo.training.device import PRODUCTS, WEIGHTS, precision_on, the_device
 from aipo.training.log_probs import logit_chunk
 from aipo.training.lora import add_lora
 from aipo.training.model import checkpoints_activations
+from aipo.training.optimizers import OPTIMIZERS
 
 GB = 1e9
 CACHE_SHARE = 0.9
@@ -78,8 +79,7 @@ def footprint(settings: Settings, model: PreTrainedModel, ranks: int = 1) -> Foo
     shape = _shape(model.config.get_text_config(decoder=True))
     split = ranks > 1 and settings.run.ranks == "fsdp"
     parameters = sum(p.numel() for p in model.parameters())
-    packed = train.share_prefixes and parameters >= LEAST_PARAMETERS
-    limit = pass_tokens(train.microbatch_tokens, the_device(settings.run.device) == "cpu", packed)
+    limit = pass_tokens(train.microbatch_tokens, the_device(settings.run.device) == "cpu")
     groups = ceil(train.prompts_per_step / train.minibatches_per_step)
     responses = _members(settings) * settings.rollout.max_response_tokens
     distinct = groups * (settings.rollout.max_prompt_tokens + responses)
@@ -92,7 +92,7 @@ def footprint(settings: Settings, model: PreTrainedModel, ranks: int = 1) -> Foo
         trained=sum(p.numel() for p in trained),
         weight_bytes=model.dtype.itemsize,
         trained_bytes=trained[0].dtype.itemsize,
-        moment_bytes=2 * trained[0].dtype.itemsize,
+        moment_bytes=OPTIMIZERS[train.optimizer].state_bytes(trained[0].dtype.itemsize),
         compute_bytes=compute_dtype(model).itemsize,
         residual_bytes=model.dtype.itemsize,
         shards=ranks if split else 1,

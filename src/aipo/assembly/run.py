@@ -23,6 +23,7 @@ from aipo.config.settings import Settings
 from aipo.evaluation.model_card import write_model_card
 from aipo.tasks.base import Split, Task
 from aipo.training.algorithm import objective_settings
+from aipo.training.compiling import check_compile
 from aipo.training.device import settled
 from aipo.training.eliciting import elicit_of
 from aipo.training.events import Progress, Reporter, SignalledError, Silent
@@ -30,6 +31,7 @@ from aipo.training.journal import AGENTS, SETTINGS, record_agents, refuse_other_
 from aipo.training.log_probs import PolicyForward
 from aipo.training.loop import Trainer
 from aipo.training.model import parameter_line
+from aipo.training.optimizers import check_optimizer
 from aipo.training.ranks import Ranks, join
 from aipo.training.schedule import algorithm_at
 from aipo.training.snapshot import room_for_checkpoints
@@ -92,6 +94,8 @@ def train(
     reporter = reporter or Reporter() if ranks.is_main else Silent()
     ranks.first(lambda: refuse_other_run(settings, may_change))
     own = by_name(agents)
+    check_optimizer(settings, ranks.size)
+    check_compile(settings)
     if line := memory_line(settings, ranks.size):
         reporter.note(line)
     with end_now_is_an_error(), ExitStack() as stack:

@@ -33,7 +33,9 @@ from aipo.tasks.base import Problem, Split, Task
 from aipo.tasks.benchmarks.task import BenchmarkTask
 from aipo.tasks.jsonl import JsonlTask
 from aipo.tasks.registry import task_spec
+from aipo.training.compiling import check_compile
 from aipo.training.device import the_device
+from aipo.training.optimizers import check_optimizer
 from aipo.training.snapshot import room_for_checkpoints
 
 EXIT_FAILED = 1
@@ -85,6 +87,7 @@ def of_recipe(settings: Settings) -> list[Finding]:
             findings += _looked("agents", lambda: _agents(settings))
     else:
         findings.append(Finding(what="agents", found="none: plain RLVR"))
+    findings += _looked("optimiser", lambda: _optimizer(settings))
     findings += _looked("memory of the run", lambda: _memory(settings))
     if findings[-1].health is Health.FAILED:
         return findings  # nothing is loaded that cannot fit
@@ -204,6 +207,13 @@ def _agents(settings: Settings) -> list[Finding]:
 
 
 # all together
+
+
+def _optimizer(settings: Settings) -> list[Finding]:
+    check_optimizer(settings)
+    check_compile(settings)
+    compiled = "; layers are compiled" if settings.train.compile else ""
+    return [Finding(what="optimiser", found=f"{settings.train.optimizer}{compiled}")]
 
 
 def _memory(settings: Settings) -> list[Finding]:

@@ -276,12 +276,16 @@ class TrainSettings(Section):
         description="Compute activations again in the backward pass: less memory, more time. `auto`: for "
         "policies of at least 1e9 parameters (docs/policies.md#memory).",
     )
-    learning_rate: float = Field(1e-6, gt=0, description="Of AdamW, after the warm-up.")
+    compile: bool = Field(False, description="torch.compile in the update: docs/policies.md#compiled-layers.")
+    optimizer: Annotated[str, NameIn("aipo.training.optimizers:OPTIMIZERS")] = Field(
+        "adamw", description="`adamw8bit`: states in 8 bits, by bitsandbytes (docs/policies.md#memory)."
+    )
+    learning_rate: float = Field(1e-6, gt=0, description="Of the optimiser, after the warm-up.")
     learning_rate_schedule: Annotated[str, NameIn("aipo.training.schedule:RATE_SCHEDULES")] = Field(
         "constant", description="What it does after the warm-up, until the last step."
     )
     warmup_steps: int = Field(20, ge=0, description="Linear warm-up, in steps.")
-    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Of the optimiser.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     stratum_mix: dict[str, float] = Field(
         {}, description="Share of each stratum in a batch; {}: as in the data."
@@ -292,11 +296,7 @@ class TrainSettings(Section):
         description="DAPO's dynamic sampling: groups that teach nothing are replaced by groups of other "
         "problems in up to this many further rounds of a step; 0: off.",
     )
-    reward: str = Field(
-        "verdict",
-        description="What counts as correct in the update. `verdict`: what grading says. `random`: a "
-        "control; a coin decides.",
-    )
+    reward: str = Field("verdict", description="What counts as correct; `random`: a coin, as a control.")
     source_gradients_every_steps: int = Field(
         0, ge=0, description="Steps between measurements of POLICY's and FEEDBACK's gradient norms; 0: never."
     )

@@ -25,6 +25,7 @@ from aipo.tasks.base import Problem
 from aipo.training import generators
 from aipo.training.algorithm import objective_settings
 from aipo.training.batch import minibatches
+from aipo.training.compiling import compile_layers
 from aipo.training.credit import Credit
 from aipo.training.durable import sync_tree
 from aipo.training.events import LastConsultation, Progress, SignalledError, StopRunError
@@ -34,6 +35,7 @@ from aipo.training.journal import METRICS, ROLLOUTS, TIMINGS, Journal, read_line
 from aipo.training.log_probs import PolicyForward
 from aipo.training.metrics import last_consultation, rollout_metrics, spending
 from aipo.training.model import checkpoints_activations, pad_id, save_plain, save_policy
+from aipo.training.optimizers import OPTIMIZERS
 from aipo.training.ranks import ALONE, Ranks, disable_buffer_broadcast
 from aipo.training.reference import check_reference, frozen_reference
 from aipo.training.schedule import algorithm_at, rate_at
@@ -111,9 +113,12 @@ class Trainer:
         """Make optimiser and scheduler; return the policy and the optimiser, wrapped by accelerate."""
         t, model = self._settings.train, self._policy.trained
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(trained, lr=t.learning_rate, weight_decay=t.weight_decay, fused=True)
+        make = OPTIMIZERS[t.optimizer].make
+        optimiser = make(trained, lr=t.learning_rate, weight_decay=t.weight_decay)
         reference = frozen_reference(self._settings, model)
         forward = PolicyForward(model, t.logit_chunk_tokens, checkpoints_activations(t, model), reference)
+        if t.compile:
+            compile_layers(model)
         if self._ranks.several:
             forward.check()  # on all ranks now; later, only those with a long micro-batch would check
         prepared, prepared_optimiser = self._accelerator.prepare(forward, optimiser)

@@ -221,7 +221,7 @@ class Updater:
         ranks = self._ranks.rank, self._ranks.size
         parts = self._prefixes.microbatches(rows, limit, *ranks) if self._prefixes else None
         if parts is None:
-            limit = pass_tokens(limit, on_cpu, packed=False)
+            limit = pass_tokens(limit, on_cpu)
             overhead = PASS_TOKENS_CPU if on_cpu else PASS_TOKENS_GPU
             parts = microbatches_of_rank(rows, limit, overhead, *ranks)
         for i, part in enumerate(parts):

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from aipo.assembly import memory
 from aipo.assembly.engines import build_engine
 from aipo.assembly.memory import MemoryNeedError, footprint, memory_line, recipe_memory
 from aipo.config.loader import load_settings
+from aipo.config.recipes import packaged_recipes
 from aipo.config.settings import Settings
 from aipo.engines.base import Completion, GenerationRequest
 from aipo.engines.transformers import TransformersEngine
@@ -95,6 +96,52 @@ def test_training_says_what_it_will_need_before_anything_is_loaded(recipe: Path)
     said = next(i for i, line in enumerate(lines) if line.startswith("memory, estimated: update"))
     assert "optimiser" in lines[said] and "cache" in lines[said]
     assert said < next(i for i, line in enumerate(lines) if line.startswith("loading"))
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2.5-0.5B-Instruct": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen2.5-7B-Instruct": {
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+    },
+}
+"""From the config.json of each on the hub; weights are not needed."""
+H100_GB, MOST_GB = 80, 72
+
+
+@pytest.mark.parametrize("name", [name for name in packaged_recipes() if name.startswith("gpu/")])
+def test_a_gpu_recipe_fits_its_gpu_and_says_what_it_takes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(H100_GB * memory.GB))
+    (tmp_path / "train.jsonl").write_text("")
+    recipe = packaged_recipes()[name]
+    task = f"task.train_file={tmp_path / 'train.jsonl'}"
+    settings = load_settings(recipe, [task])
+    Qwen2Config(**PUBLISHED[settings.policy.model]).save_pretrained(tmp_path)
+    # What `auto` becomes on an H100; this machine may have none.
+    precision = "bfloat16" if settings.policy.lora_rank else "bf16-mixed"
+    if settings.policy.precision != "auto":
+        precision = settings.policy.precision
+    need = recipe_memory(
+        load_settings(recipe, [task, f"policy.model={tmp_path}", f"policy.precision={precision}"])
+    )
+    assert need.peak < MOST_GB * memory.GB
+    said = f"update {need.update / memory.GB:.0f} GB, sampling {need.sampling / memory.GB:.0f} GB"
+    assert said in recipe.read_text(), said
 
 
 def engine_of(settings: Settings) -> TransformersEngine:
