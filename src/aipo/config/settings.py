@@ -87,7 +87,9 @@ class TaskSettings(Section):
         {}, description="Of a task that has some of its own, by name; those left out keep their defaults."
     )
     grade_timeout_s: float = Field(
-        2.0, gt=0, description="Deadline of one symbolic comparison; passing it is UNGRADED."
+        2.0,
+        gt=0,
+        description="CPU time of one symbolic comparison; an answer that takes longer is INCORRECT.",
     )
     grade_workers: int = Field(1, ge=1, description="Killable grader processes.")
 

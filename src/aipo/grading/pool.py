@@ -1,7 +1,8 @@
 """Symbolic equality in processes that can be killed, from any event loop.
 
-A question ends within the deadline plus one start, and whatever happens to its process is UNGRADED for that
-question alone.
+A gold that cannot be read is UNGRADED. Once it was read, whatever the answer does to the process is
+INCORRECT, running into the limit included: a policy cannot choose to be left out. The limit is CPU time, so
+that a busy machine changes no verdict.
 
 Not an alarm and not a ProcessPoolExecutor: an alarm does not interrupt big-integer arithmetic
 (https://github.com/huggingface/Math-Verify/issues/65) and an executor keeps its hung workers
@@ -11,9 +12,11 @@ which was tried, starts its workers in the same way.
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import weakref
@@ -25,43 +28,81 @@ from queue import SimpleQueue
 from aipo.core.types import Verdict
 from aipo.grading import Grade
 from aipo.grading.extract import extract_answer
-from aipo.grading.guards import decide
-from aipo.grading.text import clean
+from aipo.grading.guards import answer_in, decide, gold_problem, needs_algebra, reading
+
+GOLD = b"gold"
+"""What a grader process says once the gold alone was read. `worker`, which imports sympy, stays there."""
+_KILLED = "crash: killed from outside"
 
 START_S = 60.0
 """Deadline of a process start, which imports sympy; separate from a question's deadline."""
-
-_VERDICTS = {"equal": Verdict.CORRECT, "different": Verdict.INCORRECT, "unparsed": Verdict.INCORRECT}
+STALL_FACTOR, STALL_S = 30, 60.0
+"""A question that has not used its CPU time after this many times as long, and this long, is given up."""
+_END_S = 10.0
 
 
 class _Worker:
     """One grader process, or none yet. Used by one thread at a time; only `kill` may come from another."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
+    def __init__(self, cpu_s: float) -> None:
+        self.cpu_s = cpu_s
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe: Connection | None = None
+        self.killed = False
 
     def ask(self, gold: str, answer: str) -> Grade:
-        """Put one question; the process is started first if there is none, and killed if it fails."""
+        """Put one question; the process is started first if there is none.
+
+        Where the process was killed from outside, once more; where it is killed again, the answer did it.
+        """
+        grade = self._ask(gold, answer)
+        if grade.reason == _KILLED and not self.killed:
+            grade = self._ask(gold, answer)
+            if grade.reason == _KILLED:
+                return Grade(Verdict.INCORRECT, "crash: killed twice")
+        return grade
+
+    def _ask(self, gold: str, answer: str) -> Grade:
+        readable = False
         try:
             if self.pipe is None or self.process is None or self.process.poll() is not None:
                 self.stop()
                 self.pipe = self._start()
             self.pipe.send_bytes(json.dumps([gold, answer]).encode())
-            if not self.pipe.poll(self.timeout_s):
-                self.stop()
-                return Grade(Verdict.UNGRADED, "timeout")
-            reply = self.pipe.recv_bytes().decode()
+            reply = self._receive()
+            if readable := reply == GOLD:
+                reply = self._receive()
         except (EOFError, OSError) as error:
-            self.stop()
+            return self._failed(error, readable)
+        said = reply.decode()
+        if not readable:
+            return Grade(Verdict.UNGRADED, said)
+        return Grade(Verdict.CORRECT if said == "equal" else Verdict.INCORRECT, said)
+
+    def _receive(self) -> bytes:
+        assert self.pipe is not None
+        if not self.pipe.poll(max(STALL_S, STALL_FACTOR * self.cpu_s)):
+            raise TimeoutError("stalled")
+        return self.pipe.recv_bytes()
+
+    def _failed(self, error: Exception, readable: bool) -> Grade:
+        """Return the grade of a question whose process did not answer it, and end the process."""
+        code = None
+        if self.process is not None and not isinstance(error, TimeoutError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self.process.wait(_END_S)  # it has closed its end of the pipe: it is about to end
+        self.stop()
+        if self.killed or code in (-signal.SIGKILL, -signal.SIGTERM):
+            return Grade(Verdict.UNGRADED, _KILLED)
+        if code is None:
             return Grade(Verdict.UNGRADED, f"crash: {error or type(error).__name__}")
-        return Grade(_VERDICTS.get(reply, Verdict.UNGRADED), reply)
+        why = "timeout" if code == -signal.SIGPROF else f"crash: exit code {code}"
+        return Grade(Verdict.INCORRECT, why) if readable else Grade(Verdict.UNGRADED, f"gold: {why}")
 
     def _start(self) -> Connection:
         ours, theirs = Pipe()
         with theirs:
-            arguments = str(theirs.fileno()), str(self.timeout_s)
+            arguments = str(theirs.fileno()), str(self.cpu_s)
             # The parent's import path, as spawn passes it; a fixed hash seed, on which sympy's order depends.
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "0"}
             self.process = subprocess.Popen(
@@ -78,14 +119,15 @@ class _Worker:
         return ours
 
     def kill(self) -> None:
-        """Kill the process; a question under way then ends as a crash."""
+        """Kill the process for good; a question under way then ends as a crash."""
+        self.killed = True
         if self.process is not None:
             self.process.kill()
 
     def stop(self) -> None:
         """Kill the process, wait for its end and forget it."""
-        self.kill()
         if self.process is not None:
+            self.process.kill()
             self.process.wait()
         if self.pipe is not None:
             self.pipe.close()
@@ -98,7 +140,7 @@ def _stop_all(workers: list[_Worker]) -> None:
 
 
 class MathPool:
-    """Compares answers by math-verify in `workers` processes, each question within `timeout_s`.
+    """Compares answers by math-verify in `workers` processes, each answer within `timeout_s` of CPU time.
 
     No process runs before the first question that needs one. Close the pool when done; a forgotten one is
     closed at exit, and a process whose parent was killed ends by itself.
@@ -129,8 +171,9 @@ class MathPool:
         A cancelled caller leaves its question to end by itself.
 
         Returns:
-            CORRECT or INCORRECT with the rule that decided it; UNGRADED with `timeout`, `crash: ...`,
-            `error: ...` or `gold: ...` where grading itself failed.
+            CORRECT or INCORRECT with the rule that decided it, or with `timeout`, `crash: ...` or
+            `error: ...` for an answer that cannot be compared; UNGRADED with `gold: ...` or `crash: ...`
+            where grading itself failed.
 
         Raises:
             RuntimeError: the pool is closed.
@@ -140,7 +183,21 @@ class MathPool:
         if (early := decide(gold, answer)) is not None:
             return early
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._ask, clean(gold), clean(answer))
+        return await loop.run_in_executor(self._threads, self._ask, reading(answer_in(gold)), reading(answer))
+
+    async def problem_with(self, gold: str) -> str:
+        """Return why nothing could be graded against a gold, such as `gold: unparsed`; '' where all is well.
+
+        Raises:
+            RuntimeError: the pool is closed.
+        """
+        if self._closed:
+            raise RuntimeError("this MathPool is closed")
+        if (problem := gold_problem(gold)) or not needs_algebra(gold):
+            return problem
+        loop, text = asyncio.get_running_loop(), reading(answer_in(gold))
+        grade = await loop.run_in_executor(self._threads, self._ask, text, text)
+        return grade.reason if grade.verdict is Verdict.UNGRADED else ""
 
     def _ask(self, gold: str, answer: str) -> Grade:
         if self._closed:

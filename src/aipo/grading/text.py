@@ -4,8 +4,10 @@ Equality has no false positive: what merely might be equal is left to the symbol
 """
 
 import re
+from functools import lru_cache
 
 from aipo.grading.extract import MAX_CHARS
+from aipo.grading.spelling import plain
 
 _WRAPPER = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}"
 TEXT = re.compile(_WRAPPER)
@@ -15,17 +17,16 @@ TEXT = re.compile(_WRAPPER)
 _CLEANING = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"[\u2212\u2013]", "-"),
         (r"\\?\$|(?<!\\)\\[()\[\]]", ""),
         (r"\\(?:left|right)(?![A-Za-z])", ""),
         (r"\\[dt]frac(?![A-Za-z])", r"\\frac"),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\langle(?![A-Za-z])", "("),
         (r"\\rangle(?![A-Za-z])", ")"),
-        (r"(?<=[0-9])(?:\{,\}|,\\!)\s*(?=[0-9]{3}(?![0-9]))", ""),
+        (r"(?<=[0-9])(?:\{,\}|,\\!|\\,)\s*(?=[0-9]{3}(?![0-9]))", ""),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])", " "),
-        (r"_\{([0-9]+)\}", r"_\1"),
+        (r"(?<!log)_\{([0-9]+)\}", r"_\1"),
         (r"\s+", " "),
     )
 )
@@ -41,12 +42,14 @@ _NAMED = r"(?:(?<=\()|(?<=boxed\{{)|(?<=answer is )|(?<=answer: )){0}(?!\w)"
 _BEFORE, _AFTER = r"(?<![\w.,\\])", r"(?![\w]|[.,]\d)"
 
 
+@lru_cache(maxsize=1024)
 def clean(text: str) -> str:
     r"""Return `text` in one spelling of LaTeX, with its meaning unchanged.
 
     >>> clean(r" \$32,\!348. "), clean(r"\left( 3, \dfrac{\pi}{2} \right)")
     ('32348', '( 3, \\frac{\\pi}{2} )')
     """
+    text = plain(text)
     for pattern, replacement in _CLEANING:
         text = pattern.sub(replacement, text)
     text = text.strip()
@@ -74,11 +77,11 @@ def normalise(text: str) -> str:
     """Return the form in which two answers are compared as text: no wrappers, no idle spaces or zeros."""
     if (number := integer(text)) is not None:
         return number
-    plain = " ".join(TEXT.sub(r" \1 ", clean(text)).split())
-    plain = _LOOSE_SPACE.sub("", plain)
-    if choice := _CHOICE.fullmatch(plain):
+    bare = " ".join(TEXT.sub(r" \1 ", clean(text)).split())
+    bare = _LOOSE_SPACE.sub("", bare)
+    if choice := _CHOICE.fullmatch(bare):
         return choice[1]  # case is kept: A and a are two symbols, and two choices
-    return plain.lower() if _WORDS.fullmatch(plain) else plain
+    return bare.lower() if _WORDS.fullmatch(bare) else bare
 
 
 def exact_match(gold: str, answer: str) -> bool:

@@ -1,79 +1,64 @@
-"""The grader process: math-verify behind a pipe, started by `pool` as `python -m aipo.grading.worker`.
+"""The grader process: `algebra` behind a pipe, started by `pool` as `python -m aipo.grading.worker`.
 
-One question, one reply; a question that does not end is the parent's to kill.
+One question, one reply; before it, `GOLD` as soon as the gold alone was read and compared with itself. What
+happens afterwards is the answer's doing.
 
-The library's own timeouts are off: they are alarms, which miss big-integer arithmetic and destroy the
-caller's alarm (https://github.com/huggingface/Math-Verify/issues/65 and /issues/50).
+The kernel ends a process that has used its CPU time, in the middle of big-integer arithmetic too, and also
+when the parent is gone; a busy machine changes nothing.
 """
 
 import json
 import logging
-import math
 import resource
+import signal
 import sys
-import time
 from functools import lru_cache
 from multiprocessing.connection import Connection
-from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
+from aipo.grading.algebra import compare
 
 MEMORY_BYTES = 2 << 30
-READY = b"ready"
+READY, GOLD = b"ready", b"gold"
 # What sympy raises on odd input. RuntimeError covers RecursionError and NotImplementedError.
-_FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError),
+    ValueError,
+)
 
 
-@lru_cache(maxsize=256)
-def _parse(latex: str) -> list[Any]:
-    """Parse inline mathematics or a box; [] when it does not parse. Cached: rollouts share golds."""
-    parsed: list[Any] = parse(
-        latex,
-        [LatexExtractionConfig(boxed_match_priority=0)],
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=None,
-    )
-    return parsed
+@lru_cache(maxsize=512)
+def problem_with(gold: str) -> str:
+    """Return why nothing can be compared with a gold, '' where something can."""
+    try:
+        reply = compare(gold, gold)
+    except _FAILURES as error:
+        return f"gold: {type(error).__name__}"
+    return reply if reply.startswith("gold") else ""
 
 
-def compare(gold: str, answer: str) -> str:
-    """Return `equal`, `different`, `unparsed` or `gold: unparsed`; raises what sympy raises.
-
-    >>> compare("1/2", "0.5")
-    'equal'
-    """
-    if not (golds := _parse(f"${gold}$")):
-        return "gold: unparsed"
-    if not (answers := _parse(rf"\boxed{{{answer}}}")):
-        return "unparsed"
-    # The gold comes first: verify is not symmetric.
-    same = verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
-    return "equal" if same else "different"
-
-
-def _limit(what: int, value: int) -> None:
-    hard = resource.getrlimit(what)[1]
-    resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-
-
-def serve(pipe: Connection, timeout_s: float) -> None:
-    """Answer questions until the other end closes."""
-    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
-    _limit(resource.RLIMIT_CORE, 0)
-    compare("\\frac{1}{2}", "0.5")  # the first parse builds ANTLR's tables; no question should pay for that
+def serve(pipe: Connection, cpu_s: float) -> None:
+    """Answer questions until the other end closes; each half of one may take `cpu_s` of CPU time."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    memory = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    problem_with("\\frac{1}{2}")  # the first parse builds ANTLR's tables; no question should pay for that
     pipe.send_bytes(READY)
     while True:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         try:
             gold, answer = json.loads(pipe.recv_bytes())
         except EOFError:
             return
-        # If the parent dies during a question nobody is left to kill us: the kernel then does, by CPU time.
-        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + timeout_s + 10))
-        try:
-            reply = compare(gold, answer)
-        except _FAILURES as error:  # anything else ends this process, which the parent reads as a crash
-            reply = f"error: {type(error).__name__}"
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
+        reply = problem_with(gold)
+        if not reply:
+            pipe.send_bytes(GOLD)
+            signal.setitimer(signal.ITIMER_PROF, cpu_s)
+            try:
+                reply = compare(gold, answer)
+            except _FAILURES as error:  # anything else ends this process, which the parent reads as a crash
+                reply = f"error: {type(error).__name__}"
         pipe.send_bytes(reply.encode())
 
 
