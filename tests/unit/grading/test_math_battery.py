@@ -3,8 +3,8 @@ hangs.
 
 Labels say what a careful teacher would say, not what the grader does. Known to differ: six digits count as
 1/7, a list loses its repetitions, `s` is not known to mean seconds. `data/math_forms.jsonl` are forms that
-people reported as misread (signs of Unicode, small numbers, times, unions, prose, costly answers): none of its
-wrong answers is CORRECT but a list's repetition, and none of its answers is UNGRADED.
+people reported as misread (signs of Unicode, small numbers, times, unions, prose, costly answers): none of
+its wrong answers is CORRECT but a list's repetition, and none of its answers is UNGRADED.
 """
 
 import asyncio
