@@ -28,6 +28,7 @@ RECIPE = """
 [compare]
 name = "A tiny comparison"
 base = "counting.toml"
+warmstart = true
 output = "{output}"
 seeds = [0]
 learning_rates = [1e-4, 1e-3]

@@ -67,6 +67,7 @@ COMPARISON = """
 [compare]
 name = "With a critic"
 base = "counting.toml"
+warmstart = true
 output = "{output}"
 seeds = [0]
 overrides = ["train.steps=2"]

@@ -23,6 +23,7 @@ RECIPE = """
 [compare]
 name = "p^h"
 base = "counting.toml"
+warmstart = true
 output = "out"
 seeds = [0]
 learning_rates = [1e-3]

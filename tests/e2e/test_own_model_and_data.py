@@ -121,7 +121,6 @@ COMPARISON = """
 name = "Two learning rates on a file"
 base = "own.toml"
 output = "{folder}/compared"
-warmstart = false
 seeds = [0]
 overrides = ["train.steps=1"]
 methods = [

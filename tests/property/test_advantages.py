@@ -68,6 +68,7 @@ def reference(
             "signed_unit": policy,
             "positive": max(policy, 0.0),
             "over_solo": max(helped, 0.0),
+            "always": 1.0,
         }[rule]
         result.append((policy, feedback))
     return result

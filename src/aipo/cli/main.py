@@ -40,7 +40,7 @@ from aipo.cli.options import (
     Stratum,
     with_options,
 )
-from aipo.planning.options import NO_PLAN_OPTIONS, OPTIONS, PlanOptions
+from aipo.cli.plan_options import NO_PLAN_OPTIONS, OPTIONS, PlanOptions
 
 app = typer.Typer(
     name="aipo",

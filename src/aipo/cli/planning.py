@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from aipo.cli.console import console, plain_errors
-from aipo.planning.options import PlanOptions, setting_of, sizes_of
+from aipo.cli.plan_options import PlanOptions, setting_of, sizes_of
 from aipo.planning.step import Size, Step, plan_step, scaling, stops_at
 from aipo.training.events import duration
 

@@ -93,7 +93,11 @@ class ComparisonSettings(Section):
     methods: tuple[Method, ...] = Field(
         min_length=1, description="What is compared, in the order of the tables."
     )
-    warmstart: bool = Field(True, description="Begin all methods and seeds from one supervised warm start.")
+    warmstart: bool = Field(
+        False,
+        description="Begin all methods and seeds from one supervised warm start, made first; "
+        "false: from the base's policy.model.",
+    )
     overrides: tuple[str, ...] = Field(
         (), description="What all methods change in the base; a method's own overrides win over it."
     )

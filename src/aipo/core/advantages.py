@@ -204,6 +204,10 @@ def _over_solo(group: Sequence[Member], rewards: ByIndex, own: ByIndex) -> ByInd
     return {i: max(0.0, r - baseline) for i, r in rewards.items()}
 
 
+def _always(group: Sequence[Member], rewards: ByIndex, own: ByIndex) -> ByIndex:
+    return dict.fromkeys(rewards, 1.0)
+
+
 FEEDBACK_ADVANTAGES = Registry[FeedbackAdvantage]("algorithm.feedback_advantage", FeedbackAdvantage)
 _SIGNED = "the rollout's own advantage A in its group, of either sign, before any batch normalisation"
 FEEDBACK_ADVANTAGES.register("signed", FeedbackAdvantage(credit=_own, about=_SIGNED))
@@ -212,3 +216,5 @@ FEEDBACK_ADVANTAGES.register("signed_unit", FeedbackAdvantage(credit=_own, about
 FEEDBACK_ADVANTAGES.register("positive", FeedbackAdvantage(credit=_positive, about="max(0, A)"))
 _HELP = "max(0, R - mean R of the solo siblings): what help added over what the policy can do alone"
 FEEDBACK_ADVANTAGES.register("over_solo", FeedbackAdvantage(credit=_over_solo, about=_HELP))
+_ECHO = "1, whatever the reward; with `likelihood` the cross-entropy on the agents' words of ECHO"
+FEEDBACK_ADVANTAGES.register("always", FeedbackAdvantage(credit=_always, about=_ECHO))
