@@ -118,7 +118,7 @@ def _local(making: Making) -> Agent:
     f = making.fields
     key = ("local", f.model, f.device)
     if key not in making.shared:
-        making.shared[key] = LocalModel(f.model, f.device)
+        making.shared[key] = LocalModel(f.model, f.device, f.concurrency)
     return LocalAgent(
         spec=making.spec,
         model=making.shared[key],

@@ -172,7 +172,9 @@ class AgentSettings(_Checked):
         "`{ chat_template_kwargs = { enable_thinking = false } }`; recorded, so no place for a secret.",
     )
     concurrency: AtLeast1 = Field(
-        16, description="remote: requests at a time to one endpoint; agents that share it share them."
+        16,
+        description="remote: requests at a time to one endpoint; agents that share it share them. local: "
+        "most that are answered in one forward pass.",
     )
     retries: AtLeast0 = Field(
         3, description="remote: attempts after the first, on 408, 409, 429, 5xx and lost connections."

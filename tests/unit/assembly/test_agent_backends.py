@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +179,56 @@ class TestLocal:
         torch.manual_seed(2)
         assert self.written(model, monkeypatch, [3, 1, 2]) == [first[2], first[0], first[1]]
         assert len(set(first)) == 3
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_what_waits_is_answered_in_one_pass_as_it_is_one_by_one(
+        self, model: LocalModel, monkeypatch: pytest.MonkeyPatch, temperature: float
+    ) -> None:
+        how = ChatSampling(temperature=temperature, top_p=0.9, max_tokens=24)
+        chats = [[{"role": "user", "content": "pens and more " * n}] for n in (1, 30, 4, 12, 7)]
+
+        async def together() -> list[tuple[str, int, int]]:
+            return await asyncio.gather(*(model.write(chat, how, i) for i, chat in enumerate(chats)))
+
+        alone = [asyncio.run(model.write(chat, how, i)) for i, chat in enumerate(chats)]
+        widths: list[int] = []
+        generate = model._model.generate
+        monkeypatch.setattr(
+            model._model, "generate", lambda **k: widths.append(len(k["input_ids"])) or generate(**k)
+        )
+        assert asyncio.run(together()) == alone
+        assert widths == [5] and len({prompt for _, prompt, _ in alone}) == 5
+        if temperature:  # with the greedy ones some end early
+            assert len({text for text, _, _ in alone}) == 5
+
+    def test_one_that_is_given_up_or_fails_takes_nothing_from_the_others(
+        self, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        how = ChatSampling(temperature=1.0, top_p=0.9, max_tokens=12)
+        chat = [{"role": "user", "content": "pens"}]
+        alone = asyncio.run(model.write(chat, how, 1))
+        generate = model._model.generate
+
+        def fails(**given: Any) -> Any:
+            if len(given["input_ids"][0]) > 300:
+                raise IndexError("too long for the model")
+            return generate(**given)
+
+        monkeypatch.setattr(model._model, "generate", fails)
+
+        async def together() -> list[Any]:
+            long = [{"role": "user", "content": "pens and more " * 400}]
+            late = asyncio.create_task(model.write(chat, how, 2))
+            asked = asyncio.gather(
+                model.write(chat, how, 1), model.write(long, how, 3), return_exceptions=True
+            )
+            await asyncio.sleep(0)
+            late.cancel()
+            return [*await asked, *await asyncio.gather(late, return_exceptions=True)]
+
+        fine, failed, cancelled = asyncio.run(together())
+        assert fine == alone and isinstance(cancelled, asyncio.CancelledError)
+        assert isinstance(failed, AgentError) and "too long for the model" in str(failed)
 
     def test_at_temperature_0_the_seed_does_not_matter(
         self, model: LocalModel, monkeypatch: pytest.MonkeyPatch
