@@ -1,9 +1,10 @@
 """Two CPU ranks that torchrun starts train as one process does, and none waits for ever for another.
 
 Proves, under DDP and FSDP: the series of losses, gradient norms and rewards of one process, and its gradient
-to 1e-9 however rows fall on ranks; a killed run goes on to the same bytes, and with one process too; a rank's
-bad number or signal is every rank's; a rank that dies or is silent ends the run with an error; a rank that
-has done all ends well, whatever gloo's threads still hold.
+to 1e-9 however rows fall on ranks; in mixed precision its curve of losses, within a fiftieth; a killed run
+goes on to the same bytes, and with one process too; a rank's bad number or signal is every rank's; a rank
+that dies or is silent ends the run with an error; a rank that has done all ends well, whatever gloo's threads
+still hold.
 """
 
 import json
@@ -23,10 +24,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from aipo.training.update import Updater, UpdateSettings
 from support.policies import counting_policy, counting_recipe, succeed
-from support.updates import LONGEST, OBJECTIVE, UNEVEN_ROWS, double_model, gradient_of
+from support.updates import (
+    LONGEST,
+    OBJECTIVE,
+    UNEVEN_ROWS,
+    descent,
+    double_model,
+    gradient_of,
+    loss_curve,
+    mixed_model,
+)
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 UPDATES = Path(__file__).with_name("updates_on_ranks.py")
@@ -106,9 +117,11 @@ def workers_after_a_step(process: "subprocess.Popen[bytes]", run: Path) -> list[
     return [ranks["0"], ranks["1"]]
 
 
-def update_on_two_ranks(folder: Path, kind: str, microbatch_tokens: int, fault: str) -> dict[str, Any]:
+def update_on_two_ranks(
+    folder: Path, kind: str, microbatch_tokens: int, fault: str, *more: str
+) -> dict[str, Any]:
     log = folder / "log"
-    process = torchrun(log, 2, UPDATES, folder / "found.pt", kind, str(microbatch_tokens), fault)
+    process = torchrun(log, 2, UPDATES, folder / "found.pt", kind, str(microbatch_tokens), fault, *more)
     assert process.wait(timeout=200) == 0, log.read_text()
     found: dict[str, Any] = torch.load(folder / "found.pt")
     return found
@@ -259,6 +272,26 @@ def test_the_gradient_of_two_ranks_is_that_of_the_whole_mini_batch(
     assert {"grad_norm_policy", "grad_norm_feedback"} < two["metrics"].keys()
     kept = [updater.feedback_log_p[id(row.stream)] for row in UNEVEN_ROWS]
     assert torch.tensor(two["feedback"]).allclose(torch.tensor(kept), rtol=0, atol=1e-9)
+
+
+def losses_of_one(model: PreTrainedModel) -> list[float]:
+    optimiser = descent(model)
+    settings = UpdateSettings(temperature=1.0, microbatch_tokens=18, max_grad_norm=1e6, pad_id=0)
+    return loss_curve(Updater(Accelerator(cpu=True), model, optimiser, settings))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_ranks_in_mixed_precision_learn_as_one_process_does(tmp_path: Path, kind: str) -> None:
+    found = update_on_two_ranks(tmp_path, kind, 18, "", "mixed")
+    one, full = losses_of_one(mixed_model()), losses_of_one(double_model().float())
+    # Before the first step the ranks' loss is one process's, which float32 is not: they compute in bfloat16.
+    assert found["losses"][0] == pytest.approx(one[0], abs=1e-6)
+    assert abs(one[0] - full[0]) > 1e-5
+    # Later, each micro-batch's gradient has been rounded, and ranks cut others: a fiftieth of what is learnt.
+    apart = max(abs(a - b) for a, b in zip(one, found["losses"], strict=True))
+    assert apart < 0.02 * (one[0] - one[-1])
+    assert one[-1] < one[0] - 0.05
+    assert found["kept"] == {torch.float32}  # weights and momentum
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

@@ -13,7 +13,9 @@ from aipo.core.feedback import CoefficientSettings
 from aipo.core.objective import ObjectiveSettings, objective_loss
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
+from aipo.engines.precision import compute_in
 from aipo.training.log_probs import token_log_probs
+from aipo.training.update import Updater
 from support.engines import random_model
 
 ADVANTAGES = [
@@ -28,6 +30,8 @@ ADVANTAGES = [
 ]
 OBJECTIVE = ObjectiveSettings(coefficient=CoefficientSettings(kind="ratio"))
 """Reads p_old at FEEDBACK tokens, so that log p is computed once more before the step."""
+UPDATES = 8
+"""Of a curve of losses."""
 LONGEST = 14
 """Tokens of the longest uneven row; the shortest has 7."""
 
@@ -37,6 +41,23 @@ def double_model() -> PreTrainedModel:
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=50, num_key_value_heads=2, tie_word_embeddings=True, **shape)
     return random_model(config).double()
+
+
+def mixed_model() -> PreTrainedModel:
+    """The same in float32, with products in bfloat16 (policy.precision = "bf16-mixed")."""
+    model = double_model().float()
+    compute_in(model, torch.bfloat16)
+    return model
+
+
+def descent(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Follow the gradient's size too, which AdamW hardly does."""
+    return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+
+
+def loss_curve(updater: Updater) -> list[float]:
+    """Learn from the uneven rows again and again; return the loss that each update found."""
+    return [updater.apply([UNEVEN_ROWS], OBJECTIVE)["loss"] for _ in range(UPDATES)]
 
 
 def _stream(rng: Random, length: int) -> TokenStream:
