@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
+from typing import NamedTuple
 
 from aipo.agents.base import NOTHING_USED, Agent, AgentFailure, AgentQuery, Usage
 from aipo.consult.codec import FeedbackBlock, TagCodec
@@ -27,7 +28,7 @@ NOT_FINITE = "the policy gave log-probabilities that are not finite numbers"
 
 
 class AgentName(str):
-    """An agent's name in a seed path: the name of this type is in every recorded `Consultation.context`."""
+    """An agent's name in a seed path. Renaming this class would change every recorded `context`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +40,19 @@ class Consultation:
     request: str
     outcome: ConsultOutcome
     reply: str
-    """The agent's words as the policy read them (neutralised, cut); empty unless ANSWERED."""
+    """The agent's words as the policy read them, neutralised and cut; empty unless ANSWERED."""
     reply_tokens: int
     """Tokens of the agent's words, cut to the limit, before the leak guard hid any of them."""
     detail: str
-    """Why it was malformed or failed; empty when it was answered."""
+    """Why the request was malformed or failed; empty when it was answered."""
     context: str
-    """Fingerprint of everything that the agent saw; a cache would answer equal ones with one call."""
+    """Hash of everything that the agent saw: two consultations with the same hash asked the same."""
     latency_s: float
     leaked: bool = False
     """Whether the agent stated the final answer, even if the leak guard hid it."""
     usage: Usage = NOTHING_USED
     failure: AgentFailure | None = None
-    """The kind of AGENT_ERROR."""
+    """What kind of failure it was, where `outcome` is AGENT_ERROR."""
     elicited: bool = False
     """Whether the system opened the request's tag."""
 
@@ -64,17 +65,17 @@ class Rollout:
     response: str
     """The assistant's turn as text, end token excluded."""
     policy_text: str
-    """The part of it that the policy wrote. Only this is graded, so that no agent can answer for the
+    """The part of `response` that the policy wrote. Only this is graded, so that no agent can answer for the
     policy."""
     stop: StopReason
     consultations: tuple[Consultation, ...]
     consult_spans: tuple[tuple[int, int], ...]
     """Spans of token positions that a consult-stripped copy leaves out: requests, tags, notices."""
     weights_version: int | None = None
-    """Version of the weights that sampled it, the oldest where they changed midway; None: in process."""
+    """Of the weights that sampled, the oldest if they changed midway; None: the engine has the trainer's."""
     opened: tuple[int, ...] | None = None
-    """Segments that are tags of a request that the system opened, and perhaps closed; () where it was to and
-    did not, None where it was not to."""
+    """Indices of the segments that are tags which the system wrote, to open and perhaps to close a request;
+    () if it found no place to open one, None if it was not to open any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ class RolloutSpec:
     hide_answer: Hide | None = None
     """How the leak guard finds and hides this problem's answer; None: there is no guard."""
     opening: Opening | None = None
-    """Whose tag the system is to open in it; None: nobody's."""
+    """Which agent's tag the system is to open, and how; None: it opens none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,17 @@ async def rollout(engine: Engine, spec: RolloutSpec, consult: ConsultContext) ->
         await engine.release(spec.id)
 
 
+_Insertion = tuple[Segment, tuple[int, int]]
+"""The inserted segment, and the span of the agent's own words in it."""
+
+
+class _OpenRequest(NamedTuple):
+    """A request that the system opened: where its tag begins, and how long the sequence may be at its end."""
+
+    start: int
+    limit: int
+
+
 class _Episode:
     """A rollout in progress."""
 
@@ -126,13 +138,11 @@ class _Episode:
         self._consultations: list[Consultation] = []
         self._consult_spans: list[tuple[int, int]] = []
         self._versions: set[int] = set()
-        self._elicited: list[int] = []
-        """Segments with tags of the request that the system opened."""
+        self._opened_tags: list[int] = []
+        """Indices of the segments that are tags which the system wrote."""
         self._watch = Watch(spec.opening, spec.problem, spec.seed) if spec.opening else None
-        """Looks for the place to open a request; None: it is found, or there is none."""
-        self._opened: tuple[int, int] | None = None
-        """Of a request that the system opened and that has not ended: where its tag begins, and how long the
-        sequence may be when it ends."""
+        """Looks for the place to open a request; None once that is settled, or if none is to be opened."""
+        self._open_request: _OpenRequest | None = None
 
     async def run(self) -> Rollout:
         while True:
@@ -140,41 +150,41 @@ class _Episode:
             stop = await self._generate()
             if stop is StopReason.END or (stop is StopReason.LENGTH and not self._request_is_full()):
                 break
-            found = self._found()
+            found = self._end_request()
             if found is None:
-                continue  # what it stopped at was part of other text
+                continue  # it paused at a sentence's end, or at a stop string that is part of other text
             if not await self._consult(found) or self._room() < 1:
                 stop = StopReason.LENGTH
                 break
-        ends = stop is StopReason.END
         stream = TokenStream(tuple(self._segments))
-        last = len(self._ids) - ends
-        own = [i for i, source in enumerate(stream.sources[:last]) if source is Source.POLICY]
+        end = len(self._ids) - 1 if stop is StopReason.END else len(self._ids)
+        own = [i for i, source in enumerate(stream.sources[:end]) if source is Source.POLICY]
         return Rollout(
             stream=stream,
-            response=self._context.codec.text(self._ids[stream.prompt_length : last]),
+            response=self._context.codec.text(self._ids[stream.prompt_length : end]),
             policy_text=self._context.codec.text([self._ids[i] for i in own]),
             stop=stop,
             consultations=tuple(self._consultations),
             consult_spans=tuple(self._consult_spans),
             weights_version=min(self._versions, default=None),
-            opened=tuple(self._elicited) if self._spec.opening else None,
+            opened=tuple(self._opened_tags) if self._spec.opening else None,
         )
 
     def _room(self) -> int:
-        """Return how many tokens the response may still grow by."""
+        """Return how many more tokens the response may have."""
         used = len(self._ids) - len(self._spec.prompt_ids)
         return self._context.limits.max_response_tokens - used
 
     async def _generate(self) -> StopReason:
         spec, consult = self._spec, self._context
         consulting = spec.condition is Condition.CONSULTING
+        limit = self._open_request.limit - len(self._ids) if self._open_request else self._room()
         banned = not consulting and spec.solo_mode is SoloMode.BANNED
         completion = await self._engine.generate(
             GenerationRequest(
                 session=spec.id,
                 prefix_ids=tuple(self._ids),
-                max_new_tokens=self._opened[1] - len(self._ids) if self._opened else self._room(),
+                max_new_tokens=limit,
                 stop=consult.protocol.stop_strings + self._pauses() if consulting else (),
                 banned_sequences=consult.codec.banned_sequences() if banned else (),
                 sampling=spec.sampling,
@@ -186,7 +196,7 @@ class _Episode:
         self._append(Segment(Source.POLICY, completion.ids, completion.log_probs))
         if completion.weights_version is not None:
             self._versions.add(completion.weights_version)
-        # The limit may be reached exactly where a request ends; there is no room left to read a reply.
+        # The limit may be reached exactly where a request ends; then no room is left for a reply.
         cut = completion.stop is StopReason.STOP_STRING and self._room() < 1
         return StopReason.LENGTH if cut else completion.stop
 
@@ -197,59 +207,58 @@ class _Episode:
     # a request that the system opens
 
     def _pauses(self) -> tuple[str, ...]:
-        """Return what the policy pauses at, so that a tag can be opened or closed just there."""
+        """Return the strings that the policy pauses at, so that a tag can be opened or closed there."""
         opening = self._spec.opening
-        closes = self._opened is not None and opening is not None and opening.how.system_closes
+        closes = self._open_request is not None and opening is not None and opening.how.system_closes
         return BOUNDARY_STOPS if self._watch or closes else ()
 
     def _request_is_full(self) -> bool:
-        return self._opened is not None and len(self._ids) >= self._opened[1]
+        return self._open_request is not None and len(self._ids) >= self._open_request.limit
 
     def _open_if_due(self) -> None:
-        """Open the request's tag behind the sentence where it is due, unless the policy asked by itself."""
+        """Open a request after the sentence where it is due, unless the policy has made one itself."""
         opening, codec = self._spec.opening, self._context.codec
         if self._watch is None or opening is None:
             return
         limits, (begin, end) = self._context.limits, codec.request_tags(opening.agent)
-        # Room for the request's first token, for its end, for a reply, and for a token of an answer.
-        request_room = (
-            self._room() - len(begin) - len(end) - codec.request_room(limits.max_feedback_tokens) - 1
-        )
+        # What is left for the request after its tags, a reply and one token of an answer.
+        reply_room = codec.request_room(limits.max_feedback_tokens)
+        request_room = self._room() - len(begin) - len(end) - reply_room - 1
         if self._consultations or limits.max_consultations < 1 or request_room < 1:
             self._watch = None
             return
         response = codec.text(self._ids[len(self._spec.prompt_ids) :])
         log_probs = [p for segment in self._segments[1:] for p in segment.log_probs]
-        inside = any(tag in response for tag in self._context.protocol.control_strings)
-        if inside or not self._watch.opens(response, log_probs):
+        has_tag = any(tag in response for tag in self._context.protocol.control_strings)
+        if has_tag or not self._watch.opens(response, log_probs):
             return
         self._watch = None
-        full = len(self._ids) + len(begin) + min(request_room, opening.how.max_request_tokens)
-        self._opened = len(self._ids), full
+        limit = len(self._ids) + len(begin) + min(request_room, opening.how.max_request_tokens)
+        self._open_request = _OpenRequest(len(self._ids), limit)
         self._append_tag(begin)
 
     def _append_tag(self, ids: tuple[int, ...]) -> None:
         assert self._spec.opening is not None
-        self._elicited.append(len(self._segments))
+        self._opened_tags.append(len(self._segments))
         self._append(Segment(self._spec.opening.how.source, ids))
 
-    def _found(self) -> Request | Malformed | None:
-        """Return the request that has just ended; the system ends one that it opened where it is due."""
-        found = self._parsed()
+    def _end_request(self) -> Request | Malformed | None:
+        """Return the request that has just ended; close one that the system opened, if it is to."""
+        found, opened = self._parse(), self._open_request
         opening = self._spec.opening
-        if found is not None or self._opened is None or opening is None:
+        if found is not None or opened is None or opening is None:
             return found
         begin, end = self._context.codec.request_tags(opening.agent)
-        written = self._context.codec.text(self._ids[self._opened[0] + len(begin) :])
+        written = self._context.codec.text(self._ids[opened.start + len(begin) :])
         if opening.how.system_closes and (self._request_is_full() or ends_sentence(written)):
             self._append_tag(end)
-            return self._parsed()
+            return self._parse()
         if self._request_is_full():
-            before = self._context.codec.text(self._ids[self._last_insertion_end : self._opened[0]])
+            before = self._context.codec.text(self._ids[self._last_insertion_end : opened.start])
             return Malformed(f"not closed within {opening.how.max_request_tokens} tokens", len(before))
         return None
 
-    def _parsed(self) -> Request | Malformed | None:
+    def _parse(self) -> Request | Malformed | None:
         return self._context.protocol.parse(self._context.codec.text(self._ids[self._last_insertion_end :]))
 
     # consultations
@@ -259,11 +268,11 @@ class _Episode:
         request_at = self._last_insertion_end + self._context.codec.token_at(
             self._ids[self._last_insertion_end :], found.start
         )
-        opened, self._opened = self._opened, None
-        if opened:  # its tag goes with the request, whichever tag the policy wrote behind it
-            request_at = min(request_at, opened[0])
+        opened, self._open_request = self._open_request, None
+        if opened:  # the request begins with its tag, even if the policy wrote another tag inside it
+            request_at = min(request_at, opened.start)
         self._consult_spans.append((request_at, len(self._ids)))
-        consultation, insertion = await self._settle(found)
+        consultation, insertion = await self._ask_or_refuse(found)
         consultation = replace(consultation, elicited=True) if opened else consultation
         begin = end = 0
         if insertion is not None:
@@ -280,8 +289,8 @@ class _Episode:
         self._last_insertion_end = len(self._ids)
         return True
 
-    async def _settle(self, found: Request | Malformed) -> tuple[Consultation, "_Insertion | None"]:
-        """Return the consultation, and the agent's words as a segment if there are any."""
+    async def _ask_or_refuse(self, found: Request | Malformed) -> tuple[Consultation, _Insertion | None]:
+        """Return the consultation, and what to insert if the agent answered."""
         if isinstance(found, Malformed):
             return self._without_reply(None, "", ConsultOutcome.MALFORMED, found.reason), None
         limits = self._context.limits
@@ -294,7 +303,7 @@ class _Episode:
             return await self._ask(found)
         return self._without_reply(found.agent, found.text, ConsultOutcome.REFUSED_LIMIT, refused), None
 
-    async def _ask(self, request: Request) -> tuple[Consultation, "_Insertion | None"]:
+    async def _ask(self, request: Request) -> tuple[Consultation, _Insertion | None]:
         spec = self._spec
         whole = self._context.codec.text(self._ids[len(spec.prompt_ids) :])
         latest = self._context.codec.text(self._ids[self._last_insertion_end :])
@@ -335,10 +344,6 @@ class _Episode:
         )
 
 
-_Insertion = tuple[Segment, tuple[int, int]]
-"""The inserted segment, and the span of the agent's own words in it."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ProcessedReply:
     """An answer after the leak guard, neutralising and cutting."""
@@ -357,12 +362,9 @@ def _process_reply(answer: Answer, consult: ConsultContext, hide: Hide | None) -
         return _ProcessedReply(outcome=answer.outcome, detail=answer.detail)
     text = answer.reply.text
     guard = guarded(text, hide, consult.leak_policy)
-    written = consult.codec.feedback(text, consult.limits.max_feedback_tokens)
-    block = (
-        written
-        if guard.text == text
-        else consult.codec.feedback(guard.text, consult.limits.max_feedback_tokens)
-    )
+    limit = consult.limits.max_feedback_tokens
+    written = consult.codec.feedback(text, limit)
+    block = written if guard.text == text else consult.codec.feedback(guard.text, limit)
     tokens = written.content[1] - written.content[0]
     begin, end = block.content
     if begin == end:
@@ -387,7 +389,7 @@ def _process_reply(answer: Answer, consult: ConsultContext, hide: Hide | None) -
 def _log_q(block: FeedbackBlock, reported: tuple[float, ...]) -> tuple[float, ...]:
     """Return the agent's log-probability of each token of a block; 0 at the tags, which the system wrote.
 
-    Degenerate case: () where the agent reports none, or fewer than the policy reads.
+    Degenerate case: () if the agent reports none, or fewer than the policy reads.
     """
     begin, end = block.content
     if not reported or len(reported) < end - begin:

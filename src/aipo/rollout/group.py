@@ -1,6 +1,6 @@
 """Groups: the rollouts of one problem, some consulting, some solo, with their verdicts and expert solutions.
 
-A rollout that an engine's or a grader's failure has hit is UNGRADED, and no other rollout is affected by it.
+A rollout whose engine or grader failed is UNGRADED; no other rollout is affected.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """Makes the ids of a problem's two prompts."""
+    """Makes the token ids of a problem's two prompts, the consulting and the solo one."""
 
     tokenizer: "PreTrainedTokenizerBase"
     consult: ConsultContext
@@ -56,10 +56,10 @@ class GroupShape:
     sampling: Sampling = field(default_factory=Sampling)
     banned: int = 0
     """How many of the solo rollouts use the mode BANNED, whatever `solo_mode` says. Simplification: a ban
-    renormalises the distribution that is sampled from, and the update ignores that. It matters as long as
+    renormalises the distribution that is sampled from, and the update ignores that. This matters while
     requests are likely."""
     elicit: Elicit | None = None
-    """How consultations are elicited in some of the consulting rollouts; None: in none."""
+    """How consultations are elicited in some of the consulting rollouts; None: they are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class Sampler:
         conditions = [Condition.CONSULTING] * shape.consulting + [Condition.SOLO] * shape.solo
         prompt_ids = {c: self.prompts.ids(problem, c) for c in {*conditions, Condition.SOLO}}
         seeds = [seed_of(*seed_path, problem.id, index) for index in range(len(conditions))]
-        turn = seed_of(*seed_path, problem.id, "whose tag is opened") if shape.elicit else 0
+        first_turn = seed_of(*seed_path, problem.id, "whose tag is opened") if shape.elicit else 0
         specs = [
             RolloutSpec(
                 id=f"{problem.id}#{index}",
@@ -112,7 +112,7 @@ class Sampler:
                 solo_mode=SoloMode.BANNED if index >= len(conditions) - shape.banned else shape.solo_mode,
                 sampling=shape.sampling,
                 hide_answer=partial(self.task.without_answer, problem),
-                opening=shape.elicit.chosen(seed, turn + index)
+                opening=shape.elicit.chosen(seed, first_turn + index)
                 if shape.elicit and condition is Condition.CONSULTING
                 else None,
             )
@@ -147,10 +147,10 @@ class Sampler:
 
 
 def solution_of(problem: Problem) -> str:
-    """Return the expert's turn of a problem. Raises `ValueError` where there is none."""
+    """Return the problem's solution, which is an expert's turn. Raises `ValueError` if there is none."""
     if not problem.solution:
         raise ValueError(
             f"rollout.experts_per_prompt: problem {problem.id!r} has no solution for an expert; name the "
-            "column that holds solutions in task.solution_field, or make it 0"
+            "column that holds solutions in task.solution_field, or set experts_per_prompt = 0"
         )
     return problem.solution

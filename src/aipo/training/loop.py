@@ -1,8 +1,9 @@
 """The training loop. Start reading here: `_one_step` is a step from problems to new weights.
 
-A step samples groups of rollouts and their credit (`Experience`), updates the policy (`Updater`), writes its
-records (`Journal`) and sometimes a checkpoint (`RunState`). What it computes depends on the settings, the
-weights and its number, never on the clock. Nothing here knows which model, task or agents it is given.
+A step samples and credits groups of rollouts (`Experience`), updates the policy (`Updater`), appends its
+records (`Journal`) and sometimes saves a checkpoint (`RunState`). What a step computes depends on the
+settings, the weights and the step's number, never on the clock. Nothing here knows which model, task or
+agents it is given.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ from aipo.training.waits import Waits, watched
 from aipo.training.writer import NotSavedError, Writer
 
 AfterStep = Callable[[Progress], Awaitable[None]]
-Before = Callable[[], Awaitable[None]]
+BeforeFirstStep = Callable[[], Awaitable[None]]
 
 
 class Trainer:
@@ -75,7 +76,7 @@ class Trainer:
         self._policy = Sharded(model) if sharded else Whole(model)
         for watched_model in {model, self._policy.trained}:
             self.waits.watch_forward_passes(watched_model)
-        self._engine = sampler.engine
+        self._engine = sampler.engine  # the watched one has no `free`
         self.sampler = watched(sampler, self.waits)
         if ranks.several:
             ranks.waiting = partial(self.waits.track, "the other ranks", f"rank {ranks.rank}")
@@ -84,7 +85,8 @@ class Trainer:
         cpu = model.device.type == "cpu"
         self._accelerator = Accelerator(cpu=cpu, log_with=trackers or None, project_dir=project)
         if self._accelerator.num_processes != ranks.size:
-            raise ValueError("several processes were started, but this one does not know the others")
+            found = self._accelerator.num_processes
+            raise ValueError(f"accelerate found {found} processes, but the trainer was given {ranks.size}")
         if sharded:
             use_fsdp(self._accelerator, model)
         prepared, self._optimiser = self._prepared()
@@ -93,37 +95,39 @@ class Trainer:
         self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.is_main))
         self._writer = Writer(settings.guards.stall_s, self.waits.progress)
         self._signal = 0
-        """The signal that asked the run to stop; 0: none has."""
+        """The number of the signal that asked the run to stop; 0: there was none."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_consultation: LastConsultation | None = None
         self._warnings: list[str] = []
         with ExitStack() as on_error:
             on_error.callback(self.close)
             ranks.first(lambda: check_reference(settings, model))  # before a checkpoint is restored into it
-            run = (settings, self._journal, self._learner(), self._experience, self._guards)
-            self._state = RunState(*run, self._writer, ranks)
+            self._state = RunState(
+                settings, self._journal, self._learner(), self._experience, self._guards, self._writer, ranks
+            )
             self._state.restore()
-            done = read_lines(settings.run.output / METRICS)
-            self._guards.trends.replay(done)
-            self._updater.room.replay(done)
+            recorded_steps = read_lines(settings.run.output / METRICS)
+            self._guards.trends.replay(recorded_steps)
+            self._updater.room.replay(recorded_steps)
             start_trackers(self._accelerator, settings)
             on_error.pop_all()
 
     def _prepared(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        """Make optimiser and scheduler; return the policy and the optimiser, wrapped by accelerate."""
-        t, model = self._settings.train, self._policy.trained
+        """Make the optimiser and its scheduler; return policy and optimiser as accelerate wraps them."""
+        train, model = self._settings.train, self._policy.trained
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        make = OPTIMIZERS[t.optimizer].make
-        optimiser = make(trained, lr=t.learning_rate, weight_decay=t.weight_decay)
+        make = OPTIMIZERS[train.optimizer].make
+        optimiser = make(trained, lr=train.learning_rate, weight_decay=train.weight_decay)
         reference = frozen_reference(self._settings, model)
-        forward = PolicyForward(model, t.logit_chunk_tokens, checkpoints_activations(t, model), reference)
-        if t.compile:
+        checkpointing = checkpoints_activations(train, model)
+        forward = PolicyForward(model, train.logit_chunk_tokens, checkpointing, reference)
+        if train.compile:
             compile_layers(model)
         if self._ranks.several:
-            forward.check()  # on all ranks now; later, only those with a long micro-batch would check
+            forward.check()  # now, on all ranks: later, only ranks with a long micro-batch would check
         prepared, prepared_optimiser = self._accelerator.prepare(forward, optimiser)
         disable_buffer_broadcast(prepared)
-        self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(rate_at, t))
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(rate_at, train))
         return prepared, prepared_optimiser
 
     def _learner(self) -> Learner:
@@ -146,26 +150,28 @@ class Trainer:
         return self._state.notes
 
     def close(self) -> None:
-        """Release the run's folder, when nothing is written to it any more, and close the trackers."""
+        """Close the trackers, and release the run's folder unless a checkpoint is still being written."""
         if self._accelerator.trackers:
             self._accelerator.end_training()
         with suppress(NotSavedError):
             self._writer.finish()
         if self._writer.busy:
-            return  # the lock goes with the process
+            return  # the folder's lock is released when the process ends
         self._journal.close()
 
-    async def run(self, after_step: AfterStep, before: Before | None = None) -> None:
-        """Train up to the last step and export the policy. Raises `StopRunError` once a checkpoint is saved.
+    async def run(self, after_step: AfterStep, before_first_step: BeforeFirstStep | None = None) -> None:
+        """Train up to the last step and export the policy.
 
-        `after_step` is awaited before the step's checkpoint: after a crash, what it wrote is written again
-        and never missing. `before` is awaited before the first step, again where that is begun again. After
-        a signal the policy is exported too.
+        `after_step` is awaited before the step's checkpoint is saved: after a crash, what it wrote may be
+        written again but is never missing. `before_first_step` is awaited before step 1, also by a resumed
+        run that has not finished step 1. Raises `StopRunError` for an early stop, after saving a checkpoint
+        where that is possible; a run that a signal stops exports the policy too.
         """
-        self._loop, self._begun_s, self._first = asyncio.get_running_loop(), time.monotonic(), self.step
+        self._loop = asyncio.get_running_loop()
+        self._begun_s, self._step_at_start = time.monotonic(), self.step
         try:
             with self.waits.cancelled_by_stop():
-                await self._steps(after_step, before)
+                await self._steps(after_step, before_first_step)
         except StopRunError as stop:
             with self.waits.track("checkpoint", "the stop"):
                 self._state.save_after(stop, self._updater.steps_taken > 0)
@@ -173,10 +179,10 @@ class Trainer:
                     self.export()
             raise
 
-    async def _steps(self, after_step: AfterStep, before: Before | None) -> None:
+    async def _steps(self, after_step: AfterStep, before_first_step: BeforeFirstStep | None) -> None:
         await self._load_weights_into_engine()
-        if before is not None and self.step == 0:
-            await self._begin(before)
+        if before_first_step is not None and self.step == 0:
+            await self._begin(before_first_step)
         if self._state.after_step_due:
             await self._finish_step(read_lines(self._settings.run.output / METRICS)[-1], after_step)
         while self.step < self._settings.train.steps:
@@ -186,17 +192,17 @@ class Trainer:
             await self._finish_step(metrics, after_step)
         self.export()
 
-    async def _begin(self, before: Before) -> None:
-        """Do what comes before the first step; whatever that draws, the step draws the same."""
-        drawn = generators.state()
+    async def _begin(self, before_first_step: BeforeFirstStep) -> None:
+        """Await `before_first_step`; whatever it draws, step 1 draws the same numbers as without it."""
+        generators_state = generators.state()
         with self.waits.track("what comes before", "step 1"), self._ranks.together():
             if self._ranks.is_main:
-                await before()
-        generators.restore(drawn)
+                await before_first_step()
+        generators.restore(generators_state)
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        """Raise `SignalledError` on all ranks if one of them has got a signal."""
+        """Raise `SignalledError` on all ranks if one of them has received a signal."""
         if signals := [number for number in self._ranks.all_gather(self._signal) if number]:
             raise _signalled(self.step, signals[0])
 
@@ -204,8 +210,8 @@ class Trainer:
         """Complete a recorded step: stop if a guard says so, evaluate, save a checkpoint if one is due."""
         state, total = self._state, self._settings.train.steps
         self._guards.end()
-        state.settle()
-        elapsed_s, done = time.monotonic() - self._begun_s, self.step - self._first
+        state.settle()  # raises `NotSavedError` after too many failed checkpoints
+        elapsed_s, steps_done_now = time.monotonic() - self._begun_s, self.step - self._step_at_start
         with self.waits.track("what follows a step", f"step {self.step}"), self._ranks.together():
             if self._ranks.is_main:
                 await after_step(
@@ -214,7 +220,7 @@ class Trainer:
                         steps=total,
                         metrics=metrics,
                         elapsed_s=elapsed_s,
-                        steps_done_now=done,
+                        steps_done_now=steps_done_now,
                         last_consultation=self._last_consultation,
                         warnings=(*self._warnings, *state.warnings),
                     )
@@ -228,10 +234,11 @@ class Trainer:
             self._stop_if_asked()
 
     def stop_soon(self, signal_number: int, finish_step: bool) -> None:
-        """Ask the run to stop after the current step, or else at its next wait. Called by signal handlers.
+        """Ask the run to stop: with `finish_step` after the current step, else where it waits next.
 
-        The last complete step is saved as soon as the event loop gets control, since whoever sent the signal
-        may not wait until the step ends. Several ranks always finish the step, so that all stop together.
+        For signal handlers. The last complete step is saved as soon as the event loop gets control, since
+        whoever sent the signal may not wait until the step ends. Several ranks always finish the step, so
+        that all stop together.
         """
         self._signal = signal_number
         if self._loop is not None and not self._ranks.several:
@@ -257,8 +264,8 @@ class Trainer:
             ) from error
 
     async def _one_step(self, step: int) -> dict[str, float]:
-        clock = [time.monotonic()]
-        if self._ranks.several:  # checkpoints hold rank 0's generators only: seed the others anew
+        began_s = time.monotonic()
+        if self._ranks.several:  # checkpoints hold only rank 0's generators: seed those of each rank anew
             generators.seed(seed_of(self._settings.run.seed, "rank", self._ranks.rank, step))
         algorithm = algorithm_at(self._settings, step)
         self._guards.begin(step)
@@ -267,7 +274,7 @@ class Trainer:
             groups, credits = await self._experience.sample_step(step, algorithm)
         if isinstance(self._engine, MemoryHolder):
             self._engine.free()
-        clock.append(time.monotonic())
+        sampled_s = time.monotonic()
         metrics = rollout_metrics(groups, self.sampler.consult.agents) | self._experience.elicited
         metrics["agent_cost"] = metrics.get("agent_cost", 0.0) + self._experience.approval_cost
         metrics["sampled_groups"] = len(groups)
@@ -286,47 +293,52 @@ class Trainer:
             self._state.roll_back()
             rolled_back = True
         metrics |= self._guards.count_step(metrics["agent_cost"])
-        began = self._guards.watch(metrics)
-        self._warnings = [*began.values(), *self._updater.room.warnings()]
-        metrics |= {f"guards/{name}": 1.0 for name in began}
+        new_warnings = self._guards.watch(metrics)
+        self._warnings = [*new_warnings.values(), *self._updater.room.warnings()]
+        metrics |= {f"guards/{name}": 1.0 for name in new_warnings}
         metrics["learning_rate"] = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
-        clock.append(time.monotonic())
+        times = {"rollout_s": sampled_s - began_s, "update_s": time.monotonic() - sampled_s}
         self._last_consultation = last_consultation(groups)
-        self._ranks.first(lambda: self._record(step, groups, metrics, clock))
+        self._ranks.first(lambda: self._record(step, groups, metrics, times))
         self._state.end_step(rolled_back)
         return metrics
 
     def _update(self, step: int, credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
-        t, max_tokens = self._settings.train, self._settings.rollout.max_response_tokens
+        train, max_tokens = self._settings.train, self._settings.rollout.max_response_tokens
         algorithm = algorithm_at(self._settings, step)
-        batches = minibatches(credits, algorithm, t.minibatches_per_step, max_tokens)
-        every = t.source_gradients_every_steps
+        batches = minibatches(credits, algorithm, train.minibatches_per_step, max_tokens)
+        every = train.source_gradients_every_steps
         by_source = every > 0 and step % every == 0
         return self._updater.apply(
-            [rows for rows in batches if rows], objective_settings(algorithm), by_source, self._recorded(step)
+            [rows for rows in batches if rows],
+            objective_settings(algorithm),
+            by_source,
+            keep_feedback=self._records_rollouts(step),
         )
 
-    def _recorded(self, step: int) -> bool:
-        """Whether the whole rollouts of a step are recorded."""
+    def _records_rollouts(self, step: int) -> bool:
+        """Say whether a step's rollouts are recorded, and not its metrics alone."""
         return step % self._settings.train.record_rollouts_every_steps == 0 or step == 1
 
     def _record(
-        self, step: int, groups: Sequence[Group], metrics: dict[str, float], clock: Sequence[float]
+        self, step: int, groups: Sequence[Group], metrics: dict[str, float], times: dict[str, float]
     ) -> None:
         metrics["expert_tokens_raw"] = self._experience.expert_tokens.raw
         metrics["expert_tokens_distinct"] = self._experience.expert_tokens.distinct
-        if self._recorded(step):
+        if self._records_rollouts(step):
             consult, log_p = self.sampler.consult, self._updater.feedback_log_p
             records = [r for g in groups for r in rollout_records(g, step, consult, log_p)]
             self._journal.append(ROLLOUTS, records)
-        numbers = {name: value for name, value in metrics.items() if isfinite(value)}  # JSON has no NaN
-        self._journal.append(METRICS, [{"step": step, **numbers}])
-        self._accelerator.log(numbers, step=step)
-        waits = [c.latency_s for g in groups for m in g.members if m.rollout for c in m.rollout.consultations]
-        times = {"rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "consult_s": sum(waits)}
-        each = {"consultations_s": consultation_times(groups)} if self._recorded(step) else {}
-        self._journal.append(TIMINGS, [{"step": step, **times, **spending(groups), **each}])
+        finite = {name: value for name, value in metrics.items() if isfinite(value)}  # JSON has no NaN
+        self._journal.append(METRICS, [{"step": step, **finite}])
+        self._accelerator.log(finite, step=step)
+        rollouts = [m.rollout for g in groups for m in g.members if m.rollout]
+        consult_s = sum([c.latency_s for rollout in rollouts for c in rollout.consultations])
+        each = {"consultations_s": consultation_times(groups)} if self._records_rollouts(step) else {}
+        self._journal.append(
+            TIMINGS, [{"step": step, **times, "consult_s": consult_s, **spending(groups), **each}]
+        )
 
     def export(self) -> None:
         """Write the policy as a plain Hugging Face folder, `policy/` in the run's folder."""

@@ -42,8 +42,8 @@ class Room:
         """Go on as a run does whose steps so far are recorded: with its last bits, passes are its own."""
         self.tokens = self._said = int(min([self._asked, *(m[RECORDED] for m in metrics if RECORDED in m)]))
 
-    def going_through(self, rows: int, tokens: int) -> None:
-        """Take down the size of the pass that begins: its rows, and the tokens that it is padded to."""
+    def note_pass(self, rows: int, tokens: int) -> None:
+        """Note the size of the pass that begins: its rows, and its tokens with padding."""
         self._pass_rows, self._pass_tokens = rows, tokens
 
     def within(self, compute: Callable[[], Result], forget: Callable[[], object]) -> Result:

@@ -1,7 +1,7 @@
 """One policy update: mini-batches of rows through the objective into the optimiser.
 
 Cutting a mini-batch into micro-batches changes no gradient, because each token's weight was fixed for the
-whole mini-batch. Which rows need a backward pass is for the objective's terms to say.
+whole mini-batch. The objective's terms decide which rows need a backward pass.
 """
 
 from collections import defaultdict
@@ -37,9 +37,9 @@ from aipo.training.room import Result, Room
 from aipo.training.sharded import reshard
 
 MISMATCH_RATIO = 2.0
-"""A token's ratio of trainer to sampler outside [1/2, 2] is counted."""
+"""Tokens whose probability ratio, trainer to sampler, is outside [1/2, 2] are counted."""
 _LARGEST = frozenset({"mismatch_max"})
-"""Of the sums of a mini-batch, what is no sum."""
+"""Which of a mini-batch's sums are maxima: of the ranks' values the largest is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +53,17 @@ class UpdateSettings:
     mismatch_truncation: float = 0.0
     """Largest weight of the correction for a sampler that differs from the trainer; 0: no correction."""
     share_prefixes: bool = False
-    """Whether beginnings that rows share go through the model once, where that is cheaper."""
+    """Whether a prefix that several rows share goes through the model once, where that is cheaper."""
 
 
 class MinibatchGuard(Protocol):
-    """Whoever decides about mini-batches that must not be applied; see `training/guards.py`."""
+    """Decides what becomes of a mini-batch that must not be applied; see `training/guards.py`."""
 
     def check_minibatch(self, sums: Mapping[str, float], first: bool) -> None:
         """Raise `StopRunError` for a mini-batch that must not be applied."""
 
     def refuse_minibatch(self, error: StopRunError, weights_changed: bool) -> None:
-        """Return to leave it out, raise to end the step."""
+        """Return to leave the mini-batch out, raise to end the step."""
 
     def leaves_out_the_rest(self) -> bool:
         """Say whether no further mini-batch is to be applied."""
@@ -84,21 +84,24 @@ class Updater:
     ) -> None:
         """Without a `guard` the first mini-batch that is not finite ends the update.
 
-        Each of the `ranks` is given all rows and computes its share; what is returned is of all of them.
+        Each of the `ranks` is given all rows and computes its share; metrics are those of all ranks.
         """
-        self._guard, self.steps_taken, self._ranks = guard, 0, ranks
         self._accelerator, self._model, self._optimiser = accelerator, model, optimiser
-        self._settings, self._objective = settings, ObjectiveSettings()
+        self._settings, self._guard, self._ranks = settings, guard, ranks
+        self._objective = ObjectiveSettings()
+        self.steps_taken = 0
+        """Optimiser steps in the current update."""
         self.room = Room(settings.microbatch_tokens, ranks.several)
         self._prefixes = SharedPrefixes(model, accelerator) if settings.share_prefixes else None
         self._trainer_log_p: dict[int, tuple[float, ...]] = {}
-        """Of each stream, by its `id`, before the first step; empty without the correction."""
+        """log p of each stream's tokens before the first optimiser step, by `id(stream)`; empty without
+        the correction."""
         self._keep_feedback = False
         self.feedback_log_p: dict[int, list[float]] = {}
-        """Of the FEEDBACK tokens of each stream, by its `id`, as its own mini-batch found them."""
+        """log p of each stream's FEEDBACK tokens, by `id(stream)`, when its mini-batch was computed."""
 
     def begin_step(self) -> None:
-        """Forget the last step's, whose streams are gone: a step may end before its update."""
+        """Forget the last step's numbers, whose streams are gone: this step may end before its update."""
         self.steps_taken, self.feedback_log_p = 0, {}
 
     def apply(
@@ -116,11 +119,11 @@ class Updater:
         """
         self._objective, self._keep_feedback, self.feedback_log_p = objective, keep_feedback, {}
         sums: defaultdict[str, float] = defaultdict(float)
-        first: dict[str, float] = {}
+        first_sums: dict[str, float] = {}
         norms = []
         self._trainer_log_p = {}
         if objective.needs_old_feedback_log_p or self._settings.mismatch_truncation:
-            recomputed = [self._in_room(partial(self._recomputed, rows)) for rows in minibatches]
+            recomputed = [self._within_memory(partial(self._recomputed, rows)) for rows in minibatches]
             if self._settings.mismatch_truncation:
                 pairs = ((row.stream, row.recomputed) for rows in recomputed for row in rows)
                 self._trainer_log_p = {id(stream): log_p for stream, log_p in pairs if log_p}
@@ -128,30 +131,31 @@ class Updater:
                 minibatches = recomputed
         grad_norms = {}
         if by_source and minibatches:
-            grad_norms = self._in_room(partial(self._norms_by_source, minibatches[0]))
+            grad_norms = self._within_memory(partial(self._norms_by_source, minibatches[0]))
         self.steps_taken = 0
         for rows in minibatches:
-            applied = self._applied(rows)
+            applied = self._apply_minibatch(rows)
             if applied is None:
                 continue
             step_sums, norm = applied
             norms.append(norm)
             for name, value in step_sums.items():
                 sums[name] += value
-            first = first or step_sums
+            first_sums = first_sums or step_sums
         mean_norm = sum(norms) / max(1, len(norms))
-        return {**_means(sums), **_first_update(first), "grad_norm": mean_norm, **grad_norms}
+        return {**_means(sums), **_first_update(first_sums), "grad_norm": mean_norm, **grad_norms}
 
-    def _in_room(self, compute: Callable[[], Result]) -> Result:
+    def _within_memory(self, compute: Callable[[], Result]) -> Result:
+        """Return what `compute` returns, in smaller micro-batches if memory runs out."""
         return self.room.within(compute, lambda: self._optimiser.zero_grad(set_to_none=True))
 
-    def _applied(self, rows: Sequence[Row]) -> tuple[dict[str, float], float] | None:
-        """Take the optimiser step of a mini-batch; return its sums and its gradient's norm, None if the guard
-        left it out."""
+    def _apply_minibatch(self, rows: Sequence[Row]) -> tuple[dict[str, float], float] | None:
+        """Take the optimiser step of a mini-batch; return its sums and its gradient's norm, or None if the
+        guard left it out."""
         if self._guard is not None and self._guard.leaves_out_the_rest():
             return None
         try:
-            sums = self._in_room(partial(self._accumulate, rows))
+            sums = self._within_memory(partial(self._accumulate, rows))
             if self._guard is not None:
                 self._guard.check_minibatch(sums, first=not self.steps_taken)
             norm = self._step()
@@ -167,20 +171,20 @@ class Updater:
     def _accumulate(self, rows: Sequence[Row]) -> dict[str, float]:
         """Add up the gradient of a mini-batch; return the sums of its metrics.
 
-        Rows of which no term of the objective needs the gradient, most of a batch in late training, go
-        through the model for the metrics only, at a third of the cost. If no row has one, the gradient is set
-        to zero, so that the optimiser's momentum does not depend on this shortcut.
+        Rows that have no gradient under any term of the objective, most of a batch in late training, go
+        through the model for the metrics only, at a third of the cost. If no row has a gradient, it is set to
+        zero, so that the optimiser's momentum does not depend on this shortcut.
         """
         sums: defaultdict[str, float] = defaultdict(float)
-        taught = [row for row in rows if self._objective.teaches(row)]
+        teaching = [row for row in rows if self._objective.teaches(row)]
         rest = [row for row in rows if not self._objective.teaches(row)]
-        parts = [*self._parts(taught, learnt=True), *self._parts(rest, learnt=False)]
+        parts = [*self._parts(teaching, backward=True), *self._parts(rest, backward=False)]
         nonfinite_error: NonFiniteError | None = None
-        for part, learnt, synced in parts:
+        for part, backward, gradient_sync in parts:
             sampled = self._collate(part.rows)
             batch = self._corrected(sampled, part.rows)
-            with torch.set_grad_enabled(learnt), synced:
-                log_p, batch = self._passed(batch, part)
+            with torch.set_grad_enabled(backward), gradient_sync:
+                log_p, batch = self._forward(batch, part)
                 loss = objective_loss(log_p, batch, self._objective)
                 try:
                     _refuse_non_finite(loss, log_p, batch)
@@ -189,17 +193,17 @@ class Updater:
                         raise
                     nonfinite_error = nonfinite_error or error  # the other ranks wait for this one's passes
                 self._backward(loss)
-            if not part.counted:
+            if not part.counted:  # it only gives this rank as many passes as the others have
                 continue
             for name, value in objective_sums(log_p.detach(), batch, self._objective).items():
                 sums[name] += value
             _add_mismatch(sums, log_p.detach(), sampled)
             if self._keep_feedback and nonfinite_error is None:
-                self._keep(part.rows, log_p.detach(), sampled)
+                self._store_feedback(part.rows, log_p.detach(), sampled)
             assert batch.entropy is not None
             sums["entropy"] += float((batch.entropy.detach() * batch.policy_mask).sum())
             sums["loss"] += float(loss.detach())
-        if not taught:
+        if not teaching:
             for parameter in self._model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         reshard(self._model)
@@ -210,33 +214,33 @@ class Updater:
         return self._ranks.summed(sums, largest=_LARGEST)
 
     def _parts(
-        self, rows: Sequence[Row], learnt: bool
+        self, rows: Sequence[Row], backward: bool
     ) -> Iterator[tuple[Microbatch, bool, AbstractContextManager[None]]]:
-        """Yield this rank's micro-batches: whether they are learnt from, and when gradients meet.
+        """Yield this rank's micro-batches, `backward`, and a context that delays the exchange of gradients.
 
-        Under DDP that is in the last one's backward pass. Under FSDP it is in each, or the gradient of all
-        weights would be on each rank.
+        Under DDP, ranks exchange gradients in the last backward pass only. Under FSDP they do so in each,
+        or each rank would have to hold the whole gradient.
         """
         limit, on_cpu = self.room.tokens, self._accelerator.device.type == "cpu"
-        ranks = self._ranks.rank, self._ranks.size
-        parts = self._prefixes.microbatches(rows, limit, *ranks) if self._prefixes else None
+        rank, size = self._ranks.rank, self._ranks.size
+        parts = self._prefixes.microbatches(rows, limit, rank, size) if self._prefixes else None
         if parts is None:
             limit = pass_tokens(limit, on_cpu)
             overhead = PASS_TOKENS_CPU if on_cpu else PASS_TOKENS_GPU
-            parts = microbatches_of_rank(rows, limit, overhead, *ranks)
+            parts = microbatches_of_rank(rows, limit, overhead, rank, size)
+        may_delay = backward and self._ranks.several and not self._accelerator.is_fsdp2
         for i, part in enumerate(parts):
-            alone = not self._ranks.several or self._accelerator.is_fsdp2
-            later = learnt and i < len(parts) - 1 and not alone
-            yield part, learnt, self._accelerator.no_sync(self._model) if later else nullcontext()
+            delay = may_delay and i < len(parts) - 1
+            yield part, backward, self._accelerator.no_sync(self._model) if delay else nullcontext()
 
     def _backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradient. A token's weight is that of the whole mini-batch, so shares of ranks
-        are to be added, and both DDP and FSDP take their mean."""
+        """Add a micro-batch's gradient, times the number of ranks: DDP and FSDP average over ranks, but
+        tokens are weighted within the whole mini-batch, so the ranks' gradients have to be summed."""
         if loss.requires_grad:
             self._accelerator.backward(loss * self._ranks.size if self._ranks.several else loss)
 
     def _share_feedback(self, rows: Sequence[Row]) -> None:
-        """Tell the other ranks what was kept of this mini-batch's FEEDBACK tokens."""
+        """Give all ranks the `feedback_log_p` of this mini-batch's streams."""
         if not (self._keep_feedback and self._ranks.several):
             return
         own = [self.feedback_log_p.get(id(row.stream)) for row in rows]
@@ -246,52 +250,52 @@ class Updater:
                     self.feedback_log_p[id(row.stream)] = log_p
 
     def _log_probs(self, batch: TokenBatch, part: Microbatch, *kl: KLEstimator) -> tuple[Tensor, ...]:
-        """Return log p and entropy of all that is no prompt, and where `kl` is given the distance from the
-        reference."""
+        """Return log p and entropy of each token after the prompt, and with `kl` also its estimate of the
+        divergence from the reference; (B, T) each."""
         temperature = self._settings.temperature
         if part.trees:
             rows = packed_streams([row.stream for row in part.rows], part.trees, self._settings.pad_id)
-            self.room.going_through(len(part.rows), rows.ids.numel())
+            self.room.note_pass(len(part.rows), rows.ids.numel())
             return packed_log_probs(self._model, rows.to(batch.ids.device), temperature, *kl)
-        self.room.going_through(len(part.rows), batch.ids.numel())
+        self.room.note_pass(len(part.rows), batch.ids.numel())
         prompt = int((batch.sources == Source.PROMPT).sum(-1).min())
         return token_log_probs(self._model, batch.ids, temperature, prompt, *kl)
 
-    def _passed(self, batch: TokenBatch, part: Microbatch) -> tuple[Tensor, TokenBatch]:
-        """Return log p, and the batch with all else that the objective's terms read of the policy."""
+    def _forward(self, batch: TokenBatch, part: Microbatch) -> tuple[Tensor, TokenBatch]:
+        """Return log p, and the batch with what else the objective's terms need from the forward pass."""
         kl = self._objective.kl
-        log_p, entropy, *distance = self._log_probs(batch, part, *([kl] if kl else []))
+        log_p, entropy, *divergence = self._log_probs(batch, part, *([kl] if kl else []))
         if not self._objective.entropy_weight:
-            entropy = entropy.detach()  # or it would keep the logits
-        return log_p, replace(batch, entropy=entropy, kl_reference=distance[0] if distance else None)
+            entropy = entropy.detach()  # its graph would keep the logits in memory
+        return log_p, replace(batch, entropy=entropy, kl_reference=divergence[0] if divergence else None)
 
-    def _keep(self, rows: Sequence[Row], log_p: Tensor, batch: TokenBatch) -> None:
+    def _store_feedback(self, rows: Sequence[Row], log_p: Tensor, batch: TokenBatch) -> None:
         feedback = batch.sources == Source.FEEDBACK
         for i, row in enumerate(rows):
             self.feedback_log_p[id(row.stream)] = log_p[i, feedback[i]].tolist()
 
     def _norms_by_source(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Return the norm of each source's part of a mini-batch's gradient, which is left as it was: zero."""
+        """Return the norm of each source's part of a mini-batch's gradient; leave the gradient zero."""
         norms = {}
         for source in (Source.POLICY, Source.FEEDBACK):
-            for part, _, synced in self._parts(rows, learnt=True):
+            for part, _, gradient_sync in self._parts(rows, backward=True):
                 batch = self._corrected(self._collate(part.rows), part.rows)
                 batch = replace(batch, weight=batch.weight * (batch.sources == source))
-                with synced:
-                    log_p, batch = self._passed(batch, part)
+                with gradient_sync:
+                    log_p, batch = self._forward(batch, part)
                     self._backward(objective_loss(log_p, batch, self._objective))
-            norm = self._clipped(float("inf"))
+            norm = self._clip_gradient(float("inf"))
             self._optimiser.zero_grad(set_to_none=True)
             norms[f"grad_norm_{source.name.lower()}"] = float(norm)
         return norms
 
-    def _clipped(self, max_norm: float) -> Tensor:
-        """Scale the gradient down to a norm, and return the one that it had: of all ranks' parts together."""
+    def _clip_gradient(self, max_norm: float) -> Tensor:
+        """Scale the gradient down to `max_norm`; return its norm before that, over all ranks."""
         norm: Tensor = self._accelerator.clip_grad_norm_(self._model.parameters(), max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _step(self) -> float:
-        norm = self._clipped(self._settings.max_grad_norm)
+        norm = self._clip_gradient(self._settings.max_grad_norm)
         if not torch.isfinite(norm):
             self._optimiser.zero_grad(set_to_none=True)
             raise NonFiniteError(f"the gradient norm of a mini-batch is {float(norm)}")
@@ -317,19 +321,22 @@ class Updater:
     def _recomputed(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows with log p under the policy as it is now, before any step."""
         own: dict[int, tuple[float, ...]] = {}
-        for part, *_ in self._parts(rows, learnt=False):
+        for part, *_ in self._parts(rows, backward=False):
             log_p, _ = self._log_probs(self._collate(part.rows), part)
-            for row, of_row in zip(part.rows, log_p.tolist(), strict=True):
+            for row, row_log_p in zip(part.rows, log_p.tolist(), strict=True):
                 if part.counted:
-                    own[id(row.stream)] = tuple(of_row[: len(row.stream)])
+                    own[id(row.stream)] = tuple(row_log_p[: len(row.stream)])
         reshard(self._model)
-        of_ranks = self._ranks.all_gather([own.get(id(row.stream)) for row in rows])
-        found = [next(filter(None, of_row)) for of_row in zip(*of_ranks, strict=True)]
+        by_rank = self._ranks.all_gather([own.get(id(row.stream)) for row in rows])
+        found = [next(filter(None, of_row)) for of_row in zip(*by_rank, strict=True)]  # one rank has it
         return [replace(row, recomputed=log_p) for row, log_p in zip(rows, found, strict=True)]
 
 
 def _refuse_non_finite(loss: Tensor, log_p: Tensor, batch: TokenBatch) -> None:
-    """Raise `NonFiniteError`: tokens without an advantage, which the loss leaves out, count too."""
+    """Raise `NonFiniteError` for a log-probability or loss that is not finite.
+
+    Tokens without an advantage, which the loss leaves out, are checked too.
+    """
     count = int((~torch.isfinite(log_p.detach()[batch.policy_mask | batch.feedback_mask])).sum())
     if count:
         raise NonFiniteError(f"{count} log-probabilities of a mini-batch are not finite numbers")
@@ -347,22 +354,20 @@ def _add_mismatch(sums: dict[str, float], log_p: Tensor, batch: TokenBatch) -> N
 
 
 def _means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Turn sums over a step's tokens into means over the tokens that they speak of."""
+    """Return means over a step's POLICY tokens, and the loss and the numbers of tokens as they are."""
     if not sums:
         return {}
     policy = max(1.0, sums["policy_tokens"])
     names = {"kl_reference": "kl_reference"} if "kl_reference" in sums else {}
     names |= {"ratio": "ratio_mean", "kl": "kl", "clipped": "clip_fraction", "entropy": "entropy"}
-    counted = ("loss", "policy_tokens", "feedback_tokens", "credited_tokens")
-    return {mean: sums[name] / policy for name, mean in names.items()} | {
-        name: sums[name] for name in counted
-    }
+    totals = ("loss", "policy_tokens", "feedback_tokens", "credited_tokens")
+    return {mean: sums[name] / policy for name, mean in names.items()} | {name: sums[name] for name in totals}
 
 
 def _first_update(sums: dict[str, float]) -> dict[str, float]:
-    """Metrics that mean something before the first optimiser step of a batch only.
+    """Return the metrics that only make sense before a step's first optimiser step.
 
-    The ratio is 1 there but for rounding and for what sampler and trainer compute differently, the mismatch;
+    There the ratio is 1 except for rounding and for differences between sampler and trainer (the mismatch),
     and the feedback's probability is that under the policy that sampled.
     """
     result = {"first_ratio_error": 0.0}
