@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,18 @@ def test_a_quick_run_records_each_figure_beside_its_bound_or_peer(name: str, tmp
         assert figure["ours"] > 0 and figure["theirs"] > 0 and figure["ratio"] > 0 and figure["beside"]
     with pytest.raises(ValueError, match="without --quick"):
         importlib.import_module("page").page(tmp_path)
+
+
+@pytest.mark.timeout(900)
+def test_the_gpu_benchmark_runs_on_a_cpu_at_a_tiny_size(tmp_path: Path) -> None:
+    own = {"AIPO_PYTHON": sys.executable, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(BENCHMARKS / "gpu" / "run.sh"), "--device", "cpu", "--quick"]
+    subprocess.run(command, env=os.environ | own, check=True, timeout=800)
+    (record,) = tmp_path.glob("*.json")
+    rows = {row["what"]: row for row in json.loads(record.read_text())["rows"]}
+    for what in ("AIPO, 2 steps", "decode", "update, 8 rows of 48 + 16 tokens, prefixes shared"):
+        assert rows[what]["value"] > 0
+    assert "estimated" in rows["update, 8 rows of 48 + 16 tokens, padded: peak memory"]["detail"]
 
 
 def test_a_quick_run_is_not_recorded_among_the_results() -> None:
