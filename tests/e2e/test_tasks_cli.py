@@ -159,3 +159,38 @@ def test_the_help_says_what_each_verb_needs_and_imports_nothing_heavy() -> None:
     }.items():
         result = run_cli("tasks", verb, "--help")
         assert result.exit_code == 0 and words in " ".join(result.output.split()), result.output
+
+
+def test_a_file_of_ones_own_is_looked_at_before_a_run(tmp_path: Path) -> None:
+    rows = [{"q": f"{n} + 1?", "answer": str(n + 1), "stratum": "hard"} for n in range(5)]
+    good = write(tmp_path / "good.jsonl", rows)
+    result = run_cli("tasks", "validate", str(good), "task.problem_field=q")
+    assert result.exit_code == 0, result.output
+    assert "hard 5" in result.output and "prompts were not measured" in result.output
+    bad = write(
+        tmp_path / "bad.jsonl", [*rows, {"q": "angle?", "answer": "9 +* ("}, {"q": None, "answer": 1}]
+    )
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        toml_text(
+            {"task": {"name": "jsonl", "train_file": str(good), "test_file": str(bad), "problem_field": "q"}}
+        )
+    )
+    result = run_cli("tasks", "validate", str(recipe))
+    assert result.exit_code == 1
+    assert f"{bad}:6: gold '9 +* (' cannot be graded" in result.output
+    assert f"{bad}:7: field 'q': None" in result.output
+    assert (
+        "'drop' leaves out 2 of 12 rows" in result.output
+        and "5 rows also stand in a held-out" in result.output
+    )
+
+
+def test_what_is_no_file_and_no_benchmark_is_said(tmp_path: Path) -> None:
+    for arguments, words in [
+        (["absent.jsonl"], "absent.jsonl: cannot read"),
+        (["math500", "task.match=exact"], "for a file or a recipe"),
+        ([str(write(tmp_path / "a.jsonl", [])), "--data", str(tmp_path)], "are for benchmarks"),
+    ]:
+        result = run_cli("tasks", "validate", *arguments)
+        assert result.exit_code == 2 and words in result.output

@@ -57,6 +57,7 @@ class Making:
             max_tokens=f.max_reply_tokens,
             limit_field=f.token_limit_field,
             extra_body=extra,
+            omit=f.omit,
         )
 
     @property
@@ -109,6 +110,7 @@ def _remote(making: Making) -> Agent:
         deadline_s=making.agents.timeout_s,
         context=Context(f.context),
         prices=making.prices,
+        system_role=f.system_role,
     )
 
 
@@ -125,6 +127,7 @@ def _local(making: Making) -> Agent:
         sampling=making.sampling,
         context=Context(f.context),
         prices=making.prices,
+        system_role=f.system_role,
     )
 
 

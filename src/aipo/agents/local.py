@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -88,6 +89,12 @@ class LocalModel:
             await asyncio.sleep(0)  # who asks at the same moment is answered in the same pass
             self._thread.submit(self._serve)
             return await asyncio.wrap_future(request.reply)
+        except TemplateError as error:
+            raise AgentError(
+                f"the local model's chat template refuses: {_first_line(error)}; if it has no system role, "
+                "set agents.system_role = false",
+                AgentFailure.REFUSED,
+            ) from None
         except (RuntimeError, ValueError, IndexError) as error:
             raise AgentError(f"the local model failed: {_first_line(error)}", AgentFailure.OTHER) from None
         finally:
@@ -157,6 +164,8 @@ class LocalAgent:
     sampling: ChatSampling
     context: Context = Context.ALL
     prices: Prices = NO_PRICES
+    system_role: bool = True
+    """See `RemoteAgent`."""
 
     @property
     def name(self) -> str:
@@ -165,7 +174,7 @@ class LocalAgent:
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         """Return what the model said, read. Raises `AgentError`; the caller owns the deadline."""
-        messages = self.spec.prompt.messages(self.context.seen(query))
+        messages = self.spec.prompt.messages(self.context.seen(query), self.system_role)
         text, prompt_tokens, completion_tokens = await self.model.write(messages, self.sampling, query.seed)
         usage = self.prices.usage(prompt_tokens, completion_tokens)
         try:

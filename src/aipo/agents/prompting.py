@@ -46,8 +46,10 @@ class AgentPrompt:
     hash: str
     """First digits of the SHA-256 of the whole file."""
 
-    def messages(self, query: AgentQuery) -> list[Message]:
+    def messages(self, query: AgentQuery, system_role: bool = True) -> list[Message]:
         """Return the chat for a query of which only the seen parts are filled.
+
+        Without a `system_role`, its text begins the user's message.
 
         Raises `AgentError` where there is nothing to look at: no request, and no rollout or problem shown.
         """
@@ -63,6 +65,8 @@ class AgentPrompt:
             if not mark or present is not mark.startswith("no_"):
                 kept.append(words)
         user = Template("\n".join(kept).strip()).substitute(parts)
+        if not system_role:
+            return [{"role": "user", "content": f"{self.system}\n\n{user}".strip()}]
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 

@@ -22,42 +22,22 @@ from openai import (
     AsyncOpenAI,
     DefaultAsyncHttpxClient,
     OpenAIError,
-    omit,
 )
-from pydantic import BaseModel, Field, ValidationError
 
 from aipo.agents.base import AgentError, AgentFailure, AgentQuery, AgentReply, Usage
+from aipo.agents.completions import counts_of, embedded_error, words_of
 from aipo.agents.prompting import Context, Message
 from aipo.agents.replies import excerpt
 from aipo.agents.retry import RetryPolicy, TooLongError, retry_after_s
 from aipo.agents.spec import AgentSpec
 
 TOKENS_OF_A_PRICE = 1_000_000
+OMITTED = ("temperature", "top_p", "seed", "max_tokens")
+"""Fields of a request that a server may forbid."""
 _KEY = re.compile(r"[!-~]+")
+_NO_SYSTEM = re.compile(r"system (?:role|message|prompt)|role.{0,20}system|must alternate", re.IGNORECASE)
 _SEEDS = 2**31
 """Servers take a seed as a 32-bit or 64-bit integer; this fits both."""
-
-
-class _Message(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-
-
-class _Counts(BaseModel):
-    prompt_tokens: int = Field(0, ge=0, lt=2**40)
-    completion_tokens: int = Field(0, ge=0, lt=2**40)
-
-
-class _Completion(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Counts | None = None
-
-
-class _CountsOnly(BaseModel):
-    usage: _Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +51,21 @@ class ChatSampling:
     """What a request calls that limit."""
     extra_body: str = "{}"
     """More fields of a request, a JSON object."""
+    omit: tuple[str, ...] = field(default=(), repr=False)
+    """Fields that a request leaves out. Not in `repr`, which is part of the keys of kept replies."""
 
     @property
     def seeded(self) -> bool:
         """Whether a reply depends on the seed."""
         return self.temperature > 0
+
+    def fields(self, seed: int) -> dict[str, Any]:
+        """Return the fields of a request that say how to draw."""
+        said = {"temperature": self.temperature, "top_p": self.top_p, self.limit_field: self.max_tokens}
+        if self.seeded:
+            said["seed"] = seed
+        unlimited = {self.limit_field} if "max_tokens" in self.omit else set()
+        return {name: value for name, value in said.items() if name not in {*self.omit, *unlimited}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +152,8 @@ class RemoteAgent:
     """Of one consultation: waiting for a free place, all attempts and all waits between them."""
     context: Context = Context.ALL
     prices: Prices = NO_PRICES
+    system_role: bool = True
+    """Whether the server knows system messages; else their text begins the user's."""
 
     @property
     def name(self) -> str:
@@ -171,7 +163,7 @@ class RemoteAgent:
     async def answer(self, query: AgentQuery) -> AgentReply:
         """Return what the model said, read. Raises `AgentError`, and `TimeoutError` at the deadline."""
         deadline = time.monotonic() + self.deadline_s
-        messages = self.spec.prompt.messages(self.context.seen(query))
+        messages = self.spec.prompt.messages(self.context.seen(query), self.system_role)
         async with asyncio.timeout(self.deadline_s):
             body = await self._fetch(messages, query.seed, deadline)
         return self._read(body)
@@ -197,39 +189,29 @@ class RemoteAgent:
         response = await client.chat.completions.with_raw_response.create(
             model=self.model,
             messages=cast(Any, messages),  # plain dictionaries of the SDK's form
-            temperature=how.temperature,
-            top_p=how.top_p,
-            extra_body={**json.loads(how.extra_body), how.limit_field: how.max_tokens},
-            seed=seed % _SEEDS if how.seeded else omit,
+            extra_body=json.loads(how.extra_body) | how.fields(seed % _SEEDS),
         )
-        return bytes(response.content)
+        body = bytes(response.content)
+        if error := embedded_error(body):
+            raw = response.http_response
+            said = httpx2.Response(
+                error.status, headers=_retry_after(raw), request=raw.request, text=error.said
+            )
+            raise APIStatusError(error.said, response=said, body=None)
+        return body
 
     def _read(self, body: bytes) -> AgentReply:
+        usage = self.prices.usage(*counts_of(body))
         try:
-            completion = _Completion.model_validate_json(body)
-        except ValidationError as error:
-            found = error.errors(include_input=False, include_url=False)[0]
-            place = ".".join(map(str, found["loc"])) or "body"
-            raise AgentError(
-                f"unreadable response of {self.endpoint.host}: {place}: {excerpt(found['msg'])}",
-                AgentFailure.UNREADABLE,
-                self._usage_of(body),
-            ) from None
-        counts = completion.usage or _Counts()
-        usage = self.prices.usage(counts.prompt_tokens, counts.completion_tokens)
+            words = words_of(body)
+        except AgentError as error:
+            reason = self.endpoint.without_key(f"unreadable response of {self.endpoint.host}: {error}")
+            raise AgentError(reason, error.failure, usage) from None
         try:
-            reading = self.spec.read(completion.choices[0].message.content or "")
+            reading = self.spec.read(words)
         except AgentError as error:
             raise AgentError(self.endpoint.without_key(str(error)), error.failure, usage) from None
         return AgentReply(text=reading.words, approves=reading.approves, usage=usage)
-
-    def _usage_of(self, body: bytes) -> Usage:
-        """Return what a response of a wrong shape says that it cost."""
-        try:
-            counts = _CountsOnly.model_validate_json(body).usage
-        except ValidationError:
-            return Usage()
-        return self.prices.usage(counts.prompt_tokens, counts.completion_tokens)
 
     def _failure(self, error: OpenAIError, attempts: int) -> AgentError:
         """Say what went wrong without the key and without the SDK's objects."""
@@ -240,7 +222,9 @@ class RemoteAgent:
             later = f", to be asked again in {wait:g} s" if wait is not None else ""
             passing = error.status_code == 429 or error.status_code >= 500
             failure = AgentFailure.UNREACHABLE if passing else AgentFailure.REFUSED
-            reason = f"{self._where}: status {error.status_code}{later}{tried}: {said or 'no explanation'}"
+            hint = forbidden_field(error.response.text) if failure is AgentFailure.REFUSED else ""
+            said = f"{said or 'no explanation'}{hint}"
+            reason = f"{self._where}: status {error.status_code}{later}{tried}: {said}"
             return AgentError(reason, failure)
         cause = error.__cause__ if isinstance(error, APIConnectionError) else None
         why = excerpt(self.endpoint.without_key(str(cause or error))) or type(cause or error).__name__
@@ -249,6 +233,23 @@ class RemoteAgent:
     @property
     def _where(self) -> str:
         return f"{self.endpoint.base_url}, model {self.model!r}"
+
+
+def forbidden_field(text: str) -> str:
+    """Return the way out where a server's explanation names a field that it forbids; else ''."""
+    named = [name for name in OMITTED if re.search(rf"(?<![a-z_]){name}(?![a-z_])", text)]
+    if "max_completion_tokens" in text:
+        return "; set agents.token_limit_field = 'max_completion_tokens'"
+    if named:
+        return f"; leave it out of requests with agents.omit = {named}"
+    if _NO_SYSTEM.search(text):
+        return "; put the system text into the user's message with agents.system_role = false"
+    return ""
+
+
+def _retry_after(response: httpx2.Response) -> dict[str, str]:
+    stated = response.headers.get("retry-after")
+    return {"retry-after": stated} if stated else {}
 
 
 class _Bounded(httpx2.AsyncByteStream):

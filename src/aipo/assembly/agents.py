@@ -194,7 +194,9 @@ def _record(making: Making, backend: Backend, agent: Agent) -> dict[str, Any]:
         "prompt": prompt.version,
         "prompt_sha256": prompt.hash,
         "context": fields.context,
-        "sampling": fields.model_dump(include={"temperature", "top_p", "max_reply_tokens", "extra_body"}),
+        "sampling": fields.model_dump(include={"temperature", "top_p", "max_reply_tokens", "extra_body"})
+        | ({"omit": fields.omit} if fields.omit else {})
+        | ({} if fields.system_role else {"system_role": False}),
         "prices_per_million_tokens": {
             "prompt": fields.price_prompt,
             "completion": fields.price_completion,
@@ -205,7 +207,10 @@ def _record(making: Making, backend: Backend, agent: Agent) -> dict[str, Any]:
 def _identity(making: Making) -> str:
     """All that a reply depends on but the query. Not the address: a server that moves is the same server."""
     f = making.fields
-    return "\x1f".join(map(str, [f.backend, f.model, making.spec.prompt.hash, f.context, making.sampling]))
+    parts = [f.backend, f.model, making.spec.prompt.hash, f.context, making.sampling]
+    parts += [f"without {f.omit}"] if f.omit else []
+    parts += [] if f.system_role else ["no system role"]
+    return "\x1f".join(map(str, parts))
 
 
 def _refuse_missing(table: str, fields: AgentFields, backend: Backend) -> None:

@@ -15,7 +15,7 @@ from aipo.config.settings import Settings
 from aipo.core.types import SoloMode
 from aipo.evaluation.records import EvaluationRecord, read_records
 from aipo.evaluation.sampling import first_of_each_stratum
-from aipo.tasks.base import Split, Task
+from aipo.tasks.base import Split
 from aipo.training.durable import sync_tree, write_whole
 from aipo.training.events import Reporter
 from aipo.training.journal import EVALUATION
@@ -79,7 +79,7 @@ class Schedule:
         write_whole(folder / BEST_FILE, json.dumps({"step": step, "accuracy": best[1]}) + "\n")
 
 
-def schedule(settings: Settings, task: Task) -> Schedule:
+def schedule(settings: Settings, parts: Parts) -> Schedule:
     """Return when a run evaluates: at `evaluate.at_steps`, or else before it, now and then, and at its end.
 
     Raises `ValueError` for steps that never come, and where named steps have no problems.
@@ -89,14 +89,14 @@ def schedule(settings: Settings, task: Task) -> Schedule:
         if late := [step for step in plan.at_steps if step > steps]:
             raise ValueError(f"evaluate.at_steps = {late} is beyond train.steps = {steps}; lower it")
         if plan.at_steps:
-            task.problems(Split(plan.split))  # refused now rather than hours later
+            parts.problems(Split(plan.split))  # refused now rather than hours later
         named, line = frozenset(plan.at_steps), "" if plan.at_steps else "no evaluation during training"
         samples = plan.curve_samples_per_problem, plan.samples_per_problem
         return Schedule(
             settings=settings, steps=named, samples=samples[0], last_samples=samples[1], line=line
         )
     try:
-        problems = task.problems(Split.VALIDATION)
+        problems = parts.problems(Split.VALIDATION)
         why = "" if problems else "there are no validation problems"
     except ValueError as error:
         problems, why = (), str(error)

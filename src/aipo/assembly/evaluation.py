@@ -87,7 +87,7 @@ async def evaluate_run(
     something is known, each sample is kept in `samples.jsonl` and not made again; in training nothing is.
     """
     plan, path = settings.evaluate, settings.run.output / EVALUATION
-    problems = first_of_each_stratum(parts.task.problems(Split(plan.split)), plan.problems)
+    problems = first_of_each_stratum(parts.problems(Split(plan.split)), plan.problems)
     path.parent.mkdir(parents=True, exist_ok=True)
     run = settings.run.output.name
     asked = [(problem.id, samples) for problem in problems]

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
-from aipo.engines.stops import end_ids
+from aipo.engines.stops import end_ids, template_end
 
 SOURCE = "aipo.json"
 TIED_FROM = 0.99
@@ -109,8 +109,9 @@ def import_gguf(
         raise GgufError(f"{out}: it exists and was not made from {file.name} in {dtype}; name another folder")
     tokenizer = _tokenizer(file, header, template, note)
     model = _plain_model(file, dtype, note)
-    ends = end_ids(model, tokenizer) | _turn_end(tokenizer, note)
-    model.generation_config.eos_token_id = sorted(ends)
+    model.generation_config.eos_token_id = sorted(end_ids(model, tokenizer))
+    turn = tokenizer.convert_ids_to_tokens(sorted(template_end(tokenizer)))
+    note(f"a turn ends with {turn or 'no token of its own'}")
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -169,17 +170,6 @@ def _rendered(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(
         tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     )
-
-
-def _turn_end(tokenizer: PreTrainedTokenizerBase, note: Note) -> set[int]:
-    """Return the special token with which the template ends an assistant's turn, if it does so with one."""
-    said = "Paris"
-    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": said}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    after = tokenizer.encode(text.rpartition(said)[2].strip(), add_special_tokens=False)
-    found = set(after[:1]) & set(tokenizer.added_tokens_decoder)
-    note(f"a turn ends with {tokenizer.convert_ids_to_tokens(sorted(found)) or 'no token of its own'}")
-    return found
 
 
 def _plain_model(file: Path, dtype: Dtype, note: Note) -> PreTrainedModel:

@@ -5,7 +5,7 @@ What is assembled here fits together; every mismatch is one clear error that nam
 
 import ctypes
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,14 @@ from transformers.utils.logging import disable_progress_bar
 from aipo.agents.base import Agent
 from aipo.assembly.agents import AgentSet, build_agents, build_protocol, oracle_of
 from aipo.assembly.engines import ENGINES, PolicyEngine, build_engine
+from aipo.assembly.fitting import Fitting
 from aipo.config.settings import SandboxSettings, Settings, TaskSettings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
+from aipo.consult.prompts import check_template
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
-from aipo.tasks.base import Task, TaskError, TaskSpec
+from aipo.tasks.base import Problem, Split, Task, TaskError, TaskSpec
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import refuse_evaluation_file
 from aipo.tasks.registry import TASKS, task_spec
@@ -48,6 +50,11 @@ class Parts:
     sampler: Sampler
     agent_set: AgentSet
     policy_engine: PolicyEngine
+    fitting: Fitting
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """Return the problems of a split whose prompts fit. Raises `TaskError`; see `Fitting`."""
+        return self.fitting.problems(split)
 
     def close(self) -> None:
         """End what was started for these parts: a policy server."""
@@ -124,6 +131,7 @@ def assemble(
         sampler=sampler,
         agent_set=agent_set,
         policy_engine=engine,
+        fitting=Fitting(task=task, prompts=prompts, on_bad_row=settings.task.on_bad_row),
     )
 
 
@@ -141,6 +149,7 @@ def build_prompts(
     """
     consult, rollout = settings.consult, settings.rollout
     protocol = build_protocol(settings)
+    check_template(tokenizer)
     limits = Limits(
         consult.max_consultations if agents else 0,
         consult.max_feedback_tokens,
@@ -161,6 +170,7 @@ def build_prompts(
         consulting_override=consult.consulting_prompt,
         solo_override=consult.solo_prompt,
         max_prompt_tokens=longest,
+        date=settings.policy.date,
     )
 
 

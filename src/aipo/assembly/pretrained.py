@@ -125,7 +125,7 @@ async def sampled(settings: TraceSettings, parts: Parts) -> Measured:
     """
     w = settings.warmstart
     try:
-        problems = first_of_each_stratum(parts.task.problems(Split.VALIDATION), w.check_problems)
+        problems = first_of_each_stratum(parts.problems(Split.VALIDATION), w.check_problems)
     except TaskError:
         problems = []
     if not problems:

@@ -115,8 +115,10 @@ def train(
 def _train(
     settings: Settings, parts: Parts, may_change: Collection[str], ranks: Ranks, reporter: Reporter
 ) -> int:
-    problems = parts.task.problems(Split.TRAIN)
-    evaluations = schedule(settings, parts.task)
+    problems = parts.problems(Split.TRAIN)
+    evaluations = schedule(settings, parts)
+    for line in parts.fitting.lines():
+        reporter.warn(line)
     room = ranks.in_turn(lambda: room_for_checkpoints(parts.model, settings))
     ranks.first(lambda: refuse_silent_agents(settings, parts.agent_set))
     with reporter.doing(SELF_TEST):

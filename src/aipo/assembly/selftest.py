@@ -12,7 +12,7 @@ import torch
 
 from aipo.assembly.parts import AssemblyError, Parts
 from aipo.consult.limits import Limits
-from aipo.core.types import Condition, Verdict
+from aipo.core.types import Verdict
 from aipo.engines.base import Sampling
 from aipo.engines.precision import compute_dtype
 from aipo.rollout.group import GroupShape, Sampler
@@ -26,20 +26,16 @@ MAX_MEAN_ERROR = 0.1
 CHECKED_PROBLEMS = 3
 OWN_TOKENS, FEEDBACK_TOKENS = 16, 24
 """What a rollout of the self-test may write itself, and be told: a few tokens show what many would."""
-LONGEST_CHECKED = 50
-"""The longest problems, in characters, whose prompts must fit rollout.max_prompt_tokens."""
 SELF_TEST = f"self-test: {CHECKED_PROBLEMS} problems, {OWN_TOKENS} tokens for each rollout"
 """What to say while it runs."""
 
 
 def self_test(parts: Parts, problems: Sequence[Problem], temperature: float = 1.0) -> None:
-    """Check that the longest prompts fit, roll out both conditions, compare the sampler with the trainer.
+    """Roll out both conditions, compare the sampler with the trainer; `Parts.problems` has measured prompts.
 
     `temperature` is that of training. Raises `ValueError`. Samples a few rollouts from a seed of its own, so
     that it changes no later draw.
     """
-    for problem in sorted(problems, key=lambda problem: -len(problem.text))[:LONGEST_CHECKED]:
-        parts.sampler.prompts.ids(problem, Condition.CONSULTING)
     asyncio.run(_sampler_agrees(parts, problems[:CHECKED_PROBLEMS], temperature))
 
 

@@ -162,7 +162,7 @@ class _Maker:
                 "agents.enabled = []: a trace that consults needs an agent; enable one, or set "
                 "warmstart.solo_fraction = 1"
             )
-        everything = self._parts.task.problems(Split.TRAIN)
+        everything = self._parts.problems(Split.TRAIN)
         found = [problem for problem in everything if not strata or problem.stratum in strata]
         if not found:
             known = sorted({problem.stratum for problem in everything})

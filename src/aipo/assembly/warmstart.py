@@ -72,7 +72,7 @@ def make_warm_start(settings: Settings, reporter: Reporter) -> Path:
         def ids(problem: str, condition: Condition) -> Sequence[int]:
             override = consult.solo_prompt if condition is Condition.SOLO else consult.consulting_prompt
             system = system_prompt(condition, protocol, override)
-            return chat_prompt_ids(tokenizer, system, problem, codec.forbidden)
+            return chat_prompt_ids(tokenizer, system, problem, codec.forbidden, date=settings.policy.date)
 
         return ids
 

@@ -27,6 +27,7 @@ from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings, TaskSettings
 from aipo.consult.codec import TagCodec
+from aipo.consult.prompts import check_template
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError
 from aipo.tasks.base import Problem, Split, Task
@@ -160,6 +161,8 @@ def _tokenizer(settings: Settings) -> list[Finding]:
         )
     tokenizer = AutoTokenizer.from_pretrained(model)
     template = Health.OK if tokenizer.chat_template else Health.FAILED
+    if tokenizer.chat_template:
+        check_template(tokenizer)  # refuses one that loses the problem or opens no turn
     findings = [
         Finding(
             what="chat template",
@@ -232,9 +235,12 @@ def _together(settings: Settings, doing: Doing) -> list[Finding]:
             Finding(what="engine", found=f"{settings.engine.name}, {dtype}"),
         ]
         findings += _said("checkpoints", lambda: room_for_checkpoints(parts.model, settings))
-        findings += _said("evaluation", lambda: schedule(settings, parts.task).line)
+        findings += _said("evaluation", lambda: schedule(settings, parts).line)
         split = _first_split(settings.task)
-        problems = parts.task.problems(split)
+        problems = parts.problems(split)
+        findings += [
+            Finding(what="left out", health=Health.LOOK, found=each) for each in parts.fitting.lines()
+        ]
         with doing(SELF_TEST):
             findings += _looked("sampler agrees", lambda: _agrees(settings, parts, problems))
         if settings.agents.enabled:

@@ -27,7 +27,7 @@ def rollout(recipe: Path, overrides: Sequence[str], problems: int, stratum: str)
     with plain_errors():
         settings = load_settings(recipe, overrides)
         with closing(assemble(settings)) as parts:
-            pool = [p for p in parts.task.problems(Split.TRAIN) if not stratum or p.stratum == stratum]
+            pool = [p for p in parts.problems(Split.TRAIN) if not stratum or p.stratum == stratum]
             if not pool:
                 raise ValueError(f"--stratum {stratum}: the task has no such problems")
             shape = GroupShape(consulting=1 if settings.agents.enabled else 0, solo=1)

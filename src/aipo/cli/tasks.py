@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aipo.cli.options import Overrides
+from aipo.config.toml import toml_value
+
 if TYPE_CHECKING:
     from aipo.tasks.benchmarks.benchmark import Benchmark
 
 EXIT_VIOLATION = 1
 SHOWN_VIOLATIONS = 20
+MOST_STRATA = 8
 
 app = typer.Typer(
     name="tasks",
@@ -23,6 +27,9 @@ app = typer.Typer(
     add_completion=False,
 )
 Name = Annotated[str, typer.Argument(help="Name of a benchmark, as `aipo tasks list` prints it.")]
+What = Annotated[
+    str, typer.Argument(help="A file of problems, a recipe (.toml), or the name of a benchmark.")
+]
 Data = Annotated[
     Path | None,
     typer.Option("--data", help="Folder with local files, named as in docs/benchmarks.md: math500.jsonl."),
@@ -74,11 +81,79 @@ def list_(data: Data = None) -> None:
 
 
 @app.command("validate")
-def validate_(name: Name, file: File = None, data: Data = None, workers: Workers = 1) -> None:
-    """Check on every row: its gold is CORRECT, another row's gold and an empty answer INCORRECT.
+def validate_(
+    what: What, overrides: Overrides = None, file: File = None, data: Data = None, workers: Workers = 1
+) -> None:
+    """Look at problems before a run: a file of your own, the files of a recipe, or a benchmark.
 
-    Prints the counts. The exit code is 1 when a verdict is not as it must be, 2 when a row cannot be used.
+    Of a file or a recipe (with changes such as task.answer_field=solution): rows that cannot be used, golds
+    that the grader cannot read, prompts that are too long where policy.model is set, duplicates, and how many
+    task.on_bad_row = 'drop' leaves out. Of a benchmark, on every row: its gold is CORRECT, another row's gold
+    and an empty answer INCORRECT. The exit code is 1 when something is not as it must be, 2 for bad input.
     """
+    from aipo.cli.console import plain_errors
+    from aipo.tasks.base import TaskError
+
+    path = Path(what)
+    own = path.suffix == ".toml" or path.exists() or len(path.parts) > 1 or path.suffixes != []
+    with plain_errors():
+        if own and (file or data):
+            raise TaskError("--file and --data are for benchmarks; a file of your own is the argument itself")
+        if not own and overrides:
+            raise TaskError(f"{what}: changes such as {overrides[0]} are for a file or a recipe")
+    if own:
+        _validate_own(path, overrides or [])
+    else:
+        _validate_benchmark(what, file, data, workers)
+
+
+def _validate_own(path: Path, overrides: list[str]) -> None:
+    """Print what there is to say of a file, or of the files of a recipe."""
+    from rich.table import Table
+
+    from aipo.assembly.checking import check_problems
+    from aipo.cli.console import console, plain_errors
+    from aipo.config.loader import load_settings
+
+    with plain_errors():
+        if path.suffix == ".toml":
+            settings = load_settings(path, overrides)
+        else:
+            named = ["task.name=jsonl", f"task.train_file={toml_value(str(path))}"]
+            settings = load_settings(None, [*named, *overrides])
+        checked, overlaps = check_problems(settings)
+    table = Table(box=None, pad_edge=False)
+    for column in ("problems", "to", "rows", "usable", "cannot be used", "too long", "repeated", "strata"):
+        table.add_column(column, overflow="fold")
+    measured = bool(settings.policy.model)
+    for each in checked:
+        strata = ", ".join(f"{name} {count}" for name, count in sorted(each.strata.items())[:MOST_STRATA])
+        numbers = (each.rows, each.rows - each.left_out, len(each.bad))
+        long = str(len(each.long)) if measured else "not measured"
+        cells = (each.where, each.split.value, *map(str, numbers), long, str(len(each.repeated)), strata)
+        table.add_row(*cells)
+    console.print(table)
+    for each in checked:
+        for lines, style in ((each.bad, "red"), (each.long, "red"), (each.repeated, "yellow")):
+            for line in lines[:SHOWN_VIOLATIONS]:
+                console.print(line, style=style, markup=False)
+            if len(lines) > SHOWN_VIOLATIONS:
+                console.print(f"… and {len(lines) - SHOWN_VIOLATIONS} more", style=style)
+    if overlaps:
+        console.print(f"{overlaps} rows also stand in a held-out file and are left out of the others")
+    if not measured:
+        console.print("prompts were not measured: add policy.model=FOLDER to measure them in tokens")
+    if left_out := sum(each.left_out for each in checked):
+        console.print(
+            f"task.on_bad_row = 'refuse', the default: a run does not begin; 'drop' leaves out {left_out} of "
+            f"{sum(each.rows for each in checked)} rows",
+            style="bold red",
+        )
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+def _validate_benchmark(name: str, file: Path | None, data: Path | None, workers: int) -> None:
+    """Put golds and wrong answers of every row to the grader, and print the counts."""
     import asyncio
 
     from rich.table import Table

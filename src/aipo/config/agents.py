@@ -20,6 +20,7 @@ from aipo.config.problems import Section
 from aipo.core.types import PAPER_AGENTS
 
 TokenLimitField = Literal["max_tokens", "max_completion_tokens"]
+OmittedField = Literal["temperature", "top_p", "seed", "max_tokens"]
 Context = Literal["request", "problem+request", "problem+rollout+request"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -48,6 +49,8 @@ class AgentFields(BaseModel):
     max_reply_tokens: int
     token_limit_field: TokenLimitField
     extra_body: dict[str, Any]
+    omit: tuple[OmittedField, ...]
+    system_role: bool
     concurrency: int
     retries: int
     retry_wait_s: float
@@ -124,6 +127,8 @@ class AgentOverrides(_Checked):
     max_reply_tokens: AtLeast1 | None = Field(None, description="remote, local.")
     token_limit_field: TokenLimitField | None = Field(None, description="remote.")
     extra_body: dict[str, Any] | None = Field(None, description="remote: in place of the common one.")
+    omit: tuple[OmittedField, ...] | None = Field(None, description="remote: in place of the common ones.")
+    system_role: bool | None = Field(None, description="remote, local.")
     concurrency: AtLeast1 | None = Field(None, description="remote.")
     retries: AtLeast0 | None = Field(None, description="remote.")
     retry_wait_s: Seconds | None = Field(None, description="remote.")
@@ -170,6 +175,15 @@ class AgentSettings(_Checked):
         {},
         description="remote: more fields of a request, as in "
         "`{ chat_template_kwargs = { enable_thinking = false } }`; recorded, so no place for a secret.",
+    )
+    omit: tuple[OmittedField, ...] = Field(
+        (),
+        description='remote: fields that a server forbids and requests leave out, as in `["temperature"]`.',
+    )
+    system_role: bool = Field(
+        True,
+        description="remote, local: false puts the system text into the user's message, for models without "
+        "a system role.",
     )
     concurrency: AtLeast1 = Field(
         16,

@@ -42,6 +42,12 @@ class PolicySettings(Section):
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa", description="transformers' attention; GPT-OSS needs `eager`."
     )
+    date: str = Field(
+        "2024-07-26",
+        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
+        description="Today, for chat templates that write it: the same on every day, so that a run can go on "
+        "and policies can be compared.",
+    )
     lora_rank: int = Field(
         0, ge=0, description="Train adapters of this rank beside frozen weights (LoRA); 0: all weights."
     )

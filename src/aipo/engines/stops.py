@@ -6,6 +6,7 @@ last character.
 
 from collections.abc import Callable, Sequence
 
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -38,7 +39,26 @@ class StopFinder:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids that end a turn: the tokenizer's, and those of the model's generation settings."""
+    """Return the ids that end a turn: the tokenizer's, the model's generation settings', the template's."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    named = frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    return named | template_end(tokenizer)
+
+
+def template_end(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the special token that the chat template puts behind an assistant's turn, if there is one.
+
+    Base models often name another end: who writes `<|im_end|>` then would go on and play the user.
+    """
+    if not tokenizer.chat_template:
+        return frozenset()
+    said = "Paris"
+    turns = [{"role": "user", "content": "Which city?"}, {"role": "assistant", "content": said}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except (TemplateError, ValueError):  # a template for the user's turn alone
+        return frozenset()
+    behind = text.rpartition(said)[2].strip()
+    ends = tokenizer.added_tokens_decoder
+    return frozenset(i for i in tokenizer.encode(behind, add_special_tokens=False)[:1] if i in ends)

@@ -20,7 +20,8 @@ import signal
 import subprocess
 import sys
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -198,6 +199,27 @@ class MathPool:
         loop, text = asyncio.get_running_loop(), reading(answer_in(gold))
         grade = await loop.run_in_executor(self._threads, self._ask, text, text)
         return grade.reason if grade.verdict is Verdict.UNGRADED else ""
+
+    def unreadable(self, golds: Iterable[str]) -> dict[str, str]:
+        """Return the golds that `problem_with` has something against, each with the reason; also in a loop.
+
+        Raises:
+            RuntimeError: the pool is closed.
+        """
+        if self._closed:
+            raise RuntimeError("this MathPool is closed")
+        refused: dict[str, str] = {}
+        asked: dict[str, Future[Grade]] = {}
+        for gold in dict.fromkeys(golds):
+            if problem := gold_problem(gold):
+                refused[gold] = problem
+            elif needs_algebra(gold):
+                text = reading(answer_in(gold))
+                asked[gold] = self._threads.submit(self._ask, text, text)
+        for gold, answered in asked.items():
+            if (grade := answered.result()).verdict is Verdict.UNGRADED:
+                refused[gold] = grade.reason
+        return refused
 
     def _ask(self, gold: str, answer: str) -> Grade:
         if self._closed:

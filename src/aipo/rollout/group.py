@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from aipo.consult.prompts import chat_prompt_ids, system_prompt
+from aipo.consult.prompts import DATE, chat_prompt_ids, system_prompt, thinking_opened
+from aipo.consult.protocol import neutralise
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import TokenStream, expert_stream
 from aipo.core.types import Condition, SoloMode, Verdict
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_MARGIN = 64
+"""Tokens below the limit of a prompt from which on it is measured exactly."""
+_TAIL_TOKENS = 16
+"""Of a prompt: enough to see whether its template has begun the policy's thinking."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
     """Makes the token ids of a problem's two prompts, the consulting and the solo one."""
@@ -31,18 +38,55 @@ class Prompts:
     consulting_override: str | None
     solo_override: str | None
     max_prompt_tokens: int
+    date: str = DATE
+    """Today, for chat templates that write it."""
 
     def ids(self, problem: Problem, condition: Condition) -> tuple[int, ...]:
         """Return the prompt's ids. Raises `ValueError` for a problem that is too long."""
-        override = self.solo_override if condition is Condition.SOLO else self.consulting_override
-        system = system_prompt(condition, self.consult.protocol, override)
-        ids = tuple(chat_prompt_ids(self.tokenizer, system, problem.text, self.consult.codec.forbidden))
+        ids = self._made(problem, condition)
         if len(ids) > self.max_prompt_tokens:
+            where = f"{problem.place}: " if problem.place else ""
             raise ValueError(
-                f"problem {problem.id}: its prompt has {len(ids)} tokens; raise rollout.max_prompt_tokens = "
-                f"{self.max_prompt_tokens} or leave the problem out"
+                f"{where}problem {problem.id}: its prompt has {len(ids)} tokens; raise "
+                f"rollout.max_prompt_tokens = {self.max_prompt_tokens} or leave the problem out"
             )
         return ids
+
+    def lengths(self, problems: Sequence[Problem], condition: Condition) -> list[int]:
+        """Return the number of tokens of each problem's prompt, quickly.
+
+        Exact from shortly below `max_prompt_tokens` on. Of a prompt well below it, the problem's own tokens
+        are counted, and those that the template adds to the shortest problem.
+        """
+        found: dict[int, int] = {}
+        plain = [place for place, problem in enumerate(problems) if not problem.turns and not problem.tools]
+        if len(plain) > 2:
+            forbidden = self.consult.codec.forbidden
+            texts = [neutralise(problems[place].text, forbidden) for place in plain]
+            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            own = dict(zip(plain, map(len, encoded), strict=True))
+            ends = min(plain, key=own.__getitem__), max(plain, key=own.__getitem__)
+            added = [len(self._made(problems[place], condition)) - own[place] for place in ends]
+            if abs(added[0] - added[1]) <= _MARGIN // 2:  # else the template does more than add
+                found = {place: added[0] + tokens for place, tokens in own.items()}
+        near = self.max_prompt_tokens - _MARGIN
+        return [
+            found[place] if found.get(place, near) < near else len(self._made(problem, condition))
+            for place, problem in enumerate(problems)
+        ]
+
+    def _made(self, problem: Problem, condition: Condition) -> tuple[int, ...]:
+        override = self.solo_override if condition is Condition.SOLO else self.consulting_override
+        return tuple(
+            chat_prompt_ids(
+                self.tokenizer,
+                system_prompt(condition, self.consult.protocol, override),
+                problem.turns or problem.text,
+                self.consult.codec.forbidden,
+                tools=problem.tools,
+                date=self.date,
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +179,8 @@ class Sampler:
                 grade=Grade(Verdict.UNGRADED, f"engine: {error}"),
             )
         try:
-            grade = await self.task.grade(problem, produced.policy_text)
+            opened = thinking_opened(self.consult.codec.text(spec.prompt_ids[-_TAIL_TOKENS:]))
+            grade = await self.task.grade(problem, opened + produced.policy_text)
         except Exception as error:  # a bug in a user's task is not a verdict
             grade = Grade(Verdict.UNGRADED, f"task: {error!r}")
         return MemberRollout(id=spec.id, condition=spec.condition, rollout=produced, grade=grade)

@@ -48,6 +48,15 @@ class Problem:
     """A named part of the data that results are reported for, such as `easy` or `hard`."""
     solution: str | None = None
     """An expert's whole turn, for groups that hold experts (LUFFY, SFT); it leaves tasks for these alone."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """The prompt's messages as (role, text), the last one the user's, where it is more than `text` alone."""
+    tools: str = ""
+    """Functions that the chat template offers the policy with this problem: a JSON list. Nothing answers a
+    call of one."""
+    alternatives: tuple[str, ...] = ()
+    """Golds that are as right as `gold`; like it, they never leave tasks and grading."""
+    place: str = field(default="", compare=False)
+    """Where it stands, for messages: file and line."""
 
 
 class Task(Protocol):

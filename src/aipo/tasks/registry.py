@@ -83,19 +83,15 @@ def _benchmark_task(benchmark: Benchmark, settings: TaskSettings, sandbox: Sandb
     return BenchmarkTask(benchmark, _files(settings), limits)
 
 
+def jsonl_sources(settings: TaskSettings) -> dict[Split, JsonlSource]:
+    """Return the files of problems of one's own, with their columns."""
+    columns = settings.model_dump(include=set(JsonlSource.__dataclass_fields__))
+    return {split: JsonlSource(path=path, **columns) for split, path in _files(settings).items()}
+
+
 def _jsonl_task(settings: TaskSettings, sandbox: SandboxSettings) -> Task:
     s = settings
-    sources = {
-        split: JsonlSource(
-            path=path,
-            problem_field=s.problem_field,
-            answer_field=s.answer_field,
-            answer_after=s.answer_after,
-            solution_field=s.solution_field,
-        )
-        for split, path in _files(s).items()
-    }
-    return JsonlTask(sources, s.match, s.grade_timeout_s, s.grade_workers)
+    return JsonlTask(jsonl_sources(s), s.match, s.grade_timeout_s, s.grade_workers, s.on_bad_row)
 
 
 TASKS.register(

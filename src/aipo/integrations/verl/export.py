@@ -59,6 +59,11 @@ class _Rows:
 
     def row(self, problem: Problem, condition: Condition, loop: str, index: int) -> dict[str, Any]:
         """Return one row. Raises `ValueError` for a prompt that is too long in either condition."""
+        if problem.turns or problem.tools or problem.alternatives:
+            raise ValueError(
+                f"{problem.place or problem.id}: a conversation, tools or several golds; rows for verl hold "
+                "one user's message and one gold: train such problems with `aipo train`"
+            )
         for each in {condition, Condition.SOLO}:
             self._measure(problem, each)
         system = self._system(condition)
@@ -83,7 +88,8 @@ class _Rows:
         if self._tokenizer is None:
             return
         system, most = self._system(condition), self._settings.rollout.max_prompt_tokens
-        tokens = len(chat_prompt_ids(self._tokenizer, system, problem.text, self._forbidden))
+        date = self._settings.policy.date
+        tokens = len(chat_prompt_ids(self._tokenizer, system, problem.text, self._forbidden, date=date))
         if tokens > most:
             raise ValueError(
                 f"problem {problem.id}: its prompt has {tokens} tokens; raise rollout.max_prompt_tokens = "

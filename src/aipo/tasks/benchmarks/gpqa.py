@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aipo.tasks.benchmarks.benchmark import Kind, Row
-from aipo.tasks.benchmarks.schemas import id_of, text_of
+from aipo.tasks.cells import id_of, text_of
 
 LETTERS = "ABCD"
 COLUMNS = (

@@ -18,7 +18,7 @@ from typing import Any
 
 from aipo.grading.code_tests import CodeTests, assert_tests, function_tests, stdin_tests
 from aipo.tasks.benchmarks.benchmark import Kind, Row
-from aipo.tasks.benchmarks.schemas import id_of, text_of
+from aipo.tasks.cells import id_of, text_of
 from aipo.tasks.files import shown
 
 MAX_UNPACKED_BYTES = 1 << 30

@@ -3,65 +3,20 @@
 A row without a usable problem or gold raises `ValueError` with field, value and fix.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from aipo.grading.text import integer
 from aipo.tasks.benchmarks.benchmark import Convert, Kind, Row
+from aipo.tasks.cells import gold_of, id_of, text_of, turns_of
 from aipo.tasks.files import shown
 
-_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _WHOLE = re.compile(r"(?<=\d)\.0+$")
 _DEGREES = re.compile(r"(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree)$")
 # The instruction that some copies carry inside the problem; ours is added instead of it.
 _DAPO_HEAD = re.compile(r"\ASolve the following math problem step by step\.[^\n]*\n\n")
 _DAPO_TAIL = re.compile(r"\n\nRemember to put your answer on its own line after \"Answer:\"\.\s*\Z")
-
-
-def text_of(row: Mapping[str, Any], field: str) -> str:
-    """Return a column that holds a text with something in it. Raises `ValueError`."""
-    if field not in row:
-        raise ValueError(f"no field {field!r}; the row has {', '.join(map(repr, row))}")
-    value = row[field]
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"field {field!r}: {shown(value)}; must be a string with text in it")
-    return value.strip()
-
-
-def gold_of(row: Mapping[str, Any], field: str, after: str = "") -> str:
-    """Return a gold answer: a text or a finite number; what stands after the last mark `after`.
-
-    Raises `ValueError` for an empty one.
-    """
-    if field not in row:
-        raise ValueError(f"no field {field!r}; the row has {', '.join(map(repr, row))}")
-    value = row[field]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"field {field!r}: {shown(value)}; must be a string or a number")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"field {field!r}: {value}; must be a finite number")
-    text = str(value)
-    if after and after not in text:
-        raise ValueError(f"field {field!r}: {shown(value)} has no mark {after!r}; correct the row")
-    gold = (text.rpartition(after)[2] if after else text).strip()
-    if len(gold) > 2 and gold.startswith("$") and gold.endswith("$") and "$" not in gold[1:-1]:
-        gold = gold[1:-1].strip()
-    if not gold:
-        raise ValueError(f"field {field!r}: {shown(value)} is empty; give the gold answer")
-    return gold.replace(",", "") if _THOUSANDS.fullmatch(gold) else gold
-
-
-def id_of(row: Mapping[str, Any], default: str, *fields: str) -> str:
-    """Return the first of the id columns that a row has, as text; else `default`. Raises `ValueError`."""
-    field = next((name for name in fields if name in row), None)
-    if field is None:
-        return default
-    value = row[field]
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ValueError(f"field {field!r}: {shown(value)}; must be a string or an integer, or left out")
-    return str(value)
 
 
 def math_row(problem: str, answer: str, *ids: str, after: str = "") -> Convert:
@@ -132,7 +87,9 @@ def aime_row(default: str, row: Mapping[str, Any]) -> Row:
 
 
 def chat_row(default: str, row: Mapping[str, Any]) -> Row:
-    """Read a row in verl's shape: `prompt` (a text, or messages of which the last user's counts).
+    """Read a row in verl's shape: `prompt` is a text, or one message of the user's.
+
+    A system message beside it is left out, on purpose: a benchmark is asked with its own prompt.
 
     The gold is `reward_model.ground_truth`. The id is `extra_info.index` where there is one.
     """
@@ -140,12 +97,13 @@ def chat_row(default: str, row: Mapping[str, Any]) -> Row:
     if not isinstance(reward, Mapping):
         raise ValueError(f"field 'reward_model': {shown(reward)}; must be a table with 'ground_truth'")
     gold = gold_of(reward, "ground_truth")
-    prompt = row.get("prompt")
-    if isinstance(prompt, list):
-        users = [m["content"] for m in prompt if isinstance(m, Mapping) and m.get("role") == "user"]
-        prompt = users[-1] if users else None
-    text = text_of({"prompt": prompt}, "prompt")
-    text = _DAPO_TAIL.sub("", _DAPO_HEAD.sub("", text)).strip()
+    turns = turns_of(row, "prompt")
+    if len([turn for turn in turns if turn[0] != "system"]) > 1:
+        raise ValueError(
+            f"field 'prompt': {len(turns)} messages; must be the user's alone. For conversations use "
+            "task.name = 'jsonl' with task.problem_field = 'prompt'"
+        )
+    text = _DAPO_TAIL.sub("", _DAPO_HEAD.sub("", turns[-1][1].strip())).strip()
     extra = row.get("extra_info")
     identity = id_of(extra, default, "index") if isinstance(extra, Mapping) else default
     return Row(id=identity, problem=text, gold=gold, kind=Kind.MATH, secrets=(gold,))
