@@ -26,6 +26,7 @@ from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampli
 from aipo.engines.link import HttpLink
 from aipo.engines.stops import StopFinder, end_ids
 from aipo.engines.vllm_facts import ServerFacts, read_facts
+from aipo.engines.vocabulary import filler_ids
 
 BAN_BIAS = -100.0
 """The lowest bias that vLLM keeps: e^-100 of its probability is left to a banned token."""
@@ -60,6 +61,7 @@ class VllmEngine:
         self._link, self._tokenizer, self._settings = link, tokenizer, settings
         self._stops = StopFinder(tokenizer)
         self._end_ids = end_ids(model, tokenizer)
+        self._filler = filler_ids(model, tokenizer)
         self._facts: ServerFacts | None = None
         self._run = uuid4().hex[:12]
         self._version: int | None = None
@@ -207,7 +209,8 @@ class VllmEngine:
 
     def _bans(self, request: GenerationRequest) -> dict[str, Any]:
         """Single tokens by a bias; longer sequences as words, where the server's words are these ids."""
-        bias = {str(s[0]): BAN_BIAS for s in request.banned_sequences if len(s) == 1}
+        single = (s[0] for s in request.banned_sequences if len(s) == 1)
+        bias = {str(token): BAN_BIAS for token in (*self._filler, *single)}
         words = [self._banned_word(s, request) for s in request.banned_sequences if len(s) > 1]
         return ({"logit_bias": bias} if bias else {}) | ({"bad_words": words} if words else {})
 
@@ -237,7 +240,7 @@ class VllmEngine:
             raise self._odd(f"has {len(ids)} ids, {len(log_probs)} log-probabilities")
         if not all(math.isfinite(p) and p <= 1e-4 for p in log_probs):
             raise self._odd("has a log-probability that is not a finite number <= 0")
-        if banned := {s[0] for s in request.banned_sequences if len(s) == 1} & set(ids):
+        if banned := {*self._filler, *(s[0] for s in request.banned_sequences if len(s) == 1)} & set(ids):
             raise self._odd(f"holds banned ids {sorted(banned)}")
         stop = self._end(ids, request, finish, reason)
         return Completion(ids=tuple(ids), log_probs=tuple(log_probs[: len(ids)]), stop=stop)

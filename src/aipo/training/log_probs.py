@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from aipo.core.divergence import KLEstimator
 from aipo.engines.precision import compute_dtype, computing
 from aipo.engines.slots import ATTENTION_LAYERS
+from aipo.engines.vocabulary import rows_of
 from aipo.training.head import (
     ChunkedLogProbs,
     Head,
@@ -119,7 +120,8 @@ class PolicyForward(nn.Module):
         self.policy = policy
         self.reference = PolicyForward(reference, chunk_tokens) if reference is not None else None
         self._chunk_tokens = chunk_tokens
-        self._vocabulary_size = int(policy.config.get_text_config(decoder=True).vocab_size)
+        size = int(policy.config.get_text_config(decoder=True).vocab_size)
+        self._vocabulary_size = int(getattr(policy.get_output_embeddings(), "known_ids", size))
         self._head: Head | None = None
         self._checked = False
         self._packs: bool | None = None
@@ -237,8 +239,7 @@ class PolicyForward(nn.Module):
             hidden = hidden[:, wanted.first - 1 : -1].reshape(-1, hidden.shape[-1])
         else:
             hidden = hidden.reshape(-1, hidden.shape[-1])[wanted.packed.predictors]
-        layer = self.policy.get_output_embeddings()
-        return States(hidden, layer.weight, layer.bias)
+        return States(hidden, *rows_of(self.policy.get_output_embeddings()))
 
     def _logits(self, wanted: "_Wanted") -> Tensor:
         """Return the model's own logits: (B, T - first + 1, vocabulary), of packed rows (n, vocabulary)."""

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from aipo.config.policy import PolicySettings, Precision
 from aipo.config.settings import CHECKPOINTED_PARAMETERS, TrainSettings
 from aipo.engines.precision import compute_dtype, compute_in
+from aipo.engines.vocabulary import leave_out_filler
 from aipo.training.device import WEIGHTS, precision_on
 from aipo.training.lora import add_lora, has_lora, merged, read_adapters
 
@@ -61,6 +62,7 @@ def load_policy(settings: PolicySettings, device: str) -> tuple[PreTrainedModel,
         )
     if settings.lora_rank:
         add_lora(model, settings)
+    leave_out_filler(model, tokenizer)
     model.to(torch.device(device))  # type: ignore[arg-type]
     if precision is Precision.BF16_MIXED:
         compute_in(model, torch.bfloat16)
