@@ -22,6 +22,8 @@ Written by `benchmarks/page.py` from the records in `results/benchmarks/`; do no
     OMP_NUM_THREADS=1 python benchmarks/log_prob_memory.py  # memory of log-probabilities beside all logits
     OMP_NUM_THREADS=1 AIPO_SMOLLM2=FOLDER python benchmarks/memory.py  # a run's memory beside the estimate
     OMP_NUM_THREADS=1 python benchmarks/step.py           # a GRPO step beside TRL's and a bare loop
+    OMP_NUM_THREADS=1 AIPO_SMOLLM2=FOLDER python benchmarks/step_smollm2.py  # the same on a pretrained model
+    OMP_NUM_THREADS=1 AIPO_SMOLLM2=FOLDER python benchmarks/compiled.py  # train.compile beside plain layers
     OMP_NUM_THREADS=1 python benchmarks/update.py         # the update beside a bare forward and backward pass
     OMP_NUM_THREADS=1 python benchmarks/costs.py          # cost against length, group size and consultations
     python benchmarks/page.py                             # this page

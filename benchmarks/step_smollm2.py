@@ -121,15 +121,15 @@ def figures_of(
     if "trl" not in steps:
         return figures
     theirs = steps["trl"]
+    beside = f"TRL 1.16, passes of {peer_batch}" if peer_batch else "TRL 1.16"
     for key, clock, most in (("cpu_s", "CPU-s", MOST[prompt]), ("wall_s", "s on the wall", None)):
         a, b = [s[key] for s in ours], [s[key] for s in theirs]
         ratio = median_ratio(a, b)
         asked, passed = (f"at most {most:g}", ratio <= most) if most else ("", None)
         medians = statistics.median(a), statistics.median(b)
-        figures.append(Figure(what, medians[0], clock, "TRL 1.16", medians[1], ratio, asked, passed))
+        figures.append(Figure(what, medians[0], clock, beside, medians[1], ratio, asked, passed))
     peaks = ours[-1]["peak_mb"], theirs[-1]["peak_mb"]
     ratio = peaks[0] / peaks[1]
-    beside = f"TRL 1.16, passes of {peer_batch}" if peer_batch else "TRL 1.16"
     asked, passed = ("", None) if peer_batch else (f"at most {MOST_MEMORY:g}", ratio <= MOST_MEMORY)
     memory = (peaks[0], "MB", beside, peaks[1], ratio, asked, passed)
     return [*figures, Figure(f"{what}: peak memory, whole", *memory)]
