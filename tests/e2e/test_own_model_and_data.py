@@ -101,8 +101,12 @@ def test_evaluate_in_both_solo_modes(recipe: Recipe, architecture: Architecture,
 
 
 @ARCHITECTURES
-def test_look_at_rollouts(recipe: Recipe, architecture: Architecture, tmp_path: Path) -> None:
+def test_look_at_rollouts_which_says_how_far_it_is(
+    recipe: Recipe, architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aipo.cli.rollout.LINES_EVERY_S", 0.001)
     result = succeed("rollout", recipe(architecture), "--problems", "1")
+    assert "sampling: 0 of 1 problems, 0 s" in result.output
     first = gsm8k_rows(1)[0]
     assert str(first["question"])[:30] in " ".join(result.output.split())
     assert "solo: incorrect" in result.output

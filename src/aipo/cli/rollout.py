@@ -1,6 +1,7 @@
 """`aipo rollout`: look at what a policy and its agents do, before any training."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,11 +10,14 @@ from rich.text import Text
 
 from aipo.assembly.parts import Parts, assemble
 from aipo.cli.console import console, plain_errors
+from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
 from aipo.core.types import Source
 from aipo.rollout.group import Group, GroupShape, MemberRollout
-from aipo.tasks.base import Split
+from aipo.tasks.base import Problem, Split
+from aipo.training.events import duration
 
+LINES_EVERY_S = 10.0
 STYLES = {
     Source.PROMPT: "dim",
     Source.POLICY: "default",
@@ -31,9 +35,25 @@ def rollout(recipe: Path, overrides: Sequence[str], problems: int, stratum: str)
             if not pool:
                 raise ValueError(f"--stratum {stratum}: the task has no such problems")
             shape = GroupShape(consulting=1 if settings.agents.enabled else 0, solo=1)
-            groups = asyncio.run(parts.sampler.groups(pool[:problems], shape, (settings.run.seed, "look")))
-            for group in groups:
-                _print_group(parts, group)
+            asyncio.run(_look(parts, pool[:problems], shape, settings.run.seed))
+
+
+async def _look(parts: Parts, problems: Sequence[Problem], shape: GroupShape, seed: int) -> None:
+    """Sample all problems at the same time and print each when it is there; say meanwhile that it goes on."""
+    begun, reporter = time.monotonic(), Terminal()
+    pending = {
+        asyncio.create_task(parts.sampler.groups([problem], shape, (seed, "look"))) for problem in problems
+    }
+    while pending:
+        done, pending = await asyncio.wait(
+            pending, timeout=LINES_EVERY_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in done:
+            _print_group(parts, task.result()[0])
+        if not done:
+            sampled = len(problems) - len(pending)
+            waited = duration(time.monotonic() - begun)
+            reporter.note(f"sampling: {sampled} of {len(problems)} problems, {waited}")
 
 
 def _print_group(parts: Parts, group: Group) -> None:

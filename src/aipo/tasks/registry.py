@@ -18,6 +18,7 @@ from aipo.tasks.benchmarks.task import BenchmarkTask, GradingLimits
 from aipo.tasks.cpu.specs import CPU_TASKS
 from aipo.tasks.jsonl import JsonlSource, JsonlTask
 from aipo.tasks.words.elements import WORD_TASKS
+from aipo.tasks.words.rules import RULES_SPEC
 
 Entry = TaskSpec | Benchmark | Task | Callable[[], Task]
 GROUP = "aipo.tasks"
@@ -99,5 +100,5 @@ TASKS.register(
 )
 for _benchmark in BENCHMARKS:
     TASKS.register(_benchmark, BENCHMARKS[_benchmark])
-for _spec in (*CPU_TASKS, *WORD_TASKS):
+for _spec in (*CPU_TASKS, *WORD_TASKS, RULES_SPEC):
     TASKS.register(_spec.name, _spec)

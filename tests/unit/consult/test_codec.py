@@ -1,10 +1,11 @@
 """Tags, feedback, notices and prompts as ids, under three kinds of tokenizers."""
 
 import math
+import os
 import time
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from aipo.agents.named import AGENTS
 from aipo.assembly.agents import protocol_of
@@ -14,6 +15,7 @@ from aipo.consult.protocol import NOTICES, Malformed, Protocol, Request
 from aipo.core.types import PAPER_AGENTS, REASONING, VERIFY, Condition, ConsultOutcome
 from support.tokenizers import TAGS, WORDS, byte_fallback_bpe, byte_level_bpe, word_level
 
+SMOLLM2 = os.environ.get("AIPO_SMOLLM2", "")
 NAMES = {agent: str(agent) for agent in PAPER_AGENTS}
 PROTOCOL = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
 TOKENIZERS = pytest.mark.parametrize("build", [word_level, byte_level_bpe, byte_fallback_bpe])
@@ -118,6 +120,21 @@ def test_a_token_that_carries_characters_past_the_end_tag_is_parsed_and_kept() -
     assert request == Request(VERIFY, "4?", 3)
     first = codec.token_at(ids, request.start)
     assert codec.text(ids[:first]) == "so" and codec.text(ids[first:]).startswith(" <")
+
+
+@pytest.mark.skipif(not SMOLLM2, reason="AIPO_SMOLLM2 names no folder of `aipo models get smollm2`")
+def test_smollm2s_token_across_two_tags_is_parsed_and_kept() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+    codec = TagCodec(tokenizer, PROTOCOL)
+    ids = tokenizer.encode("so <verify>4?</verify><verify>5?</verify>", add_special_tokens=False)
+    across = [i for i, token in enumerate(ids) if codec.text([token]) == "><"]
+    assert across, "the vocabulary no longer has the token this test is about"
+    for end in (across[0] + 1, len(ids)):  # the first end tag decides, whatever its last token brings along
+        request = PROTOCOL.parse(codec.text(ids[:end]))
+        assert request == Request(VERIFY, "4?", 3)
+        assert codec.text(ids[: codec.token_at(ids[:end], request.start)]).strip() == "so"
+    begin, close = codec.request_tags(VERIFY)
+    assert codec.text([*begin, *close]) == "<verify></verify>"
 
 
 def test_the_open_tag_as_a_special_token_is_found() -> None:

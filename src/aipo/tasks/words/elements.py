@@ -12,7 +12,7 @@ others.
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -93,14 +93,15 @@ def stated(text: str, which: int) -> int | None:
     return int(numbers[which]) if numbers else None
 
 
-def _graded(problem: Problem, found: int | None) -> Grade:
+def graded_as(problem: Problem, found: int | None) -> Grade:
+    """Compare a number with the gold one; None: there was none."""
     if found is None:
         return Grade(Verdict.INCORRECT, "no_answer")
     same = found == int(problem.gold)
     return Grade(Verdict.CORRECT, "equal") if same else Grade(Verdict.INCORRECT, "different")
 
 
-def _drawn(text: str) -> str:
+def drawn(text: str) -> str:
     """Return what orders by chance, the same on every machine."""
     return sha256(text.encode()).hexdigest()
 
@@ -124,7 +125,7 @@ class ElementNumbers:
 
     async def grade(self, problem: Problem, response: str) -> Grade:
         """Compare the first number of the response with the element's."""
-        return _graded(problem, stated(response, 0))
+        return graded_as(problem, stated(response, 0))
 
     def without_answer(self, problem: Problem, text: str) -> str | None:
         """Hide the number."""
@@ -147,13 +148,13 @@ class Elements:
             stratum = self._strata[element.name] if self._strata else ALL
             if stratum == OTHER and split is not Split.TRAIN:
                 continue
-            addends = sorted(ADDENDS, key=lambda addend: _drawn(f"{element.name}+{addend}"))
+            addends = sorted(ADDENDS, key=lambda addend: drawn(f"{element.name}+{addend}"))
             found += [_problem(element, addend, stratum) for addend in addends[HELD_OUT[split]]]
-        return sorted(found, key=lambda problem: _drawn(problem.id))
+        return sorted(found, key=lambda problem: drawn(problem.id))
 
     async def grade(self, problem: Problem, response: str) -> Grade:
         """Compare the last number of the response with the sum. Never UNGRADED: nothing here can fail."""
-        return _graded(problem, stated(response, -1))
+        return graded_as(problem, stated(response, -1))
 
     def without_answer(self, problem: Problem, text: str) -> str | None:
         """Hide the sum in an agent's words."""
@@ -200,11 +201,12 @@ class ElementsOracle:
         return element.fact if element else ""
 
 
-def strata_of(path: Path, hard: int) -> dict[str, str]:
-    """Return each element's stratum by the evaluation of `element_numbers` that a file records last.
+def strata_of(path: Path, hard: int, names: Iterable[str], least: int, measured_by: str) -> dict[str, str]:
+    """Return each name's stratum by the evaluation that a file records last, of problems `NAME/…`.
 
-    `easy`: right in at least a quarter of the samples. `hard`: never right in either wording, the first
-    `hard` of them in an order that a hash draws. `other`: the rest. Raises `TaskError` for another file.
+    `easy`: right in at least a quarter of the samples. `hard`: never right, the first `hard` of them in an
+    order that a hash draws. `other`: the rest. Raises `TaskError`, with `measured_by` as what to
+    evaluate, for another file: each name needs `least` problems.
     """
     shares: dict[str, list[float]] = {}
     try:
@@ -213,27 +215,33 @@ def strata_of(path: Path, hard: int) -> dict[str, str]:
             name, _, _ = result["problem"].rpartition("/")
             graded = result["samples"] - result["ungraded"]
             shares.setdefault(name, []).append(result["correct"] / graded if graded else 0.0)
-        if missing := [
-            element.name for element in elements() if len(shares.get(element.name, ())) < len(WORDINGS)
-        ]:
+        if missing := [name for name in names if len(shares.get(name, ())) < least]:
             raise KeyError(", ".join(missing[:3]))
     except (ValueError, KeyError, TypeError) as error:
         raise TaskError(
             f"task.options.measured = {str(path)!r}: {error}; name the evaluation.jsonl of `aipo evaluate "
-            "RECIPE task.name=element_numbers`"
+            f"RECIPE {measured_by}`"
         ) from error
-    unknown = sorted((name for name, found in shares.items() if not any(found)), key=_drawn)[:hard]
+    unknown = sorted((name for name, found in shares.items() if not any(found)), key=drawn)[:hard]
     return {
         name: EASY if sum(found) / len(found) >= KNOWN_FROM else HARD if name in unknown else OTHER
         for name, found in shares.items()
     }
 
 
+def measurement(task: str, measured: str) -> Path:
+    """Return the record that `task.options.measured` names: a packaged one, or a file."""
+    packaged = _DATA / f"{task}_{measured}.jsonl"
+    return packaged if packaged.is_file() else Path(measured)
+
+
 def _elements(options: Mapping[str, str | int | float]) -> Elements:
     measured, hard = str(options["measured"]), int(options["hard"])
-    packaged = _DATA / f"elements_{measured}.jsonl"
-    path = packaged if packaged.is_file() else Path(measured)
-    return Elements(strata_of(path, hard) if measured else None)
+    if not measured:
+        return Elements()
+    names = [element.name for element in elements()]
+    path = measurement(Elements.name, measured)
+    return Elements(strata_of(path, hard, names, len(WORDINGS), f"task.name={ElementNumbers.name}"))
 
 
 WORD_TASKS = (
