@@ -4,8 +4,12 @@ Each mutant is one mistake, made by hand, in a temporary copy of `src`; the test
 batches run against that copy. Survivors, and patterns that stand not exactly once in their file, fail. With
 texts, only mutants with one of them in file or code are run. The working tree is never touched.
 
-A mutation tool was tried: cosmic-ray makes 2,303 mutants of the same files, most of them of operators and
-numbers, hours of tests, and equivalents that a person sorts out; these are the mistakes that one would make.
+Mutation tools were tried. cosmic-ray makes 2,303 mutants of the same files, most of them of operators and
+numbers, hours of tests, and equivalents that a person sorts out. mutmut 3.8.1 makes 1,342, in functions only;
+17 of the 211 in `mutant_list.py` are among them, and 21 are outside functions (an estimator's entry, an
+epsilon), where it makes none. On `core/advantages.py` with two test files it killed 95 of the first 106, at
+0.7 s of CPU each, because it imports once and forks: at that rate, all files take 16 minutes. Of 11 survivors
+6 drop `strict=True` of a `zip`. It finds untested boundaries, but these are the mistakes that one would make.
 """
 
 import os
