@@ -19,7 +19,7 @@ from aipo.assembly.evaluation_options import NO_OPTIONS, EvaluationOptions
 from aipo.assembly.parts import build_prompts, prepare_process
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
-from aipo.consult.prompts import prompt_hash, system_prompt
+from aipo.consult.prompts import dated, prompt_hash, system_prompt
 from aipo.core.types import Condition, SoloMode
 from aipo.engines.base import Engine, Sampling
 from aipo.evaluation.manifest import EvaluationError, Manifest, claim, fingerprint
@@ -159,7 +159,8 @@ class _LoadedPolicy:
                 "dtype": self.settings.policy.precision,
                 "context": self.context,
                 "engine": self.settings.engine.name,
-            },
+            }
+            | ({"date": self.settings.policy.date} if dated(self.prompts.tokenizer) else {}),
             prompts={name: prompt_hash(text) for name, text in texts.items()},
             seed=self.options.seed,
             benchmarks=tuple(entry.questions for entry in self.entries),

@@ -16,6 +16,7 @@ from aipo.assembly.checkpoint import evaluate_checkpoint
 from aipo.assembly.evaluation_options import NO_OPTIONS, EvaluationOptions
 from aipo.assembly.parts import Parts, assemble, by_name
 from aipo.config.settings import Settings
+from aipo.consult.prompts import dated
 from aipo.engines.base import Sampling
 from aipo.evaluation.manifest import fingerprint, locked
 from aipo.evaluation.records import SCHEMA, EvaluationRecord, append_record, read_records
@@ -156,6 +157,8 @@ def _digest(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> st
         "policy": [settings.policy.precision, settings.engine.name],
         "agents": {str(name): dict(record) for name, record in parts.agent_set.record.items()},
     }
+    if dated(parts.tokenizer):
+        deciding["date"] = settings.policy.date
     return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:DIGEST_DIGITS]
 
 

@@ -27,7 +27,7 @@ from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings, TaskSettings
 from aipo.consult.codec import TagCodec
-from aipo.consult.prompts import check_template
+from aipo.consult.prompts import check_template, dated, takes_system
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError
 from aipo.tasks.base import Problem, Split, Task
@@ -167,7 +167,7 @@ def _tokenizer(settings: Settings) -> list[Finding]:
         Finding(
             what="chat template",
             health=template,
-            found="present" if tokenizer.chat_template else "missing",
+            found=_template_said(settings, tokenizer) if tokenizer.chat_template else "missing",
             fix=f"policy.model = {model!r}: use an instruct model, or set tokenizer.chat_template and save",
         )
     ]
@@ -176,6 +176,11 @@ def _tokenizer(settings: Settings) -> list[Finding]:
         TagCodec(tokenizer, protocol)  # refuses a tag that does not survive, and names it
         findings.append(_tags(settings, tokenizer))
     return findings
+
+
+def _template_said(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> str:
+    system = "present" if takes_system(tokenizer) else "no system role: its text begins the user's message"
+    return f"{system}; writes the date, policy.date = {settings.policy.date}" if dated(tokenizer) else system
 
 
 def _tags(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Finding:

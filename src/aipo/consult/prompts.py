@@ -90,7 +90,7 @@ def chat_prompt_ids(
     inert = [(role, neutralise(words, forbidden)) for role, words in turns]
     if inert[0][0] == "system":
         system = f"{system}\n\n{inert.pop(0)[1]}".strip()
-    if system and _takes_system(tokenizer, str(tokenizer.chat_template)):
+    if system and takes_system(tokenizer):
         inert.insert(0, ("system", system))
     elif system:
         first = next(place for place, (role, _) in enumerate(inert) if role == "user")
@@ -140,9 +140,13 @@ def thinking_opened(prompt: str) -> str:
     return found[1] if found else ""
 
 
+def takes_system(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Say whether a system message's words stand in what the chat template makes of it."""
+    return _takes_system(tokenizer, str(tokenizer.chat_template))
+
+
 @lru_cache(maxsize=8)
 def _takes_system(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
-    """Say whether a system message's words stand in what the template makes of it."""
     try:
         asked = [("system", _SYSTEM), ("user", _PROBLEM)]
         return _SYSTEM in _applied(tokenizer, asked, DATE, tokenize=False, add_generation_prompt=True)
