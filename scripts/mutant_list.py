@@ -292,7 +292,31 @@ DIVERGENCE = [
     ("_given(batch.kl_reference, ", "_given(batch.entropy, "),
     ("_given(batch.entropy, ", "_given(batch.kl_reference, "),
 ]
+ELICIT = [
+    (">= self.share:", "> 1 - self.share:"),
+    ("self.agents[turn % len(self.agents)]", "self.agents[0]"),
+    ("return Source.FEEDBACK if self.credited else Source.SCAFFOLD", "return Source.FEEDBACK"),
+    ("return Source.FEEDBACK if self.credited else Source.SCAFFOLD", "return Source.POLICY"),
+    ("if self._number and not ends_sentence", "if not ends_sentence"),
+    ("ends_sentence(response[len(self._written) :])", "ends_sentence(response)"),
+    ("tuple(log_probs[self._tokens :])", "tuple(log_probs)"),
+    ('_uniform(self._seed, "boundary", self._number)', '_uniform(self._seed, "boundary")'),
+    ("return -sum(log_probs) / len(log_probs)", "return sum(log_probs) / len(log_probs)"),
+    ('at.uniform < at.options["chance"]', 'at.uniform > at.options["chance"]'),
+    ('> at.options["nats"]', '< at.options["nats"]'),
+    ("bool(text.strip()) and", "True and"),
+    ("[^0-9\\s.][.!?", "[^\\s.][.!?"),
+]
+ELICITING = [
+    ("max(0.0, 1.0 - own_share / elicit.until)", "max(0.0, 1.0 - own_share)"),
+    ("if rollout.opened is None] or rollouts", "] or rollouts"),
+    ("not c.elicited and c.outcome", "c.outcome"),
+    ("c.outcome is not ConsultOutcome.MALFORMED", "True"),
+    ("{**place.options, **elicit.options}", "{**elicit.options, **place.options}"),
+]
 FILES = {
+    "rollout/elicit.py": ELICIT,
+    "training/eliciting.py": ELICITING,
     "core/tokens.py": TOKENS,
     "core/advantages.py": ADVANTAGES,
     "core/surrogates.py": SURROGATES,

@@ -25,6 +25,8 @@ from mutant_list import FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
+    "rollout/elicit.py": "tests/unit/rollout/test_elicit.py",
+    "training/eliciting.py": "tests/unit/rollout/test_elicit.py",
     "core/tokens.py": "tests/property/test_tokens.py",
     "core/advantages.py": "tests/property/test_advantages.py",
     "core/surrogates.py": "tests/unit/core/test_surrogates.py",

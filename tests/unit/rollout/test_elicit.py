@@ -12,10 +12,10 @@ from aipo.config.settings import Settings
 from aipo.consult.codec import TagCodec
 from aipo.consult.limits import Limits
 from aipo.core.tokens import stripped_copy
-from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, Condition, Source, StopReason
+from aipo.core.types import KNOWLEDGE, REASONING, VERIFY, Condition, ConsultOutcome, Source, StopReason
 from aipo.rollout.elicit import PLACES, Boundary, Elicit, Opening, Place, Watch, ends_sentence, surprise
-from aipo.rollout.episode import Rollout
-from aipo.training.eliciting import elicit_of
+from aipo.rollout.episode import Consultation, Rollout
+from aipo.training.eliciting import elicit_of, own_share
 from support.episodes import ANSWERED, BPE, LIMITS, MALFORMED, PROTOCOL, Answering, produce
 
 ROOMY = Limits(max_consultations=3, max_feedback_tokens=8, max_response_tokens=400)
@@ -239,6 +239,41 @@ def test_agents_and_options_that_there_are_not_are_refused() -> None:
     with pytest.raises(ValueError, match=r"consult.elicit.options: 'random' has no 'nats'; it has chance"):
         elicit_of(settings(share=0.5, options={"nats": 1.0}))
     assert elicit_of(settings()) is None
+
+
+def test_the_share_falls_as_the_policy_asks_by_itself_and_ends_where_it_does() -> None:
+    def now(own: float) -> float:
+        elicit = {"share": 0.8, "until": 0.5, "options": {"chance": 0.3}}
+        made = elicit_of(Settings.model_validate({"consult": {"elicit": elicit}}), own)
+        assert made is None or made.options == {"chance": 0.3}
+        return made.share if made else 0.0
+
+    assert [now(own) for own in (0.0, 0.25, 0.5, 0.9)] == [0.8, 0.4, 0.0, 0.0]
+
+
+def test_only_well_formed_requests_of_rollouts_that_were_left_alone_are_the_policys_own() -> None:
+    base, _ = produce(STORY, None, BPE, ROOMY, opening=None, condition=Condition.SOLO)
+
+    def asking(outcome: ConsultOutcome, opened: tuple[int, ...] | None, elicited: bool = False) -> Rollout:
+        asked = Consultation(
+            agent="verify",
+            request="4?",
+            outcome=outcome,
+            reply="",
+            reply_tokens=0,
+            detail="",
+            context="",
+            latency_s=0.0,
+            elicited=elicited,
+        )
+        return replace(base, consultations=(asked,), opened=opened)
+
+    own = asking(ConsultOutcome.ANSWERED, None)
+    alone = [own, base, asking(ConsultOutcome.MALFORMED, None), asking(ConsultOutcome.REFUSED_LIMIT, None)]
+    opened = [asking(ConsultOutcome.ANSWERED, (1,), elicited=True)] * 4
+    assert own_share(alone) == own_share([*alone, *opened]) == 0.5
+    assert own_share(opened) == 0.0 and own_share([]) == 0.0
+    assert own_share([*opened, asking(ConsultOutcome.ANSWERED, ())]) == 0.2
 
 
 def test_a_solo_rollout_is_never_elicited() -> None:
