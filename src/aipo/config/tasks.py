@@ -93,5 +93,5 @@ class SandboxSettings(Section):
         (), description="Folders with packages that programs may import; none: the standard library alone."
     )
     cpu_s: float = Field(6.0, gt=0, description="CPU time of one run; passing it is INCORRECT.")
-    wall_s: float = Field(20.0, gt=0, description="Wall time of one run.")
+    wall_s: float = Field(20.0, gt=0, description="What a program may sleep, in all its runs together.")
     memory_mb: int = Field(1024, ge=1, description="Memory of one run.")

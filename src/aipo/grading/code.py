@@ -8,8 +8,9 @@ Usage:
     grade = await grade_code(response, tests, pool)
     pool.close()
 
-A deadline that passed while the program hardly computed may be this machine's fault: such a run is repeated
-once, alone. The same holds for one that was killed from outside.
+A deadline that passed while this machine kept the program waiting may be this machine's fault: such a run is
+repeated once, alone. The same holds for one that was killed from outside. A program that sleeps has itself to
+blame.
 """
 
 import asyncio
@@ -23,13 +24,15 @@ from aipo.core.types import Verdict
 from aipo.grading import Grade
 from aipo.grading.code_check import check
 from aipo.grading.code_tests import CodeTests
-from aipo.grading.extract import after_thinking
+from aipo.grading.extract import end_of_thinking
 from aipo.grading.sandbox.base import Limits, Outcome, Program, Run, Sandbox
 
 MAX_PROGRAM_CHARS = 100_000
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([^\n`]*)$", re.MULTILINE)
+# What stands before a fence: blanks, and the marks of the lists and quotations that it stands in.
+_FENCE = re.compile(r"^([ \t]*+(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]++)*+)(`{3,}+|~{3,}+)([^\n]*+)$", re.MULTILINE)
+_TAB = 4
 STARVED_SHARE = 0.5
-"""A run that met its wall deadline with less than this share of its CPU time is repeated alone."""
+"""A run that met its wall deadline and was kept waiting by this machine for this share of it is repeated."""
 
 
 class CodePool:
@@ -67,9 +70,26 @@ class CodePool:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._grade, program, tests)
 
+    async def grade_response(self, response: str, tests: CodeTests) -> Grade:
+        """Grade the program in a response, which is looked for in the pool's thread and not in the loop.
+
+        Raises:
+            RuntimeError: the pool is closed. Never for what the response contains.
+        """
+        if self._closed:
+            raise RuntimeError("this CodePool is closed")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._grade_response, response, tests)
+
+    def _grade_response(self, response: str, tests: CodeTests) -> Grade:
+        program = extract_code(response)
+        return Grade(Verdict.INCORRECT, "no_answer") if program is None else self._grade(program, tests)
+
     def _grade(self, program: str, tests: CodeTests) -> Grade:
         if self._closed:
             return Grade(Verdict.UNGRADED, "sandbox: the pool was closed")
+        if len(program) > MAX_PROGRAM_CHARS:
+            return Grade(Verdict.INCORRECT, "too_large")
         return check(program, tests, self.limits, self._run)
 
     def _run(self, program: Program, limits: Limits) -> Run:
@@ -103,7 +123,7 @@ class CodePool:
 
 
 def _may_be_ours(run: Run, limits: Limits) -> bool:
-    starved = run.outcome is Outcome.WALL_LIMIT and run.cpu_s < STARVED_SHARE * limits.cpu_s
+    starved = run.outcome is Outcome.WALL_LIMIT and run.kept_waiting_s >= STARVED_SHARE * limits.wall_s
     killed = run.outcome is Outcome.SIGNALLED and run.status == 9
     return starved or killed or run.outcome is Outcome.SANDBOX_ERROR
 
@@ -118,16 +138,11 @@ async def grade_code(response: str, tests: CodeTests, pool: CodePool) -> Grade:
     Raises:
         RuntimeError: the pool is closed. Never for what the response contains.
     """
-    program = extract_code(response)
-    if program is None:
-        return Grade(Verdict.INCORRECT, "no_answer")
-    return await grade_program(program, tests, pool)
+    return await pool.grade_response(response, tests)
 
 
 async def grade_program(program: str, tests: CodeTests, pool: CodePool) -> Grade:
     """Grade a program that needs no extraction, such as a reference solution."""
-    if len(program) > MAX_PROGRAM_CHARS:
-        return Grade(Verdict.INCORRECT, "too_large")
     return await pool.grade(program, tests)
 
 
@@ -135,17 +150,37 @@ def extract_code(response: str) -> str | None:
     r"""Return the last closed fenced block after the thinking, or None when there is none or it is blank.
 
     The language tag is not looked at. A block that is never closed is no answer, nor is an earlier one then.
+    As in CommonMark, a fence may stand in a list: its indentation is taken off each line, and a fence that is
+    indented by four more, or shorter, or of the other sign, closes nothing.
 
     >>> extract_code("First\n```python\nx = 1\n```\nbetter:\n```\nx = 2\n```\n")
     'x = 2\n'
     """
-    text = after_thinking(response)
+    text = response[end_of_thinking(response) :]
     block: str | None = None
     opened: re.Match[str] | None = None
     for fence in _FENCE.finditer(text):
+        width = len(fence[1].expandtabs(_TAB))
         if opened is None:
-            opened, block = fence, None
-        elif fence[1].startswith(opened[1]) and not fence[2].strip():
-            block = text[opened.end() + 1 : fence.start()]
+            if fence[2][0] != "`" or "`" not in fence[3]:
+                opened, block = fence, None
+            continue
+        indentation = len(opened[1].expandtabs(_TAB))
+        bare = not fence[1].strip() and not fence[3].strip()
+        if bare and fence[2].startswith(opened[2]) and width < indentation + _TAB:
+            block = _unindented(text[opened.end() + 1 : fence.start()], indentation)
             opened = None
     return block if block and block.strip() else None
+
+
+def _unindented(block: str, columns: int) -> str:
+    """Return a block with up to so many columns of blanks taken off each line."""
+    return "\n".join(_without_columns(line, columns) for line in block.split("\n")) if columns else block
+
+
+def _without_columns(line: str, columns: int) -> str:
+    at = column = 0
+    while at < len(line) and column < columns and line[at] in " \t":
+        column += 1 if line[at] == " " else _TAB - column % _TAB
+        at += 1
+    return " " * (column - columns) + line[at:]

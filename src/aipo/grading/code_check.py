@@ -5,6 +5,7 @@ program's own doing can be INCORRECT.
 """
 
 import json
+import marshal
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,9 @@ from aipo.grading.code_values import MalformedValue, decode, matches, parse_line
 from aipo.grading.sandbox.base import Limits, Outcome, Program, Run
 
 MAX_TOTAL_FACTOR = 10
-"""All calls of one process together may take this many times the limits of one call."""
+"""All calls of one process together may take this many times the CPU time of one call."""
+SHORT_SLEEP_S = 0.5
+"""What a run waits for files and its turn; longer waits of all runs of a program count together."""
 
 _HARNESS = Path(__file__).with_name("harness.py").read_text(encoding="utf-8")
 _OUTPUT_SLACK = 1 << 16
@@ -38,10 +41,14 @@ def check(program: str, tests: CodeTests, limits: Limits, run: Runner) -> Grade:
 
 
 def _check_stdin(program: str, tests: StdinTests, limits: Limits, run: Runner) -> Grade:
-    source = _with_prelude(tests.prelude, program)
+    source, sleep_s = _with_prelude(tests.prelude, program), limits.wall_s
     for index, case in enumerate(tests.cases):
         room = max(limits.output_bytes, 2 * len(case.stdout.encode()) + _OUTPUT_SLACK)
-        ended = run(Program(source, case.stdin), replace(limits, output_bytes=room))
+        ended = run(
+            Program(source, case.stdin),
+            replace(limits, output_bytes=room, wall_s=max(sleep_s, SHORT_SLEEP_S)),
+        )
+        sleep_s -= ended.slept_s if ended.slept_s > SHORT_SLEEP_S else 0.0
         if (failed := _failure(ended)) is not None:
             return failed if failed.verdict is Verdict.UNGRADED else _at(failed, index)
         if ended.status:
@@ -53,7 +60,11 @@ def _check_stdin(program: str, tests: StdinTests, limits: Limits, run: Runner) -
 
 def _with_prelude(prelude: str, program: str) -> str:
     # exec keeps the program's own line numbers and its `from __future__` imports.
-    return f"exec({prelude!r})\nexec(compile({program!r}, 'program.py', 'exec', dont_inherit=True))\n"
+    # As in LiveCodeBench's runner, what a program printed counts, not the code that it asked to leave with.
+    return (
+        f"exec({prelude!r})\ntry: exec(compile({program!r}, 'program.py', 'exec', dont_inherit=True))\n"
+        "except SystemExit: pass\n"
+    )
 
 
 def _check_calls(program: str, tests: CallTests, limits: Limits, run: Runner) -> Grade:
@@ -102,15 +113,14 @@ def _run_calls(program: str, tests: CallTests, limits: Limits, run: Runner) -> t
             }
             for call in tests.calls
         ],
-        "cpu_s": limits.cpu_s,
-        "wall_s": limits.wall_s,
+        "cpu_s": limits.cpu_s * tests.cpu_factor,
     }
-    factor = min(len(tests.calls) + 1, MAX_TOTAL_FACTOR)
-    room = 4 * sum(len(repr(call.expected.value)) for call in tests.calls) + _OUTPUT_SLACK
+    factor = min(len(tests.calls) + 1, MAX_TOTAL_FACTOR) * tests.cpu_factor
+    # marshal, and not repr, which refuses integers of more than 4,300 digits
+    room = 8 * sum(len(marshal.dumps(call.expected.value, 2)) for call in tests.calls) + _OUTPUT_SLACK
     total = replace(
         limits,
         cpu_s=limits.cpu_s * factor,
-        wall_s=limits.wall_s * factor,
         output_bytes=max(limits.output_bytes, room),
     )
     return run(Program(f"{_HARNESS}\nserve({json.dumps(job)!r})\n"), total), len(tests.calls)

@@ -17,8 +17,9 @@ import ast
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 
 class TestsError(ValueError):
@@ -68,6 +69,15 @@ class CallTests:
     calls: tuple[Call, ...]
     prelude: str = ""
     """Executed in the program's namespace before it: imports."""
+    cpu_factor: ClassVar[int] = 1
+    """How many times the limit of CPU time a call may take."""
+
+
+class SlowCallTests(CallTests):
+    """Tests whose reference solution takes more than half of the default limit: five times the limit."""
+
+    __slots__ = ()
+    cpu_factor: ClassVar[int] = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,8 @@ _SCOPE = (
 JUDGE_PRELUDE = "".join(
     [*(f"from {name} import *\n" for name in _SCOPE), *(f"import {name}\n" for name in _SCOPE)]
 )
-JUDGE_PRELUDE += "sys.setrecursionlimit(50_000)\n"
+JUDGE_PRELUDE += "sys.setrecursionlimit(50_000)\nsys.set_int_max_str_digits(50_000)\n"
+_INT_DIGITS = 4_000
 
 
 def assert_tests(asserts: Sequence[str], imports: Sequence[str] = ()) -> CallTests:
@@ -133,14 +144,22 @@ def function_tests(
     calls = []
     for index, case in enumerate(cases):
         try:
-            arguments = [json.loads(line) for line in case["input"].split("\n") if line.strip()]
-            expected = json.loads(case["output"])
+            # The arguments go in as they are: only the sandbox need read integers of any length.
+            lines = [line for line in case["input"].split("\n") if line.strip()]
+            for line in lines:
+                json.loads(line, parse_int=_integer)
+            expected = json.loads(case["output"], parse_int=_integer)
         except (ValueError, KeyError, RecursionError) as error:
             raise TestsError(f"test case {index}: {error}; exclude the row") from error
         calls.append(
-            Call(function, Expected(value=expected, comparison=Comparison.JSON), json.dumps(arguments))
+            Call(function, Expected(value=expected, comparison=Comparison.JSON), f"[{', '.join(lines)}]")
         )
     return CallTests(tuple(calls), prelude)
+
+
+def _integer(digits: str) -> int:
+    """Return an integer of any length; `int` refuses more than 4,300 digits."""
+    return int(digits) if len(digits) <= _INT_DIGITS else int(Decimal(digits))
 
 
 def stdin_tests(cases: Sequence[Mapping[str, str]], prelude: str = JUDGE_PRELUDE) -> StdinTests:

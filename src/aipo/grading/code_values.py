@@ -8,6 +8,7 @@ values made here.
 import json
 import math
 import re
+from collections import Counter
 from decimal import Decimal
 from typing import Any
 
@@ -15,9 +16,12 @@ from aipo.grading.code_tests import Comparison, Expected
 
 MAX_DEPTH = 64
 MAX_UNORDERED = 5_000
-"""Elements of a set or dictionary, or as many as the expected value has: equal hashes make them quadratic."""
+"""Elements of a set or dictionary, or as many as the expected value has."""
 
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?")
+MAX_EQUAL_HASHES = 64
+"""Members of one set or dictionary whose hashes may be equal; honest ones have one or two."""
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,6})?")
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -82,11 +86,20 @@ def _real(text: Any) -> float:
 def _unordered(tag: str, body: list[Any], most: int, depth: int) -> Any:
     try:
         if tag == "d":
-            return {_decode(key, most, depth): _decode(item, most, depth) for key, item in body}
+            pairs = [(_decode(key, most, depth), _decode(item, most, depth)) for key, item in body]
+            _check_hashes([key for key, _ in pairs])
+            return dict(pairs)
         items = [_decode(item, most, depth) for item in body]
+        _check_hashes(items)
         return frozenset(items) if tag == "z" else set(items)
     except (TypeError, ValueError) as error:  # not hashable, not a pair
         raise MalformedValue(str(error)) from error
+
+
+def _check_hashes(items: list[Any]) -> None:
+    """Refuse members that were chosen so that a set of them is slow. Raises `TypeError` for an unhashable."""
+    if max(Counter(map(hash, items)).values(), default=0) > MAX_EQUAL_HASHES:
+        raise MalformedValue("equal hashes")
 
 
 def _size(value: Any) -> int:

@@ -40,6 +40,12 @@ def after_thinking(response: str, ends: tuple[str, ...] = THINKING_ENDS) -> str:
     >>> after_thinking("maybe 4</think>It is 5."), after_thinking("<think> It is 5, I guess")
     ('It is 5.', '')
     """
+    cut = end_of_thinking(response, ends)
+    return response[max(cut, len(response) - MAX_RESPONSE_CHARS) :]
+
+
+def end_of_thinking(response: str, ends: tuple[str, ...] = THINKING_ENDS) -> int:
+    """Return where the text after the thinking starts; the end of the response where it never does."""
     cut = max((at + len(end) for end in ends if (at := response.rfind(end)) >= 0), default=0)
     for end in ends:
         begin = end.replace("/", "", 1)
@@ -47,8 +53,8 @@ def after_thinking(response: str, ends: tuple[str, ...] = THINKING_ENDS) -> str:
         while at > cut and response[at - 1] in _QUOTES:
             at = response.rfind(begin, cut, at)
         if at >= 0:
-            return ""
-    return response[max(cut, len(response) - MAX_RESPONSE_CHARS) :]
+            return len(response)
+    return cut
 
 
 def extract_answer(response: str, ends: tuple[str, ...] = THINKING_ENDS) -> str | None:

@@ -90,12 +90,45 @@ HONEST = [
     ("if __name__ == '__main__':\n    input()\nf = lambda n: n", "2"),
     ("f = lambda n: '\\ud800é'", "'\\ud800é'"),
     ("import signal\nsignal.alarm(100)\nf = lambda n: n", "2"),
+    (
+        "import asyncio\nasync def g(n):\n    await asyncio.sleep(0)\n    return n\n"
+        "f = lambda n: asyncio.run(g(n))",
+        "2",
+    ),
+    ("import asyncio\nf = lambda n: asyncio.run(asyncio.to_thread(abs, -n))", "2"),
+    (
+        "import sys, functools\nsys.setrecursionlimit(10**6)\n@functools.lru_cache(None)\n"
+        "def g(k): return k and 1 + g(k - 1)\nf = lambda n: g(30_000)",
+        "30000",
+    ),
+    ("f = lambda n: len(str(10 ** 40_000))", "40001"),
+]
+NEEDS_FILES = [
+    ("import multiprocessing\nlock = multiprocessing.Lock()\ndef f(n):\n    with lock: return n", "2"),
+    (
+        "import tempfile\ndef f(n):\n    with tempfile.TemporaryFile() as t:\n        return t.write(b'xy')",
+        "2",
+    ),
+    (
+        "import tempfile\ndef f(n):\n    with tempfile.NamedTemporaryFile('w+') as t:\n"
+        "        t.write('xy'); t.flush()\n        return len(open(t.name).read())",
+        "2",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("program", "value"), HONEST)
 def test_an_honest_function_is_correct(pool: CodePool, program: str, value: str) -> None:
     assert grade(pool, program, assert_tests([f"assert f(2) == {value}"])) == PASSED
+
+
+@pytest.mark.parametrize(("program", "value"), NEEDS_FILES)
+def test_a_function_that_writes_files_is_correct_where_there_are_files(
+    pool: CodePool, program: str, value: str
+) -> None:
+    """Landlock gives a program nothing to write to; docs/grading.md says so."""
+    given = grade(pool, program, assert_tests([f"assert f(2) == {value}"]))
+    assert (given == PASSED) is (pool.sandbox.backend is Backend.BUBBLEWRAP)
 
 
 def test_a_value_of_the_programs_own_class_is_incorrect(pool: CodePool) -> None:
@@ -133,6 +166,13 @@ SUMS = [{"input": "1 2\n", "output": "3\n"}, {"input": "2 2\n", "output": "4.0\n
             "print(k + sum(map(int, stdin.read().split())))",
             PASSED,
         ),
+        ("print(sum(map(int, open('/dev/stdin').read().split())))", PASSED),
+        ("print(sum(map(int, input().split())))\nimport sys\nsys.exit(1)", PASSED),
+        ("print(sum(map(int, input().split())))\nraise SystemExit('done')", PASSED),
+        (
+            "print(sum(map(int, input().split())))\nimport os\nos._exit(1)",
+            Grade(WRONG, "crashed: exit code 1, test 0"),
+        ),
         ("print(3)", Grade(WRONG, "wrong_output: test 1")),
         ("print(3)\n1/0", Grade(WRONG, "crashed: exit code 1, test 0")),
         ("print((", Grade(WRONG, "crashed: exit code 1, test 0")),
@@ -153,6 +193,24 @@ def test_functions_with_json_arguments(pool: CodePool) -> None:
     assert grade(pool, "def extend(xs, x): return xs + [x]", tests) == PASSED
     assert grade(pool, method + "xs", tests) == Grade(WRONG, "wrong_value: test 0")
     assert grade(pool, "def other(xs, x): return xs", tests) == Grade(WRONG, "error: KeyError, test 0")
+
+
+def test_integers_of_any_length_are_read_and_printed(pool: CodePool) -> None:
+    long = "9" * 5_000
+    printed = [{"input": long, "output": "1" + "0" * 5_000}]
+    assert grade(pool, "print(int(input()) + 1)", stdin_tests(printed)) == PASSED
+    assert grade(pool, "print(int(input()) + 2)", stdin_tests(printed)).verdict is WRONG
+    called = function_tests([{"input": f"[{long}]\n1", "output": "1" + "0" * 5_000}], "f")
+    assert grade(pool, "f = lambda xs, n: xs[0] + n", called) == PASSED
+    assert grade(pool, "f = lambda xs, n: xs[0]", called).verdict is WRONG
+
+
+def test_all_calls_share_one_solution_as_in_the_reference_runner(pool: CodePool) -> None:
+    tests = function_tests([{"input": "1", "output": "1"}, {"input": "1", "output": "2"}], "count")
+    method = (
+        "class Solution:\n    def __init__(self): self.n = 0\n    def count(self, k):\n        self.n += k"
+    )
+    assert grade(pool, f"{method}\n        return self.n", tests) == PASSED
 
 
 def test_a_response_is_graded_by_its_last_block(pool: CodePool) -> None:
@@ -240,7 +298,7 @@ def test_an_expected_expression_never_meets_the_program() -> None:
         (Run(outcome=Outcome.SANDBOX_ERROR, detail="gone"), Grade(UNKNOWN, "sandbox: gone")),
         (Run(outcome=Outcome.SIGNALLED, status=9), Grade(WRONG, "crashed: signal 9")),
         (Run(outcome=Outcome.WALL_LIMIT), Grade(WRONG, "timeout: wall clock")),
-        (Run(outcome=Outcome.WALL_LIMIT, cpu_s=99.0), Grade(WRONG, "timeout: wall clock")),
+        (Run(outcome=Outcome.WALL_LIMIT, kept_waiting_s=99.0), Grade(WRONG, "timeout: wall clock")),
         (Run(outcome=Outcome.CPU_LIMIT), Grade(WRONG, "timeout: CPU")),
         (Run(outcome=Outcome.OUTPUT_LIMIT), Grade(WRONG, "too_much_output")),
         (Run(outcome=Outcome.EXITED), Grade(WRONG, "left_early: 0 of 1 results, exit code 0")),
@@ -255,16 +313,18 @@ def test_what_an_outcome_means(run: Run, expected: Grade) -> None:
     sandbox = Scripted([run])
     given = CodePool(sandbox=sandbox)
     assert grade(given, "", assert_tests(["assert f(1) == 1"])) == expected
-    repeated = run.outcome in (Outcome.SANDBOX_ERROR, Outcome.SIGNALLED) or run == Run(
-        outcome=Outcome.WALL_LIMIT
-    )
+    starved = run.outcome is Outcome.WALL_LIMIT and run.kept_waiting_s > 0
+    repeated = run.outcome in (Outcome.SANDBOX_ERROR, Outcome.SIGNALLED) or starved
     assert len(sandbox.seen) == 1 + repeated == 1 + given.repeated_runs
     given.close()
 
 
 def test_a_run_that_this_machine_starved_is_repeated_and_counts_as_repeated() -> None:
     sandbox = Scripted(
-        [Run(outcome=Outcome.WALL_LIMIT, cpu_s=0.1), Run(outcome=Outcome.EXITED, stdout=b'{"v": 1}\n')]
+        [
+            Run(outcome=Outcome.WALL_LIMIT, kept_waiting_s=60.0),
+            Run(outcome=Outcome.EXITED, stdout=b'{"v": 1}\n'),
+        ]
     )
     given = CodePool(sandbox=sandbox)
     assert grade(given, "", assert_tests(["assert f(1) == 1"])) == PASSED
@@ -298,7 +358,7 @@ def test_repetitions_run_alone_and_no_more_programs_run_than_workers() -> None:
                 if again:
                     alone.append(running)
                 running -= 1
-            return Run(outcome=Outcome.WALL_LIMIT)
+            return Run(outcome=Outcome.WALL_LIMIT, kept_waiting_s=60.0)
 
     given = CodePool(workers=3, sandbox=Busy([]))
 
@@ -335,3 +395,58 @@ def test_a_pool_serves_a_library_that_was_allowed() -> None:
     tests = assert_tests(["assert f(3) == [0, 1, 2]"])
     assert grade(given, "import numpy\nf = lambda n: numpy.arange(n).tolist()", tests) == PASSED
     given.close()
+
+
+# --- programs that wait -------------------------
+
+SLEEPER = "import time\ndef f(n):\n    time.sleep(99)"
+
+
+def test_a_sleeper_holds_a_worker_once_for_the_limit_and_not_for_each_call(pool: CodePool) -> None:
+    """Scaled down from 20 s: it was `wall_s` for each call, and all of it twice."""
+    given = CodePool(pool.sandbox, limits=Limits(cpu_s=1.0, wall_s=1.5))
+    tests = assert_tests([f"assert f({k}) == {k}" for k in range(12)])
+    start = time.monotonic()
+    assert grade(given, SLEEPER, tests) == Grade(WRONG, "timeout: wall clock")
+    naps = "import time\ndef f(n):\n    time.sleep(1.0)\n    return n"
+    assert grade(given, naps, tests) == Grade(WRONG, "timeout: wall clock")
+    assert time.monotonic() - start < 12 and given.repeated_runs == 0  # 18 s and more would be once per call
+    given.close()
+
+
+def test_the_sleep_of_all_runs_of_a_program_counts_together() -> None:
+    seen: list[float] = []
+
+    def run(program: Program, limits: Limits) -> Run:
+        seen.append(limits.wall_s)
+        return Run(outcome=Outcome.EXITED, stdout=b"1", slept_s=3.0 if len(seen) < 3 else 0.1)
+
+    tests = stdin_tests([{"input": "", "output": "1"}] * 5)
+    assert check("print(1)", tests, Limits(wall_s=10.0), run) == PASSED
+    assert seen == [10.0, 7.0, 4.0, 4.0, 4.0]
+
+
+def test_a_busy_machine_does_not_make_a_program_late(pool: CodePool) -> None:
+    """More programs than processors, each computing for longer than all may sleep."""
+    given = CodePool(pool.sandbox, workers=4, limits=Limits(cpu_s=4.0, wall_s=0.7))
+    busy = "import time\ndef f(n):\n    while time.process_time() < 0.8: pass\n    return n"
+
+    async def together() -> list[Grade]:
+        tests = assert_tests(["assert f(1) == 1"])
+        return list(await asyncio.gather(*(grade_program(f"{busy}\n#{k}", tests, given) for k in range(4))))
+
+    assert asyncio.run(together()) == [PASSED] * 4
+    given.close()
+
+
+def test_reasons_are_bounded(pool: CodePool) -> None:
+    forged = """
+import os
+line = b'{"v": {"f": "' + b"x" * 900_000 + b'"}}\\n'
+for fd in range(3, 64):
+    try: os.write(fd, line)
+    except OSError: pass
+os._exit(0)
+"""
+    given = grade(pool, forged, assert_tests(["assert f(1) == 1"]))
+    assert given.verdict is WRONG and len(given.reason) <= 200

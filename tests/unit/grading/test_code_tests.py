@@ -165,6 +165,54 @@ def test_hostile_lines_are_refused() -> None:
             parse_lines(line)
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"s": [{"i": hex(k * (2**61 - 1))} for k in range(1, 200)]},
+        {"d": [[{"i": hex(k * (2**61 - 1))}, 1] for k in range(1, 200)]},
+        {"s": [{"t": [{"i": hex(k * (2**61 - 1))}]} for k in range(1, 200)]},
+        {"s": [1] * 200},
+    ],
+)
+def test_sets_whose_members_were_chosen_to_be_slow_are_refused(tree: Any) -> None:
+    with pytest.raises(MalformedValue, match="equal hashes"):
+        decode(tree)
+    with pytest.raises(MalformedValue, match="equal hashes"):
+        decode([tree], [set(range(6000))])
+
+
+FENCES = [
+    ("1. Read:\n   ```python\n   n = 1\n   print(n)\n   ```\n", "n = 1\nprint(n)\n"),
+    ("10. Read:\n    ```python\n    if 1:\n        x = 1\n    ```", "if 1:\n    x = 1\n"),
+    ("- Read:\n  ```\n  x = 1\n  ```", "x = 1\n"),
+    ("- ```python\n  x = 1\n  ```", "x = 1\n"),
+    ("1. - ```python\n     x = 1\n     ```", "x = 1\n"),
+    ("\t```\n\tif 1:\n\t\tx = 1\n\t```", "if 1:\n\tx = 1\n"),
+    ("  ```\n  x = 1\n\n  y = 2\n  ```", "x = 1\n\ny = 2\n"),
+    ("   ```\nx = 1\n   ```", "x = 1\n"),
+    ("```\n  x = 1\n```", "  x = 1\n"),
+    # nested
+    (
+        '```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```',
+        'def f():\n    """\n    ```\n    f()\n    ```\n    """\n',
+    ),
+    ("````markdown\n```python\nx = 1\n```\n````", "```python\nx = 1\n```\n"),
+    ("~~~\n```\nx = 1\n```\n~~~", "```\nx = 1\n```\n"),
+    ("```` python\nx = '```'\n````", "x = '```'\n"),
+    ("```python\nx = 1\n`````", "x = 1\n"),
+    ("```python\nx = 1\n~~~", None),
+    ("```python\nx = 1\n```\n```python\ny = 2", None),
+    ("the ``` sign\n```\nx = 1\n```", "x = 1\n"),
+    ("```inline``` code\n```\nx = 1\n```", "x = 1\n"),
+    ("<think>\n```\nx = 1\n```", None),
+]
+
+
+@pytest.mark.parametrize(("response", "program"), FENCES)
+def test_fences_are_read_as_in_commonmark(response: str, program: str | None) -> None:
+    assert extract_code(response) == program
+
+
 def test_an_expected_set_may_be_larger_than_the_cap() -> None:
     assert decode({"s": list(range(6000))}, set(range(6000))) == set(range(6000))
 

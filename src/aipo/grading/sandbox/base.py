@@ -36,7 +36,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one run may use. `cpu_s` is the limit that counts; `wall_s` is for programs that wait."""
+    """What one run may use. `cpu_s` is the limit that counts; `wall_s` is for programs that wait.
+
+    Of the wall clock counts what a program sleeps, neither what it computes nor what a busy machine keeps it
+    waiting. SandboxFusion cannot tell them apart: there both limits together are the deadline.
+    """
 
     cpu_s: float = 6.0
     wall_s: float = 20.0
@@ -72,6 +76,10 @@ class Run:
     """The exit code of EXITED, the signal of SIGNALLED."""
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    slept_s: float = 0.0
+    """Wall time in which the program neither computed nor waited for its turn."""
+    kept_waiting_s: float = 0.0
+    """Time in which it could have computed and this machine let others; what was seen of it."""
     detail: str = ""
     """For SANDBOX_ERROR: what failed."""
 

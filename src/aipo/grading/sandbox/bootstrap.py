@@ -31,6 +31,9 @@ def _limit(limits):  # type: ignore[no-untyped-def]
     for name, value in limits.items():
         number = getattr(resource, name)
         hard = resource.getrlimit(number)[1]
+        if name == "RLIMIT_STACK":  # raised, and the program may raise it further
+            resource.setrlimit(number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+            continue
         most = hard if hard != resource.RLIM_INFINITY else value + 1
         # A second between SIGXCPU, which can be told from other ends, and SIGKILL, which cannot be ignored.
         resource.setrlimit(number, (min(value, most), min(value + (name == "RLIMIT_CPU"), most)))
@@ -90,7 +93,7 @@ def main():  # type: ignore[no-untyped-def]
     sys.path.extend(box["library_paths"])
     os.write(status, b"ready")
     os.dup2(nothing, 2)
-    os.closerange(3, max(64, status + 1, nothing + 1))
+    os.closerange(3, max(64, status + 1, nothing + 1, payload + 1))
     module = type(sys)("__main__")
     sys.modules["__main__"] = module
     exec(compile(box["source"], "program.py", "exec", dont_inherit=True), module.__dict__)

@@ -1,7 +1,8 @@
 """Bubblewrap: a sandbox of namespaces, inside which seccomp and rlimits apply.
 
-Inside there is a Python and its libraries, read-only, and an empty /tmp; no /proc, no /etc, no network, no
-other process; bwrap itself gets an empty environment, since its own is readable where /proc is.
+Inside there is a Python and its standard library without any package, read-only, an empty /tmp and a small
+empty /dev/shm; no /proc, no /etc, no network, no other process; bwrap itself gets an empty environment, since
+its own is readable where /proc is.
 
 As root bwrap makes no user namespace: the bootstrap becomes a user of its own (of `UIDS`), with no right to
 anything. As another user everything happens in a user namespace; where those are forbidden (many containers),
@@ -21,6 +22,7 @@ from aipo.grading.sandbox.process import BOOTSTRAP, PYTHON_FLAGS, Isolation, sup
 UIDS = range(61_184, 65_520)
 """Users that no distribution gives to anybody for long; each run of root's takes the next one."""
 _NOBODY = "65534"
+_SHARED_BYTES = 1 << 20
 _counter = itertools.count(os.getpid())
 
 
@@ -67,9 +69,11 @@ class Bubblewrap:
         uid = 0 if self._own_namespace else next_uid()
         arguments = self._arguments(limits)
 
-        def command(payload: int, status: int) -> Sequence[str]:
+        def command(payload: int, status: int, copy: int) -> Sequence[str]:
             start = [self._python.executable, *PYTHON_FLAGS, "-c", BOOTSTRAP, str(payload), str(status)]
-            return [self._bwrap, *arguments, *start]
+            # There is no /proc, where /dev/stdin would lead.
+            stdin = ["--perms", "0444", "--ro-bind-data", str(copy), "/dev/stdin", "--remount-ro", "/"]
+            return [self._bwrap, *arguments, *stdin, "--chdir", "/tmp", *start]
 
         isolation = Isolation(filter=self._filter, uid=uid, library_paths=self._libraries)
         return supervise(command, program, limits, isolation)
@@ -92,6 +96,8 @@ class Bubblewrap:
                 "--cap-add",
                 "CAP_SETGID",
             ]  # gone with the change of user
+        # For the locks of multiprocessing.
+        arguments += ["--perms", "1777", "--size", str(_SHARED_BYTES), "--tmpfs", "/dev/shm"]
         # Before what is bound into it: a Python may stand under /tmp too.
         arguments += ["--perms", "1777", "--size", str(limits.file_mb << 20), "--tmpfs", "/tmp"]
         mounted = (*self._python.paths, *self._libraries)
@@ -100,11 +106,15 @@ class Bubblewrap:
             {str(above) for path in (*mounted, *self._python.devices) for above in Path(path).parents} - {"/"}
         ):
             arguments += ["--perms", "0755", "--dir", folder]
-        for path in mounted:
+        for path in self._python.paths:
+            arguments += ["--ro-bind", path, path]
+        for path in self._python.packages:
+            arguments += ["--tmpfs", path, "--remount-ro", path]
+        for path in self._libraries:
             arguments += ["--ro-bind", path, path]
         for link in ("/lib", "/lib64"):
             if os.path.islink(link):
                 arguments += ["--symlink", os.readlink(link), link]
         for device in self._python.devices:
             arguments += ["--dev-bind", device, device]
-        return [*arguments, "--remount-ro", "/", "--chdir", "/tmp"]
+        return arguments

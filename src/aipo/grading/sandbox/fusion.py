@@ -47,14 +47,14 @@ class SandboxFusion:
                 "code": program.source,
                 "language": "python",
                 "stdin": program.stdin,
-                "run_timeout": limits.wall_s,
+                "run_timeout": limits.cpu_s + limits.wall_s,
                 "compile_timeout": limits.wall_s,
                 "memory_limit_MB": limits.memory_mb,
             }
         ).encode()
         started = time.monotonic()
         try:
-            reply = self._post(body, limits, started + limits.wall_s + _GRACE_S)
+            reply = self._post(body, limits, started + limits.cpu_s + limits.wall_s + _GRACE_S)
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             return Run(outcome=Outcome.SANDBOX_ERROR, detail=f"{type(error).__name__}: {error}"[:300])
         if reply is None:

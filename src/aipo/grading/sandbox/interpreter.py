@@ -20,6 +20,9 @@ _ASK = (
     "import json, sys, sysconfig; print(json.dumps([sys.version.split()[0], sys.base_prefix,"
     "sysconfig.get_path('stdlib'), sysconfig.get_path('platstdlib')]))"
 )
+_PACKAGES = tuple(
+    f"{above}{name}" for above in ("", "python3*/") for name in ("site-packages", "dist-packages")
+)
 _DEVICES = ("/dev/null", "/dev/urandom", "/dev/zero")
 
 
@@ -31,6 +34,18 @@ class Interpreter:
     version: str
     paths: tuple[str, ...]
     """Read-only inside: the executable, the standard library, shared libraries."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Return the folders below `paths` that hold installed packages, which no program is to see."""
+        found = [
+            str(folder)
+            for path in self.paths
+            for pattern in _PACKAGES
+            for folder in Path(path).glob(pattern)
+            if folder.is_dir()
+        ]
+        return tuple(_outermost(sorted(found)))
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ class Landlock:
     def run(self, program: Program, limits: Limits) -> Run:
         """Run a program to its end."""
 
-        def command(payload: int, status: int) -> Sequence[str]:
+        def command(payload: int, status: int, copy: int) -> Sequence[str]:
             return [self._python.executable, *PYTHON_FLAGS, "-c", BOOTSTRAP, str(payload), str(status)]
 
         isolation = Isolation(

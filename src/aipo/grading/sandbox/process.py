@@ -38,6 +38,8 @@ START_S = 30.0
 """Deadline until the program begins; the program's own deadline counts from there."""
 _STDERR_BYTES = 4096
 _CHUNK = 1 << 16
+_STANDSTILL_FACTOR = 10
+"""A run that has not ended after this many times its limits is given up, whatever this machine does."""
 _SAMPLE_S = 0.5
 """How often CPU time is looked at: bwrap leaves before its child is reaped, and takes the sum with it."""
 
@@ -68,28 +70,51 @@ class _Watch:
     ended: bool = False
     stopped: Outcome | None = None
     cpu_s: float = 0.0
+    ran_s: float = 0.0
+    """As `cpu_s`, and since the program began: as the scheduler counts it."""
+    kept_waiting_s: float = 0.0
+    before_s: tuple[float, float] = (0.0, 0.0)
+    """What both were when the program began."""
 
-    def deadline(self) -> float:
-        return self.started + (self.limits.wall_s if self.ready else START_S)
+    def look(self) -> None:
+        """See what the process has used up to now."""
+        ran_s, waited_s = _scheduled(self.process.pid)
+        self.cpu_s = max(self.cpu_s, _cpu_of_tree(self.process.pid))
+        self.ran_s = max(self.ran_s, ran_s - self.before_s[0])
+        self.kept_waiting_s = max(self.kept_waiting_s, waited_s - self.before_s[1])
+
+    def slept_s(self) -> float:
+        """Return the wall time in which the program did nothing."""
+        return max(0.0, time.monotonic() - self.started - self.ran_s - self.kept_waiting_s)
+
+    def left_s(self) -> float:
+        """Return the time that is left, if the program sleeps."""
+        if not self.ready:
+            return self.started + START_S - time.monotonic()
+        most = _STANDSTILL_FACTOR * (self.limits.wall_s + self.limits.cpu_s)
+        return min(self.limits.wall_s - self.slept_s(), self.started + most - time.monotonic())
 
 
 def supervise(
-    command: Callable[[int, int], Sequence[str]], program: Program, limits: Limits, isolation: Isolation
+    command: Callable[[int, int, int], Sequence[str]],
+    program: Program,
+    limits: Limits,
+    isolation: Isolation,
 ) -> Run:
-    """Run `command(payload descriptor, status descriptor)` to its end. Blocks."""
+    """Run `command(payload, status, input once more)`, all three descriptors, to its end. Blocks."""
     asked = time.monotonic()
     opened: list[int] = []
     try:
         payload = _memory_file(_payload(program, limits, isolation), opened)
-        stdin = _memory_file(program.stdin.encode("utf-8", "replace"), opened)
+        stdin, copy = (_memory_file(program.stdin.encode("utf-8", "replace"), opened) for _ in range(2))
         status, status_end = os.pipe()
         opened += [status, status_end]
         process = subprocess.Popen(
-            command(payload, status_end),
+            command(payload, status_end, copy),
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(payload, status_end),
+            pass_fds=(payload, status_end, copy),
             env=ENVIRONMENT,
             cwd="/",
             start_new_session=True,
@@ -126,6 +151,8 @@ def _payload(program: Program, limits: Limits, isolation: Isolation) -> bytes:
             "RLIMIT_NOFILE": limits.open_files,
             # As another user than root one is counted with all of one's own processes.
             "RLIMIT_NPROC": limits.threads + (0 if isolation.uid else _own_tasks()),
+            # As judges do: recursion through C needs stack. Only what is used of it counts as memory.
+            "RLIMIT_STACK": limits.memory_mb * megabyte // 2,
             "RLIMIT_CORE": 0,
             "RLIMIT_MEMLOCK": 0,
         },
@@ -169,13 +196,12 @@ def _watch(watch: _Watch, status: int) -> None:
         for descriptor in waiting:
             poll.register(descriptor, select.POLLIN)
         while waiting:
-            left_s = watch.deadline() - time.monotonic()
-            if left_s <= 0:
+            if watch.left_s() <= 0 or time.monotonic() - sampled > _SAMPLE_S:
+                sampled = time.monotonic()
+                watch.look()
+            if (left_s := watch.left_s()) <= 0:
                 watch.stopped = Outcome.WALL_LIMIT
                 return
-            if time.monotonic() - sampled > _SAMPLE_S:
-                sampled = time.monotonic()
-                watch.cpu_s = max(watch.cpu_s, _cpu_of_tree(watch.process.pid))
             for descriptor, _ in poll.poll(1000 * min(left_s, _SAMPLE_S)):
                 if descriptor == over:
                     watch.ended = True
@@ -197,6 +223,7 @@ def _read(watch: _Watch, descriptor: int, out: int, status: int) -> bool:
         watch.stdout += data
     elif descriptor == status and data:
         watch.ready, watch.started = True, time.monotonic()
+        watch.before_s = _scheduled(watch.process.pid)
     elif len(watch.stderr) < _STDERR_BYTES:
         watch.stderr += data
     return bool(data)
@@ -205,8 +232,8 @@ def _read(watch: _Watch, descriptor: int, out: int, status: int) -> bool:
 def _end(watch: _Watch) -> None:
     """Kill what is left, wait until the last holder of the output is gone, and reap."""
     process = watch.process
+    watch.look()  # one that has ended is still there to be looked at, but not bwrap's child
     if not watch.ended:
-        watch.cpu_s = max(watch.cpu_s, _cpu_of_tree(process.pid))
         # Not `process.kill()`, which reaps a process that has just ended, and with it what it used.
         os.kill(process.pid, signal.SIGKILL)
     assert process.stdout is not None and process.stderr is not None
@@ -231,6 +258,24 @@ def _cpu_of_tree(pid: int) -> float:
     return own + sum(_cpu_of_tree(int(child)) for child in children)
 
 
+def _scheduled(pid: int) -> tuple[float, float]:
+    """Return the seconds that a process and its descendants ran, and those that they waited for a processor.
+
+    Without the kernel's schedstat both are 0: then the whole wall clock counts as sleep.
+    """
+    ran_s = waited_s = 0.0
+    try:
+        for task in os.scandir(f"/proc/{pid}/task"):
+            ran, waited, *_ = Path(f"{task.path}/schedstat").read_text().split()
+            ran_s, waited_s = ran_s + int(ran) / 1e9, waited_s + int(waited) / 1e9
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            below = _scheduled(int(child))
+            ran_s, waited_s = ran_s + below[0], waited_s + below[1]
+    except (OSError, ValueError):  # it ended meanwhile
+        pass
+    return ran_s, waited_s
+
+
 def _judge(watch: _Watch, wall_s: float) -> Run:
     def ended(outcome: Outcome, status: int = 0, detail: str = "") -> Run:
         return Run(
@@ -239,6 +284,8 @@ def _judge(watch: _Watch, wall_s: float) -> Run:
             status=status,
             wall_s=wall_s,
             cpu_s=watch.cpu_s,
+            slept_s=max(0.0, watch.slept_s() - max(0.0, watch.cpu_s - watch.ran_s)) if watch.ready else 0.0,
+            kept_waiting_s=watch.kept_waiting_s,
             detail=detail,
         )
 

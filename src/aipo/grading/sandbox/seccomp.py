@@ -62,6 +62,15 @@ _RULES = {
     _IOCTL: (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
     _FCNTL: (1, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)),
 }
+# For event loops, which wake themselves through a pair of connected sockets: local streams only, without
+# messages out of band and without any address, so that nothing outside can be named.
+_SOCKETPAIR, _SENDTO, _RECVFROM = 53, 44, 45
+_STREAMS = tuple(1 | kept | free for kept in (0, 0x80000) for free in (0, 0x800))
+_TOGETHER = {
+    _SOCKETPAIR: ((0, (1,)), (1, _STREAMS)),
+    _SENDTO: ((3, (0, 0x4000)), (4, (0,))),
+    _RECVFROM: ((3, (0,)),),
+}
 
 
 def build() -> bytes:
@@ -81,6 +90,8 @@ def build() -> bytes:
         code += [_ins(_JUMP_EQUAL, number, 0, 1), _ins(_RETURN, _ALLOW)]
     for number, (argument, values) in _RULES.items():
         code += _only(number, _values(argument, values))
+    for number, rules in _TOGETHER.items():
+        code += _only(number, _all_of(rules))
     code += _only(_CLONE, [_argument(0), _ins(_JUMP_SET, _CLONE_THREAD, 0, 1), _ins(_RETURN, _ALLOW)])
     code += _only(_TGKILL, _abort())
     code += _only(_PRLIMIT, _prlimit())
@@ -106,6 +117,17 @@ def _values(argument: int, values: tuple[int, ...]) -> list[bytes]:
     for value in values:
         code += [_ins(_JUMP_EQUAL, value, 0, 1), _ins(_RETURN, _ALLOW)]
     return code
+
+
+def _all_of(rules: tuple[tuple[int, tuple[int, ...]], ...]) -> list[bytes]:
+    """Allow a call each of whose arguments, all 64 bits of it, is one of those listed for it."""
+    deny = _ins(_RETURN, _ERRNO | _EPERM)
+    code = []
+    for argument, values in rules:
+        code += [_argument(argument, high=True), _ins(_JUMP_EQUAL, 0, 1, 0), deny, _argument(argument)]
+        code += [_ins(_JUMP_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)]
+        code.append(deny)
+    return [*code, _ins(_RETURN, _ALLOW)]
 
 
 def _abort() -> list[bytes]:
