@@ -21,7 +21,8 @@ _NOT_TEXT = dict.fromkeys(
 )
 """Control characters, which no words need, and halves of characters, which no tokenizer takes."""
 _SENTENCE_END = re.compile(
-    r"(?<!^[0-9])(?<!^[0-9]{2})(?<![.!?:;,]\s[0-9])[.!?\u2026]+[\"')\]\u201d]*(?=\s)|[\u3002\uff01\uff1f]+",
+    r"(?<![.!?\u2026])(?<!^[0-9])(?<!^[0-9]{2})(?<![.!?:;,]\s[0-9])[.!?\u2026]++[\"')\]\u201d]*+(?=\s)"
+    r"|[\u3002\uff01\uff1f]+",
     re.MULTILINE,
 )
 """`3.5` ends no sentence, nor does the `1.` of a list."""

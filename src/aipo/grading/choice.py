@@ -26,13 +26,13 @@ _LOOSE = re.compile(r"\\(?:left|right|quad|,|;|!|\s)|[\s$*_`~]|\\\(|\\\)")
 _LETTER = re.compile(r"[(\[{]?([A-Z])[)\]}]?[.:]?")
 # After "answer is": the letter, and then an end, punctuation or a reason; "A very large one" is English.
 _SPOKEN = re.compile(
-    r"(?:(?:option|choice|letter)\s+)?[*_$`]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?[*_$`]*"
+    r"(?:(?:option|choice|letter)\s+)?[*_$`]*+(?:\\(?:text|textbf|mathrm|mathbf)\s*\{[*_$`]*+)?"
     r"(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?![A-Za-z0-9'’^_=+/]))\}?[*_$`]*(?P<rest>.*)",
     re.DOTALL,
 )
 _AFTER_BARE = re.compile(r"\s*(?:$|[.,;:)\]!—–-]|\b(?:because|since|as)\b)")
 _ANOTHER = re.compile(
-    r"[\s*_]*(?:,|/|&|\bor\b|\band\b|\bnor\b)+[\s*_]*(?:\bor\b|\band\b)?[\s*_]*\(?\b([A-Z])\b(?!['’])"
+    r"[\s*_]*+(?:,|/|&|\bor\b|\band\b|\bnor\b)++[\s*_]*+(?:(?:\bor\b|\band\b)[\s*_]*+)?\(?\b([A-Z])\b(?!['’])"
 )
 
 

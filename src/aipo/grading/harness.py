@@ -89,7 +89,8 @@ def serve(text):  # type: ignore[no-untyped-def]
     sys.modules["program"] = module
     namespace = module.__dict__
     cpu_s = job["cpu_s"]
-    lines, solutions = [], []
+    lines = []
+    solutions = []  # type: ignore[var-annotated]
     sys.set_int_max_str_digits(50_000)
     try:
         exec(compile(job["prelude"], "prelude.py", "exec"), namespace)

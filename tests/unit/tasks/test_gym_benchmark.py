@@ -227,6 +227,18 @@ def test_a_scorer_that_raises_is_ungraded(monkeypatch: pytest.MonkeyPatch) -> No
     assert (grade.verdict, grade.reason) == (Verdict.UNGRADED, "error: ValueError")
 
 
+def test_an_answer_at_which_only_the_scorer_raises_is_incorrect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy cannot choose to be left out of the batch."""
+    given = entry("aiw")
+
+    def fragile(answer: str, of: Any) -> float:
+        return 1.0 if answer == str(given["answer"]) else float("no number")
+
+    monkeypatch.setattr("aipo.tasks.benchmarks.gym_tasks._scorer", lambda generator: fragile)
+    assert grade_gym(respond("no"), given).reason == "error: ValueError"
+    assert grade_gym(respond("no"), given).verdict is Verdict.INCORRECT
+
+
 def test_grading_leaves_the_entry_as_it_was() -> None:
     board = entry("knight_swap")
     before = json.dumps(board)

@@ -141,21 +141,29 @@ def answer_of(response: str) -> str | None:
 def grade_gym(response: str, entry: Mapping[str, Any]) -> Grade:
     """Grade a response by the generator's own scorer, binarised at `MIN_SCORE`.
 
-    `entry` has `task` (a name of `TASKS`), `question`, `answer` and `metadata`. A scorer that raises is a
-    failure of grading: UNGRADED, with the error's name.
+    `entry` has `task` (a name of `TASKS`), `question`, `answer` and `metadata`. An answer at which the scorer
+    raises is INCORRECT, with the error's name; where it raises at the gold too, grading failed: UNGRADED.
     """
     answer = answer_of(response)
     if answer is None:
         return Grade(Verdict.INCORRECT, "no_answer")
     if str(entry["task"]).startswith("game_of_life") and not _is_board(answer):
         return Grade(Verdict.INCORRECT, "no_board")  # the scorer would raise, at the policy's wish
-    try:
-        # A copy: some scorers write into the entry's metadata.
-        value = score(answer, {**entry, "metadata": dict(entry["metadata"])})
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        return Grade(Verdict.UNGRADED, f"error: {type(error).__name__}")
+    value = _scored(answer, entry)
+    if isinstance(value, str):
+        gold = _scored(str(entry["answer"]), entry)
+        return Grade(Verdict.UNGRADED if isinstance(gold, str) else Verdict.INCORRECT, value)
     right = value >= MIN_SCORE
     return Grade(Verdict.CORRECT, "score") if right else Grade(Verdict.INCORRECT, f"score: {value:.2f}")
+
+
+def _scored(answer: str, entry: Mapping[str, Any]) -> float | str:
+    """Return the score of an answer, or what the scorer raised at it."""
+    try:
+        # A copy: some scorers write into the entry's metadata.
+        return score(answer, {**entry, "metadata": dict(entry["metadata"])})
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return f"error: {type(error).__name__}"
 
 
 def _is_board(answer: str) -> bool:

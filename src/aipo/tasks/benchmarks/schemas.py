@@ -13,7 +13,7 @@ from aipo.tasks.cells import gold_of, id_of, text_of, turns_of
 from aipo.tasks.files import shown
 
 _WHOLE = re.compile(r"(?<=\d)\.0+$")
-_DEGREES = re.compile(r"(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree)$")
+_DEGREES = re.compile(r"(?:\^\s*+(?:\{\s*+)?\\circ\s*+\}?|°|\\degree)$")
 # The instruction that some copies carry inside the problem; ours is added instead of it.
 _DAPO_HEAD = re.compile(r"\ASolve the following math problem step by step\.[^\n]*\n\n")
 _DAPO_TAIL = re.compile(r"\n\nRemember to put your answer on its own line after \"Answer:\"\.\s*\Z")
