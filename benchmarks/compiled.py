@@ -1,7 +1,8 @@
 """`train.compile` on SmolLM2-135M: CPU-seconds of a pass, forward and backward, plain and compiled.
 
 One thread, 4 rows of 128 tokens, padded, through the trainer's own forward pass; passes take turns. The first
-compiled pass, which compiles, stands by itself. SmolLM2 is read from the folder in AIPO_SMOLLM2.
+compiled pass, which compiles, stands by itself, without what the C++ compiler's processes take. SmolLM2 is
+read from the folder in AIPO_SMOLLM2.
 
 Not measured here: a GPU, packed rows, and a second shape, for which dynamic shapes need no compilation.
 """
