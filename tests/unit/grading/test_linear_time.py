@@ -141,7 +141,7 @@ def exponent(call: Callable[[str], object], make: Callable[[int], str]) -> float
     times = []
     for size in SIZES:
         times.append(seconds(call, make(size)))
-        if times[-1] > 1.0:  # no need to wait for more of it
+        if times[-1] > 0.2:  # no need to wait for more of it
             break
     if times[-1] < NOISE_S or len(times) < 2:
         return 0.0 if times[-1] < NOISE_S else 9.0
