@@ -23,15 +23,22 @@ TOKENS = [
     ("Segment(Source.FEEDBACK, tuple(ids[i]", "Segment(Source.SCAFFOLD, tuple(ids[i]"),
     ("Segment(Source.FEEDBACK, tuple(solution_ids))", "Segment(Source.SCAFFOLD, tuple(solution_ids))"),
 ]
+REWARDS = [
+    ("Verdict.INCORRECT: 0.0}", "Verdict.INCORRECT: -1.0}"),
+    ("excess = response_tokens - (max_tokens - buffer_tokens)", "excess = response_tokens - max_tokens"),
+    ("-min(1.0, excess / buffer_tokens)", "-(excess / buffer_tokens)"),
+    ("-min(1.0, excess / buffer_tokens)", "min(1.0, excess / buffer_tokens)"),
+    ("REWARD[verdict] if own is None else own", "REWARD[verdict]"),
+]
 ADVANTAGES = [
     (" and not group[i].expert]", "]"),
     ("return dict(own)", "return {i: max(0.0, advantage) for i, advantage in own.items()}"),
     ("about=_UNIT, unit_below_zero=True", "about=_UNIT"),
     (  # UNGRADED counted as 0
-        "if member.verdict is not Verdict.UNGRADED]\n    reward = {i: REWARD[group[i].verdict] for",
-        "if True]\n    reward = {i: REWARD.get(group[i].verdict, 0.0) for",
+        "if member.verdict is not Verdict.UNGRADED]\n    reward = {i: reward_of(group[i].verdict, ",
+        "if True]\n    reward = {i: reward_of("
+        "Verdict.CORRECT if group[i].verdict is Verdict.CORRECT else Verdict.INCORRECT, ",
     ),
-    ("Verdict.INCORRECT: 0.0}", "Verdict.INCORRECT: -1.0}"),
     ("STD_EPSILON = 1e-6", "STD_EPSILON = 1e-3"),
     ("if not rewards or min(rewards) == max(rewards):", "if len(rewards) < 2:"),
     ("[reward - mean for", "[mean - reward for"),
@@ -44,9 +51,6 @@ ADVANTAGES = [
         'about=_BOTH, arxiv="2501.03262", over_batch=True',
         'about=_BOTH, arxiv="2501.03262"',
     ),
-    ("excess = response_tokens - (max_tokens - buffer_tokens)", "excess = response_tokens - max_tokens"),
-    ("-min(1.0, excess / buffer_tokens)", "-(excess / buffer_tokens)"),
-    ("-min(1.0, excess / buffer_tokens)", "min(1.0, excess / buffer_tokens)"),
     ("if total < 2 or not advantages or", "if not advantages or"),
     (
         "mean = sum(a * n for a, n in zip(advantages, tokens, strict=True)) / total",
@@ -250,7 +254,7 @@ TRAIN_CREDIT = [
     ("answered = any(", "answered = all("),
     ("member.grade.verdict is Verdict.CORRECT and answered", "answered"),
     ("algorithm.agent_token_price if mixed else 0.0", "algorithm.agent_token_price"),
-    ("if m.condition is Condition.CONSULTING}", "}"),
+    (" if m.condition is Condition.CONSULTING)", ")"),
     ("- price * asked", "+ price * asked"),
     ("heads = seed_of(*seed_path,", "heads = seed_of("),
     (
@@ -319,6 +323,7 @@ FILES = {
     "training/eliciting.py": ELICITING,
     "core/tokens.py": TOKENS,
     "core/advantages.py": ADVANTAGES,
+    "core/rewards.py": REWARDS,
     "core/surrogates.py": SURROGATES,
     "core/algorithms.py": ALGORITHMS,
     "core/coefficients.py": COEFFICIENTS,

@@ -29,6 +29,7 @@ TESTS = {
     "training/eliciting.py": "tests/unit/rollout/test_elicit.py",
     "core/tokens.py": "tests/property/test_tokens.py",
     "core/advantages.py": "tests/property/test_advantages.py",
+    "core/rewards.py": "tests/property/test_advantages.py",
     "core/surrogates.py": "tests/unit/core/test_surrogates.py",
     "core/algorithms.py": "tests/unit/core/test_algorithms.py",
     "core/coefficients.py": "tests/unit/core/test_coefficients.py",

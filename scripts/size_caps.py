@@ -1,7 +1,7 @@
 """Check the caps on size: `python scripts/size_caps.py`; exit status 1 when one is passed.
 
 Files 400 lines, functions 60, parameters 7 (self and cls not counted); tests are capped by file only. A file
-of `core/`, the method, has at most 220 lines, all of them 1,550; all of `cli/`, which is verbs, options and
+of `core/`, the method, has at most 220 lines, all of them 1,570; all of `cli/`, which is verbs, options and
 printing, 2,800.
 """
 
@@ -14,7 +14,7 @@ FILE_LINES = 400
 FUNCTION_LINES = 60
 PARAMETERS = 7
 CORE_FILE_LINES = 220
-CORE_LINES = 1550
+CORE_LINES = 1570
 CLI_LINES = 2800
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,6 +5,8 @@ has its own baseline; what each rule credits FEEDBACK tokens with.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,13 @@ from hypothesis import strategies as st
 from aipo.core.advantages import (
     ESTIMATORS,
     FEEDBACK_ADVANTAGES,
-    REWARD,
     STD_EPSILON,
     Advantage,
     Member,
     group_advantages,
     group_relative,
 )
+from aipo.core.rewards import REWARD
 from aipo.core.types import Condition, Verdict
 
 GRADED = [Verdict.CORRECT, Verdict.INCORRECT]
@@ -72,6 +74,31 @@ def reference(
         }[rule]
         result.append((policy, feedback))
     return result
+
+
+@quiet
+@given(GROUPS, ESTIMATOR_NAMES, st.booleans(), RULES)
+def test_a_reward_equal_to_the_verdict_changes_nothing(
+    group: list[Member], estimator: str, split: bool, rule: str
+) -> None:
+    same = [replace(m, reward=REWARD.get(m.verdict)) for m in group]
+    how: dict[str, Any] = {"estimator": estimator, "split_baselines": split, "feedback": rule}
+    assert group_advantages(same, **how) == group_advantages(group, **how)
+
+
+@quiet
+@given(st.lists(st.tuples(MEMBERS, st.integers(-16, 16)), max_size=10), ESTIMATOR_NAMES)
+def test_graded_rewards_take_the_place_of_verdicts(group: list[tuple[Member, int]], estimator: str) -> None:
+    rewarded = [replace(member, reward=eighths / 8) for member, eighths in group]
+    found = group_advantages(rewarded, estimator=estimator, split_baselines=False, feedback="signed")
+    graded = [float(m.reward or 0) for m in rewarded if m.verdict in GRADED]
+    expected = compared(graded, estimator)
+    for member, advantage in zip(rewarded, found, strict=True):
+        if member.verdict not in GRADED:
+            assert advantage is None  # a reward beside UNGRADED counts for nothing
+        else:
+            assert advantage is not None
+            assert advantage.policy == pytest.approx(expected(float(member.reward or 0)), abs=1e-9)
 
 
 def members(letters: str) -> list[Member]:

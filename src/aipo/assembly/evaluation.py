@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from aipo.agents.base import Agent
 from aipo.assembly.benchmarks import DIGEST_DIGITS, digest
@@ -159,6 +160,8 @@ def _digest(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> st
     }
     if dated(parts.tokenizer):
         deciding["date"] = settings.policy.date
+    if settings.task.reward:
+        deciding["reward"] = _reward(settings)
     return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
@@ -166,7 +169,16 @@ def _known(settings: Settings) -> dict[str, str | int | float]:
     """Return what tells one evaluation into a folder from another; a run's own settings cannot change."""
     folder, plan = Path(settings.policy.model), settings.evaluate
     policy = fingerprint(folder) if folder.is_dir() else settings.policy.model
-    return {"policy": policy, "temperature": plan.temperature, "seed": plan.seed}
+    known: dict[str, str | int | float] = {
+        "policy": policy,
+        "temperature": plan.temperature,
+        "seed": plan.seed,
+    }
+    return known | ({"reward": json.dumps(_reward(settings))} if settings.task.reward else {})
+
+
+def _reward(settings: Settings) -> list[Any]:
+    return [settings.task.reward, settings.task.reward_threshold]
 
 
 def _record(path: Path, record: EvaluationRecord, evaluate_s: float) -> None:

@@ -23,6 +23,7 @@ from aipo.consult.limits import Limits
 from aipo.consult.prompts import check_template
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
+from aipo.rollout.reward import reward_rule
 from aipo.tasks.base import Problem, Split, Task, TaskError, TaskSpec
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.load import refuse_evaluation_file
@@ -118,12 +119,15 @@ def assemble(
     prepare_process(settings)
     oracle = oracle_of(settings) if task is None else None
     task = build_task(settings.task, settings.sandbox) if task is None else task
+    reward = reward_rule(settings.task)
     agent_set = build_agents(settings, oracle, agents, use_cache)
     model, tokenizer = load_policy(settings.policy, settings.run.device)
     prompts = build_prompts(settings, tokenizer, agent_set.agents)
     _check_room(settings, prompts.consult.codec)
     engine = build_engine(settings, model, tokenizer, log_folder)
-    sampler = Sampler(engine=engine.engine, consult=prompts.consult, task=task, prompts=prompts)
+    sampler = Sampler(
+        engine=engine.engine, consult=prompts.consult, task=task, prompts=prompts, reward=reward
+    )
     return Parts(
         model=model,
         tokenizer=tokenizer,

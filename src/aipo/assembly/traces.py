@@ -275,7 +275,8 @@ class _Maker:
             return Attempt(lost="not asked")
         if made.stop is not StopReason.END:
             return Attempt(lost="longer than rollout.max_response_tokens")
-        verdict = (await self._parts.sampler.task.grade(problem, made.policy_text)).verdict
+        condition = Condition.CONSULTING if asked else Condition.SOLO
+        verdict = (await self._parts.sampler.grade(problem, made, condition)).verdict
         if self._source.only_correct and verdict is not Verdict.CORRECT:
             return Attempt(lost=verdict.value)
         return Attempt(verdict=verdict, stream=_own(made))

@@ -81,6 +81,8 @@ class StepLines:
 SHOWN = {
     "reward_solo": "reward solo",
     "reward_consulting": "consulting",
+    "graded_reward_solo": "own reward solo",
+    "graded_reward_consulting": "own consulting",
     "consultations_per_rollout": "consultations",
     "credited_feedback_prob": "p(feedback)",
     "entropy": "entropy",

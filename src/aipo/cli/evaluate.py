@@ -14,7 +14,7 @@ from aipo.evaluation.manifest import EvaluationError, is_evaluation
 from aipo.evaluation.pages import RESULTS_MD, ScorePage, VersusPage
 from aipo.evaluation.samples import SAMPLES
 from aipo.evaluation.scores import compared, read_evaluation
-from aipo.evaluation.table import results_table
+from aipo.evaluation.table import results_table, reward_grid
 
 FOLDER = "comparison"
 """Beside the first evaluation."""
@@ -27,6 +27,8 @@ def evaluate(recipe: Path, overrides: Sequence[str], checkpoint: Path | None, me
         settings = load_settings(recipe, changes)
         records = evaluate_policy(settings, method=method, reporter=Terminal())
         console.print(str(results_table(records, settings.evaluate.pass_at)), markup=False)
+        if (rewards := reward_grid(records)) is not None:
+            console.print(f"{rewards}\n", markup=False)
 
 
 def evaluate_checkpoint(checkpoint: str, overrides: Sequence[str], options: EvaluationOptions) -> None:

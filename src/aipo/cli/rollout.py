@@ -59,9 +59,9 @@ async def _look(parts: Parts, problems: Sequence[Problem], shape: GroupShape, se
 def _print_group(parts: Parts, group: Group) -> None:
     console.rule(Text(f"{group.problem.id}  ({group.problem.stratum})  gold {group.problem.gold}"))
     for member in group.members:
-        console.print(
-            Text(f"{member.condition}: {member.grade.verdict} ({member.grade.reason})", style="bold")
-        )
+        grade = member.grade
+        worth = "" if grade.reward is None else f", reward {grade.reward:.4g}"
+        console.print(Text(f"{member.condition}: {grade.verdict} ({grade.reason}){worth}", style="bold"))
         console.print(_coloured(parts, member))
         for c in member.rollout.consultations if member.rollout else ():
             console.print(

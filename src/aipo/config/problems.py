@@ -80,7 +80,8 @@ class Section(BaseModel):
         if value is not None and value != field.default:
             for each in field.metadata:
                 if isinstance(each, NameIn):
-                    each.registry.check(value)
+                    for name in [value] if isinstance(value, str) else value:
+                        each.registry.check(name)
         return value
 
 

@@ -77,7 +77,8 @@ def _type(info: FieldInfo) -> str:
     """
     for each in info.metadata:
         if isinstance(each, NameIn):
-            return " or ".join([*map(toml_value, each.registry), "module:attribute"])
+            names = " or ".join([*map(toml_value, each.registry), "module:attribute"])
+            return names if get_origin(info.annotation) is not dict else f"{names}, or a table of weights"
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     bounds = [
         f"{signs[n]} {v:g}" for m in info.metadata for n in signs if (v := getattr(m, n, None)) is not None

@@ -193,7 +193,7 @@ class AlgorithmSettings(Section):
         0.0,
         ge=0,
         description="Taken off a consulting rollout's reward for each token that agents wrote for it, where "
-        "its consulting siblings' verdicts differ.",
+        "its consulting siblings' rewards differ.",
     )
 
 

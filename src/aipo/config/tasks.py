@@ -1,11 +1,12 @@
-"""Settings of the problems: which, how files are read, how answers are matched, where programs run."""
+"""Settings of the problems: which, how files are read, how answers are matched and rewarded, where programs
+run."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from aipo.config.problems import Section
+from aipo.config.problems import NameIn, Section
 
 
 class TaskSettings(Section):
@@ -74,10 +75,36 @@ class TaskSettings(Section):
     )
     grade_workers: int = Field(1, ge=1, description="Killable grader processes.")
 
+    reward: Annotated[dict[str, float], NameIn("aipo.rollout.reward:TASK_REWARDS")] = Field(
+        {},
+        description="What the update learns from, in the verdict's place: a function of your own as "
+        "`module:function` (docs/grading.md#rewards-of-your-own), or several with their weights, as in "
+        '`{ "verdict" = 1.0, "my_rewards:brevity" = 0.2 }`. None: the verdict.',
+    )
+    reward_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None,
+        description="A rollout is CORRECT from this reward on; none: the task's own grading says. Accuracy, "
+        "pass@k and copies are computed from verdicts.",
+    )
+    reward_timeout_s: float = Field(
+        30.0, gt=0, description="Deadline of one call of a reward function; passing it is UNGRADED."
+    )
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _weighted(cls, value: Any) -> Any:
+        """Take a name, or a list of names, for names of weight 1."""
+        names = [value] if isinstance(value, str) and value else value or {}
+        return names if isinstance(names, dict) else dict.fromkeys(names, 1.0)
+
     @model_validator(mode="after")
     def _files(self) -> "TaskSettings":
         if self.name == "jsonl" and not (self.train_file or self.test_file):
             raise ValueError("task.name = 'jsonl' needs task.train_file or task.test_file")
+        if self.reward_threshold is not None and not self.reward:
+            raise ValueError(
+                f"task.reward_threshold = {self.reward_threshold:g} makes verdicts of task.reward: set it too"
+            )
         return self
 
 

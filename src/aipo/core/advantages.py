@@ -1,4 +1,4 @@
-"""From the verdicts of one group to one POLICY and one FEEDBACK advantage per rollout.
+"""From the verdicts of one group, or graded rewards, to one POLICY and one FEEDBACK advantage per rollout.
 
 An UNGRADED rollout changes nothing, as if it had never been sampled. A (sub)group without variance gives
 exactly 0, but for the estimators that normalise over the batch, which move it by its mean. An estimator is
@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from aipo.core.registry import Registry
+from aipo.core.rewards import reward_of
 from aipo.core.types import Condition, Verdict
-
-REWARD = {Verdict.CORRECT: 1.0, Verdict.INCORRECT: 0.0}
-"""UNGRADED has no reward on purpose: looking it up is a `KeyError`."""
 
 STD_EPSILON = 1e-6
 WHITEN_EPSILON = 1e-8
@@ -31,6 +29,8 @@ class Member:
     """Added to the reward, at most 0: see `overlong_penalty`. `over_solo` does not see it."""
     expert: bool = False
     """An expert trajectory: a sibling like any other (LUFFY), but nothing that the policy can do alone."""
+    reward: float | None = None
+    """A finite reward in the verdict's place; None: the verdict's, `REWARD`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +62,6 @@ class FeedbackAdvantage:
     about: str
     unit_below_zero: bool = False
     """Whether tokens with A < 0 take the weight p of `unit`: see `CoefficientSettings`."""
-
-
-def overlong_penalty(response_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
-    """Return DAPO's soft overlong punishment, in [-1, 0]: arXiv 2503.14476 eq. 13.
-
-    0 up to `max_tokens - buffer_tokens`, then falling linearly to -1 at `max_tokens`. No buffer, no penalty.
-
-    >>> [overlong_penalty(tokens, 100, 20) for tokens in (80, 90, 100)]
-    [0.0, -0.5, -1.0]
-    """
-    excess = response_tokens - (max_tokens - buffer_tokens)
-    return -min(1.0, excess / buffer_tokens) if buffer_tokens > 0 and excess > 0 else 0.0
 
 
 def group_relative(rewards: Sequence[float], estimator: str) -> list[float]:
@@ -175,7 +163,7 @@ def group_advantages(
     None
     """
     graded = [i for i, member in enumerate(group) if member.verdict is not Verdict.UNGRADED]
-    reward = {i: REWARD[group[i].verdict] for i in graded}
+    reward = {i: reward_of(group[i].verdict, group[i].reward) for i in graded}
     policy: dict[int, float] = {}
     for siblings in _baseline_sets(group, graded, split_baselines):
         relative = group_relative([reward[i] + group[i].penalty for i in siblings], estimator)

@@ -39,6 +39,8 @@ class ProblemResult:
     """Samples without a verdict: an infrastructure failure. They leave the denominator."""
     truncated: int
     """Samples that reached the token limit, whatever their verdict."""
+    reward: float | None = None
+    """Mean reward of the graded samples, of one's own; None where there is none."""
 
     def __post_init__(self) -> None:
         counts = (self.samples, self.correct, self.ungraded, self.truncated)
@@ -92,7 +94,14 @@ class EvaluationRecord:
 
 def append_record(path: Path, record: EvaluationRecord) -> None:
     """Append one record to a file; see `append_lines`. Raises `ValueError` for NaN or infinity in `meta`."""
-    append_lines(path, json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n")
+    row = asdict(record)
+    row["results"] = [without_none(result, "reward") for result in row["results"]]
+    append_lines(path, json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def without_none(row: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a row without a field that holds nothing: files of runs that do not use it stay as they were."""
+    return {key: value for key, value in row.items() if key != name or value is not None}
 
 
 def append_lines(path: Path, lines: str) -> None:

@@ -8,10 +8,18 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 from aipo.core.types import StopReason, Verdict
 from aipo.evaluation.records import SCHEMA as RECORD_SCHEMA
-from aipo.evaluation.records import EvaluationRecord, ProblemResult, RecordError, append_lines, read_lines
+from aipo.evaluation.records import (
+    EvaluationRecord,
+    ProblemResult,
+    RecordError,
+    append_lines,
+    read_lines,
+    without_none,
+)
 
 SAMPLES = "samples.jsonl"
 SCHEMA = 1
@@ -57,6 +65,8 @@ class Sample:
     """A `StopReason`; '' where nothing was sampled: the engine failed, or the prompt does not fit."""
     verdict: str
     reason: str
+    reward: float | None = None
+    """Of one's own; None where what a policy learns from is the verdict."""
 
     @property
     def key(self) -> Key:
@@ -83,7 +93,7 @@ class SampleFile:
     def append(self, samples: Sequence[Sample]) -> None:
         """Append samples in one write and flush them to the disk."""
         rows = ({"schema": SCHEMA, **asdict(sample)} for sample in samples)
-        append_lines(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        append_lines(self.path, "".join(json.dumps(without_none(row, "reward")) + "\n" for row in rows))
 
     def read(self) -> dict[Key, Sample]:
         """Return the samples in order; see `read_lines`.
@@ -112,9 +122,15 @@ def results(samples: Iterable[Sample], stratum: str = "") -> tuple[ProblemResult
             correct=sum(s.verdict == Verdict.CORRECT for s in own),
             ungraded=sum(not s.graded for s in own),
             truncated=sum(s.truncated for s in own),
+            reward=_mean_reward(own),
         )
         for problem, own in found.items()
     )
+
+
+def _mean_reward(samples: Iterable[Sample]) -> float | None:
+    rewards = [s.reward for s in samples if s.reward is not None]
+    return fmean(rewards) if rewards else None
 
 
 def as_record(

@@ -174,6 +174,7 @@ class Evaluator:
             stop=made.stop.value if made else "",
             verdict=member.grade.verdict.value,
             reason=member.grade.reason,
+            reward=member.grade.reward,
         )
 
     def _refuse_ungraded(self, plan: SamplingPlan, found: Collection[Sample], planned: int) -> None:

@@ -158,6 +158,18 @@ def paired_difference(
     )
 
 
+def mean_reward(records: Sequence[EvaluationRecord], stratum: str) -> tuple[float, float, float] | None:
+    """Return the mean of rewards of one's own over problems and seeds, and the interval of `estimate`.
+
+    A problem without a reward in some seed is left out; None where all are. Raises `ValueError` as `estimate`
+    does.
+    """
+    rewards = [[cell.reward for cell in row] for row in _cells(records, stratum)]
+    table = np.array(rewards, dtype=np.float64)  # None is NaN
+    table = table[:, ~np.isnan(table).any(axis=0)]
+    return (float(table.mean()), *_interval(table, 0)) if table.size else None
+
+
 def stratified_interval(groups: Sequence[Floats]) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the mean over groups of their means; each group is drawn on its
     own.

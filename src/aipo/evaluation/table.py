@@ -7,11 +7,12 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from math import isnan
 
 from aipo.evaluation.intervals import Interval
 from aipo.evaluation.records import EvaluationRecord, methods_of
-from aipo.evaluation.statistics import Difference, Estimate, estimate
+from aipo.evaluation.statistics import Difference, Estimate, estimate, mean_reward
 
 MISSING = "–"
 BAR = r"\|"
@@ -146,6 +147,24 @@ def results_table(
         own = [record for record in records if record.method == method]
         rows.append((method, tuple(_cell(own, column, rng_seed) for column in columns)))
     return Table(columns, tuple(rows))
+
+
+def reward_grid(records: Sequence[EvaluationRecord]) -> Grid | None:
+    """Return the mean of rewards of one's own by method, stratum and mode; None where there are none.
+
+    Raises `ValueError` as `statistics.mean_reward` does.
+    """
+    places = dict.fromkeys((stratum, r.mode) for r in records for stratum in r.strata)
+    body: dict[str, list[str]] = {method: [method] for method in methods_of(records)}
+    for (stratum, mode), (method, cells) in product(places, body.items()):
+        own = [r for r in records if (r.method, r.mode) == (method, mode) and stratum in r.strata]
+        found = mean_reward(own, stratum) if own else None
+        cells.append(MISSING if found is None else f"{found[0]:.4g} [{found[1]:.4g}, {found[2]:.4g}]")
+    if all(cell == MISSING for cells in body.values() for cell in cells[1:]):
+        return None
+    head = ["method", *(f"{stratum}, {mode}, reward" for stratum, mode in places)]
+    note = "Mean of task.reward over graded samples. [ ]: 95 % interval, as of pass@k."
+    return Grid([head, *body.values()], (note,), numbers=False)
 
 
 def format_estimate(cell: Estimate | None) -> str:

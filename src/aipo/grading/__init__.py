@@ -24,6 +24,8 @@ class Grade:
 
     verdict: Verdict
     reason: str
+    reward: float | None = None
+    """What the update learns from in the verdict's place, a finite number; None: the verdict's own."""
 
     def __post_init__(self) -> None:
         if len(self.reason) > MAX_REASON_CHARS:

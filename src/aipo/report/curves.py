@@ -32,6 +32,11 @@ class Panel(NamedTuple):
 PANELS: Mapping[str, Sequence[Panel]] = {
     "Rollouts": (
         Panel("Reward", REWARDS, "Share of graded training rollouts that are correct.", SHARE),
+        Panel(
+            "Reward of your own",
+            {"graded_reward_solo": "solo", "graded_reward_consulting": "consulting", "graded_reward/*": ""},
+            "Mean over graded training rollouts of task.reward, and of each of its functions.",
+        ),
         Panel("Consultations per rollout", {"consultations/*": ""}, "By agent."),
         Panel(
             "Asked by itself, and elicited",

@@ -9,7 +9,7 @@ from typing import Any
 
 from aipo.evaluation.records import EvaluationRecord, at_last_step, methods_of
 from aipo.evaluation.statistics import paired_with
-from aipo.evaluation.table import MISSING, Grid, format_estimate, results_table
+from aipo.evaluation.table import MISSING, Grid, format_estimate, results_table, reward_grid
 from aipo.report.expert_tokens import Spent, token_grid, token_points
 
 HOW_PAIRED = "95 % interval; sign-flip p over problems, not corrected for the number of lines"
@@ -36,6 +36,8 @@ def result_tables(
         strata = tuple(dict.fromkeys(stratum for record in final for stratum in record.strata))
         try:
             tables.append(shown(f"Results on the {split} split", _results(final, pass_at)))
+            if rewards := reward_grid(final):
+                tables.append(shown(f"Rewards of your own on the {split} split", rewards))
             tokens = token_grid(token_points(of_split, spent, strata))
         except ValueError as error:
             problems.append(f"Results on {split} cannot stand in one table: {error}.")

@@ -83,6 +83,7 @@ def _rollout(
         "condition": row.get("condition"),
         "verdict": row["verdict"],
         "reason": cut(str(row.get("reason", "")), 2000)["text"],
+        **({"reward": _short(row["reward"])} if "reward" in row else {}),
         "stop": row.get("stop"),
         "weights": row.get("weights_version"),
         "credit": [_short(credit.policy), _short(credit.feedback)],

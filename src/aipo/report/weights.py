@@ -106,7 +106,7 @@ def _group(rows: Sequence[dict[str, Any]], experts: int) -> Group:
 
 
 def _member(row: dict[str, Any]) -> MemberRollout:
-    grade = Grade(Verdict(row["verdict"]), row["reason"])
+    grade = Grade(Verdict(row["verdict"]), row["reason"], row.get("reward"))
     rollout = None
     if row["segments"]:
         rollout = Rollout(

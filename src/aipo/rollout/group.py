@@ -4,19 +4,21 @@ A rollout whose engine or grader failed is UNGRADED; no other rollout is affecte
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from aipo.consult.prompts import DATE, chat_prompt_ids, system_prompt, thinking_opened
 from aipo.consult.protocol import neutralise
+from aipo.core.rewards import reward_of
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import TokenStream, expert_stream
 from aipo.core.types import Condition, SoloMode, Verdict
 from aipo.engines.base import Engine, EngineError, Sampling
 from aipo.rollout.elicit import Elicit
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
+from aipo.rollout.reward import RewardError, Rewarding, finite
 from aipo.tasks.base import Grade, Problem, Task
 
 if TYPE_CHECKING:
@@ -134,6 +136,8 @@ class Sampler:
     consult: ConsultContext
     task: Task
     prompts: Prompts
+    reward: Rewarding | None = None
+    """None: what is learnt from is the verdict."""
 
     async def groups(
         self, problems: Sequence[Problem], shape: GroupShape, seed_path: Sequence[str | int]
@@ -178,17 +182,36 @@ class Sampler:
                 rollout=None,
                 grade=Grade(Verdict.UNGRADED, f"engine: {error}"),
             )
+        grade = await self.grade(problem, produced, spec.condition)
+        return MemberRollout(id=spec.id, condition=spec.condition, rollout=produced, grade=grade)
+
+    async def grade(self, problem: Problem, produced: Rollout, condition: Condition) -> Grade:
+        """Return a rollout's verdict and reward; a bug in the task or in a reward is UNGRADED."""
         try:
-            opened = thinking_opened(self.consult.codec.text(spec.prompt_ids[-_TAIL_TOKENS:]))
+            prompt_ids = produced.stream.ids[: produced.stream.prompt_length]
+            opened = thinking_opened(self.consult.codec.text(prompt_ids[-_TAIL_TOKENS:]))
             grade = await self.task.grade(problem, opened + produced.policy_text)
         except Exception as error:  # a bug in a user's task is not a verdict
             grade = Grade(Verdict.UNGRADED, f"task: {error!r}")
-        return MemberRollout(id=spec.id, condition=spec.condition, rollout=produced, grade=grade)
+        if self.reward is not None:
+            return await self.reward.grade(problem, produced, condition, grade)
+        if grade.reward is not None:  # the task's own
+            try:
+                return replace(grade, reward=finite(grade.reward))
+            except RewardError as error:
+                return Grade(Verdict.UNGRADED, f"reward: {error}")
+        return grade
 
     def _expert(self, problem: Problem, prompt_ids: tuple[int, ...]) -> TokenStream:
         tokenizer = self.prompts.tokenizer
         ids = tokenizer.encode(solution_of(problem), add_special_tokens=False)
         return expert_stream(prompt_ids, [*ids, tokenizer.eos_token_id])
+
+
+def rewards_of(members: Iterable[MemberRollout]) -> set[float]:
+    """Return the different rewards of graded rollouts."""
+    grades = (member.grade for member in members)
+    return {reward_of(g.verdict, g.reward) for g in grades if g.verdict is not Verdict.UNGRADED}
 
 
 def solution_of(problem: Problem) -> str:

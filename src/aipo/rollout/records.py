@@ -11,8 +11,10 @@ from typing import Any
 
 from aipo.core.tokens import Segment
 from aipo.core.types import Source
+from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, ConsultContext, Rollout
 from aipo.rollout.group import Group, MemberRollout
+from aipo.rollout.reward import parts_of
 
 SCHEMA = 1
 LOG_PROB_DECIMALS = 6
@@ -67,12 +69,21 @@ def _record(
         "condition": member.condition.value,
         "verdict": member.grade.verdict.value,
         "reason": member.grade.reason,
+        **rewarded(member.grade),
         "stop": produced.stop.value if produced else None,
         "weights_version": produced.weights_version if produced else None,
         "response": produced.response if produced else None,
         "segments": _segments(produced, consult, learnt.get(id(produced.stream))) if produced else [],
         "consultations": [_consultation(c) for c in produced.consultations] if produced else [],
     }
+
+
+def rewarded(grade: Grade) -> dict[str, Any]:
+    """Return the reward of one's own, and its parts; nothing where what is learnt from is the verdict."""
+    if grade.reward is None:
+        return {}
+    parts = parts_of(grade)
+    return {"reward": grade.reward, **({"rewards": dict(parts)} if parts else {})}
 
 
 def _segments(

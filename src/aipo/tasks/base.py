@@ -6,7 +6,7 @@ A grader's failure is UNGRADED with a reason, never INCORRECT.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aipo.config.settings import SandboxSettings, Settings, TaskSettings
 from aipo.core.types import Condition, ConsultOutcome
@@ -57,6 +57,8 @@ class Problem:
     """Golds that are as right as `gold`; like it, they never leave tasks and grading."""
     place: str = field(default="", compare=False)
     """Where it stands, for messages: file and line."""
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The columns of the file that it was read from, for rewards of one's own; {}: it was read from none."""
 
 
 class Task(Protocol):

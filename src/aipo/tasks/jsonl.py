@@ -258,6 +258,7 @@ def _problem(row: Any, source: JsonlSource, default_id: str) -> Problem:
         stratum="all" if stratum is None else usable(str(stratum), source.stratum_field),
         turns=turns if len(turns) > 1 else (),
         tools=_tools(row, source.tools_field),
+        row=row,
     )
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import Advantage, Member, group_advantages, overlong_penalty
+from aipo.core.advantages import Advantage, Member, group_advantages
 from aipo.core.registry import Registry
+from aipo.core.rewards import overlong_penalty
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import TokenStream, stripped_copy
 from aipo.core.types import Condition, ConsultOutcome, Verdict
 from aipo.grading import Grade
-from aipo.rollout.group import Group, MemberRollout
+from aipo.rollout.group import Group, MemberRollout, rewards_of
 from aipo.training.algorithm import base_algorithm
 
 
@@ -38,7 +39,8 @@ class Credit:
 def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: int) -> list[Credit]:
     """Return what one group teaches.
 
-    An expert counts as a correct solo member of its group (LUFFY, arXiv 2504.14945); in a group of experts
+    An expert counts as a correct solo member of its group (LUFFY, arXiv 2504.14945), with the reward 1 also
+    where rollouts have rewards of one's own: those should have 1 as their best. In a group of experts
     only there is nothing to compare with and its advantage is 1, which makes it supervised fine-tuning.
     """
     expert = Member(verdict=Verdict.CORRECT, condition=Condition.SOLO, expert=True)
@@ -73,13 +75,12 @@ def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: 
 
 
 def _members(group: Group, algorithm: AlgorithmSettings, max_response_tokens: int) -> list[Member]:
-    """Return what baselines need to know; the price of help is charged where consulting verdicts differ.
+    """Return what baselines need to know; the price of help is charged where consulting rewards differ.
 
-    In a set of equal verdicts a price would be all the variance there is, and normalising by it would make it
+    In a set of equal rewards a price would be all the variance there is, and normalising by it would make it
     as large as a reward (docs/method.md#advantages).
     """
-    graded = {m.grade.verdict for m in group.members if m.condition is Condition.CONSULTING}
-    mixed = len(graded - {Verdict.UNGRADED}) > 1
+    mixed = len(rewards_of(m for m in group.members if m.condition is Condition.CONSULTING)) > 1
     price = algorithm.agent_token_price if mixed else 0.0
     buffer_tokens = algorithm.overlong_buffer_tokens
     result = []
@@ -88,7 +89,10 @@ def _members(group: Group, algorithm: AlgorithmSettings, max_response_tokens: in
         length = len(stream) - stream.prompt_length if stream else 0
         asked = sum(c.reply_tokens for c in member.rollout.consultations) if member.rollout else 0
         penalty = overlong_penalty(length, max_response_tokens, buffer_tokens) - price * asked
-        result.append(Member(verdict=member.grade.verdict, condition=member.condition, penalty=penalty))
+        grade = member.grade
+        result.append(
+            Member(verdict=grade.verdict, condition=member.condition, penalty=penalty, reward=grade.reward)
+        )
     return result
 
 

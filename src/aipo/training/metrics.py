@@ -5,10 +5,12 @@ A share is always over graded rollouts; UNGRADED ones are counted separately.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 
 from aipo.agents.base import AgentFailure
 from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Source, StopReason, Verdict
-from aipo.rollout.group import Group, MemberRollout
+from aipo.rollout.group import Group, MemberRollout, rewards_of
+from aipo.rollout.reward import parts_of
 from aipo.training.events import LastConsultation
 
 NO_ANSWER = (ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR, ConsultOutcome.EMPTY)
@@ -62,9 +64,8 @@ def rollout_metrics(groups: Sequence[Group], agents: Iterable[str] = ()) -> dict
         metrics["ungraded_share"] = sum(m.grade.verdict is Verdict.UNGRADED for _, m in members) / len(
             members
         )
-        metrics["zero_variance_share"] = sum(
-            len({m.grade.verdict for m in g.members} - {Verdict.UNGRADED}) <= 1 for g in groups
-        ) / len(groups)
+        metrics["zero_variance_share"] = sum(len(rewards_of(g.members)) <= 1 for g in groups) / len(groups)
+        _graded_rewards(metrics, [m for _, m in members])
     names = tuple(dict.fromkeys((*PAPER_AGENTS, *agents)))
     _consultations(metrics, [m for _, m in members if m.condition is Condition.CONSULTING], names)
     return metrics
@@ -80,6 +81,17 @@ def _rewards(metrics: dict[str, float], name: str, members: Sequence[tuple[Group
         metrics[name] = sum(graded) / len(graded)
         for stratum, values in sorted(strata.items()):
             metrics[f"{name}/{stratum}"] = sum(values) / len(values)
+
+
+def _graded_rewards(metrics: dict[str, float], members: Sequence[MemberRollout]) -> None:
+    """Add the mean of rewards of one's own, by condition and by function; none where verdicts are learnt."""
+    found: dict[str, list[float]] = {}
+    for member in members:
+        if member.grade.reward is not None:
+            found.setdefault(f"graded_reward_{member.condition}", []).append(member.grade.reward)
+        for name, value in parts_of(member.grade):
+            found.setdefault(f"graded_reward/{name}", []).append(value)
+    metrics.update({name: fmean(values) for name, values in sorted(found.items())})
 
 
 def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout], names: Sequence[str]) -> None:

@@ -15,8 +15,11 @@ from pathlib import Path
 import torch
 
 from aipo.agents.base import Agent, AgentQuery, AgentReply
+from aipo.core.types import Condition
 from aipo.engines.base import Completion, Engine, GenerationRequest, WeightSink
+from aipo.rollout.episode import Rollout
 from aipo.rollout.group import Sampler
+from aipo.rollout.reward import Rewarding
 from aipo.tasks.base import Grade, Problem, Split, Task
 from aipo.training.events import StopRunError
 
@@ -124,7 +127,8 @@ def watched(sampler: Sampler, waits: Waits) -> Sampler:
     engine = (_WatchedSink if sink else _WatchedEngine)(sampler.engine, waits)
     agents = {name: _WatchedAgent(agent, waits) for name, agent in sampler.consult.agents.items()}
     consult = replace(sampler.consult, agents=agents)
-    return replace(sampler, engine=engine, consult=consult, task=_WatchedTask(sampler.task, waits))
+    task, reward = _WatchedTask(sampler.task, waits), sampler.reward and _WatchedReward(sampler.reward, waits)
+    return replace(sampler, engine=engine, consult=consult, task=task, reward=reward)
 
 
 class _WatchedEngine:
@@ -176,6 +180,16 @@ class _WatchedTask:
 
     def without_answer(self, problem: Problem, text: str) -> str | None:
         return self._task.without_answer(problem, text)
+
+
+@dataclass(frozen=True, slots=True)
+class _WatchedReward:
+    reward: Rewarding
+    waits: Waits
+
+    async def grade(self, problem: Problem, made: Rollout, condition: Condition, grade: Grade) -> Grade:
+        with self.waits.track("task.reward", f"problem {problem.id}"):
+            return await self.reward.grade(problem, made, condition, grade)
 
 
 def _ago(seconds: float) -> str:

@@ -21,13 +21,13 @@ from aipo.core.advantages import (
     Advantage,
     Member,
     group_advantages,
-    overlong_penalty,
     whitened,
 )
 from aipo.core.algorithms import ALGORITHMS
 from aipo.core.batch import Row, collate
 from aipo.core.coefficients import COEFFICIENTS
 from aipo.core.objective import objective_loss
+from aipo.core.rewards import overlong_penalty
 from aipo.core.surrogates import Clip
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import VERIFY, Condition, ConsultOutcome, Source, StopReason, Verdict

@@ -74,6 +74,7 @@ def test_what_is_written_is_what_the_plugin_takes(tmp_path: Path) -> None:
         ("rollout.solo_fraction_end=1.0", "rollout.solo_fraction_end"),
         ("rollout.experts_per_prompt=1", "rollout.experts_per_prompt = 1"),
         ("train.dynamic_sampling_rounds=2", "train.dynamic_sampling_rounds"),
+        ("task.reward=my_rewards:brevity", "task.reward = {'my_rewards:brevity': 1.0}"),
         ("train.reward=random", "train.reward = 'random'"),
         ("train.minibatches_per_step=3", "train.minibatches_per_step = 3"),
         ("rollout.max_response_tokens=40000", "tokens_per_gpu"),

@@ -229,6 +229,11 @@ def _not_on_verl(settings: Settings) -> Iterator[str]:
         (r.experts_per_prompt > 0, f"rollout.experts_per_prompt = {r.experts_per_prompt}", "set it to 0"),
         (r.rollouts_per_prompt < 1, "rollout.rollouts_per_prompt = 0", "make it at least 1"),
         (t.dynamic_sampling_rounds > 0, "train.dynamic_sampling_rounds", "set it to 0"),
+        (
+            bool(settings.task.reward),
+            f"task.reward = {settings.task.reward}",
+            "verl's rows carry verdicts, of which its advantages are made; leave it out",
+        ),
         (t.reward != "verdict", f"train.reward = {t.reward!r}", "set it to 'verdict'"),
         (bool(t.stratum_mix), f"train.stratum_mix = {t.stratum_mix}", "set it to {}; export a mixed file"),
         (t.source_gradients_every_steps > 0, "train.source_gradients_every_steps", "set it to 0"),

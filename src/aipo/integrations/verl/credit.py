@@ -8,8 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aipo.core.advantages import Advantage, Member, group_advantages, overlong_penalty
+from aipo.core.advantages import Advantage, Member, group_advantages
 from aipo.core.batch import weighted_rows
+from aipo.core.rewards import overlong_penalty
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Condition, Source, Verdict
 from aipo.integrations.verl.plan import Plan

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 
-from aipo.core.advantages import REWARD
+from aipo.core.rewards import REWARD
 from aipo.core.types import ConsultOutcome, Source, Verdict
 from aipo.integrations.verl.about import ABOUT, About
 from aipo.integrations.verl.loss import SOURCES

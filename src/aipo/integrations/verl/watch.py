@@ -7,7 +7,7 @@ step is learnt from.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from aipo.core.advantages import REWARD
+from aipo.core.rewards import REWARD
 from aipo.core.types import Condition, ConsultOutcome, Verdict
 from aipo.integrations.verl.about import About
 from aipo.integrations.verl.plan import Plan

@@ -35,11 +35,12 @@ function rolloutHead(item, brief) {
   const { rollout, group } = item;
   const title = brief ? rollout.id.slice(rollout.id.lastIndexOf("#")) : rollout.id;
   const facts = [rollout.condition, `step ${group.step}`, group.stratum, rollout.stop && `ended: ${rollout.stop}`];
+  const reward = rollout.reward === null || rollout.reward === undefined ? null : `reward ${rollout.reward}`;
   const credit = rollout.credit[0] === null ? null : `advantage: policy ${signed(rollout.credit[0])}, feedback ${signed(rollout.credit[1])}`;
   const wrong = rollout.reason && rollout.verdict !== "correct" ? `because: ${oneLine(rollout.reason, 160)}` : null;
   return el("header", {},
     el("h3", {}, verdictMark(rollout.verdict), addText(el("span"), title)),
-    el("p", { class: "quiet" }, addText(el("span"), [...facts, credit, wrong].filter(Boolean).join(" · "))));
+    el("p", { class: "quiet" }, addText(el("span"), [...facts, reward, credit, wrong].filter(Boolean).join(" · "))));
 }
 
 function tokenNote(rollout, run) {

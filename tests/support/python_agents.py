@@ -1,0 +1,28 @@
+"""Agents in Python for the paper's names: an object, and a function that makes one for any agent."""
+
+from dataclasses import dataclass
+
+from aipo.agents.base import AgentQuery, AgentReply
+from aipo.agents.spec import AgentSpec
+from aipo.config.agents import AgentFields
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Answers with one fixed text."""
+
+    name: str
+    text: str
+
+    async def answer(self, query: AgentQuery) -> AgentReply:
+        """Return the text."""
+        return AgentReply(text=self.text)
+
+
+LIBRARIAN = Echo("knowledge", "a spider has 8 legs")
+"""`agents.knowledge.backend = "support.python_agents:LIBRARIAN"`."""
+
+
+def echo(spec: AgentSpec, fields: AgentFields) -> Echo:
+    """Make one: `agents.backend = "support.python_agents:echo"`."""
+    return Echo(spec.name, f"{spec.name} says so")
