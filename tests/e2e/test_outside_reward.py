@@ -76,7 +76,7 @@ def test_graded_rewards_are_learnt_recorded_evaluated_and_shown(tmp_path: Path, 
     said = succeed("evaluate", recipe, f"run.output={tmp_path / 'alone'}").output
     assert "all, unanswered, reward" in said
     samples = lines(tmp_path / "alone" / "samples.jsonl")
-    assert "no_answer), reward " in succeed("rollout", recipe, "-n", "1").output
+    assert "), reward " in succeed("rollout", recipe, "-n", "1").output
     assert len(samples) == 6 and all(isinstance(sample["reward"], float) for sample in samples)
 
 

@@ -19,10 +19,15 @@ class Echo:
         return AgentReply(text=self.text)
 
 
-LIBRARIAN = Echo("knowledge", "a spider has 8 legs")
+LIBRARIAN = Echo("knowledge", "8 8")
 """`agents.knowledge.backend = "support.python_agents:LIBRARIAN"`."""
 
 
 def echo(spec: AgentSpec, fields: AgentFields) -> Echo:
     """Make one: `agents.backend = "support.python_agents:echo"`."""
-    return Echo(spec.name, f"{spec.name} says so")
+    return Echo(spec.name, "0 0")
+
+
+def nobody(spec: AgentSpec, fields: AgentFields) -> str:
+    """Make something that is no agent."""
+    return spec.name

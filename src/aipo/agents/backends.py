@@ -183,10 +183,17 @@ def backend_of(name: str) -> Backend:
         return found
     if hasattr(found, "answer") and not isinstance(found, type):
         return Backend(make=lambda making: cast(Agent, found))
-    return Backend(make=lambda making: _own(found(making.spec, making.fields), name, making))
+    return Backend(make=lambda making: _own(found, name, making))
 
 
-def _own(agent: Any, name: str, making: Making) -> Agent:
+def _own(make: Callable[..., Any], name: str, making: Making) -> Agent:
+    try:
+        agent = make(making.spec, making.fields)
+    except Exception as error:  # a bug in a user's code is told where its setting stands
+        raise AgentSetupError(
+            f"agents.{making.spec.name}: backend = {name!r} could not make an agent of its spec and its "
+            f"settings: {error!r}"
+        ) from error
     if not hasattr(agent, "answer"):
         raise AgentSetupError(
             f"agents.{making.spec.name}: backend = {name!r} made a {type(agent).__name__}, which cannot "
