@@ -33,6 +33,7 @@ REWARDS = [
 ADVANTAGES = [
     (" and not group[i].expert]", "]"),
     ("return dict(own)", "return {i: max(0.0, advantage) for i, advantage in own.items()}"),
+    ("dict.fromkeys(rewards, 1.0)", "dict(own)"),
     ("about=_UNIT, unit_below_zero=True", "about=_UNIT"),
     (  # UNGRADED counted as 0
         "if member.verdict is not Verdict.UNGRADED]\n    reward = {i: reward_of(group[i].verdict, ",
@@ -318,6 +319,14 @@ ELICITING = [
     ("c.outcome is not ConsultOutcome.MALFORMED", "True"),
     ("{**place.options, **elicit.options}", "{**elicit.options, **place.options}"),
 ]
+TRAIN_SCHEDULE = [
+    ("(updates + 1) / (settings.warmup_steps + 1)", "updates / (settings.warmup_steps + 1)"),
+    ("settings.steps - settings.warmup_steps", "settings.steps"),
+    ("updates - settings.warmup_steps", "updates"),
+    (", whole - 1)", ", whole)"),
+    ("lambda done: 1.0 - done", "lambda done: done"),
+    ("math.pi * done", "2 * math.pi * done"),
+]
 FILES = {
     "rollout/elicit.py": ELICIT,
     "training/eliciting.py": ELICITING,
@@ -333,5 +342,6 @@ FILES = {
     "training/algorithm.py": TRAIN_ALGORITHM,
     "training/batch.py": TRAIN_BATCH,
     "training/credit.py": TRAIN_CREDIT,
+    "training/schedule.py": TRAIN_SCHEDULE,
     "core/passk.py": PASSK,
 }

@@ -39,6 +39,7 @@ TESTS = {
     "training/algorithm.py": "tests/unit/core/test_algorithms.py",
     "training/batch.py": "tests/unit/training/test_train_batch.py",
     "training/credit.py": "tests/unit/training/test_experience.py",
+    "training/schedule.py": "tests/unit/training/test_schedule.py",
     "core/passk.py": "tests/property/test_passk.py",
 }
 """All of them judge each mutant; that of its own file, or else of the objective, comes first and alone: the

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from aipo.config.settings import Settings
+from aipo.training.device import the_device
 
 
 class CompileError(ValueError):
@@ -22,7 +23,7 @@ def check_compile(settings: Settings) -> None:
     """Compile something small for this device. Raises `CompileError` where that fails."""
     if not settings.train.compile:
         return
-    device = settings.run.device
+    device = the_device(settings.run.device)
     try:
         x = torch.ones(8, device=device, requires_grad=True)
         torch.compile(lambda x: (x.sin() + 1.0).sum())(x).backward()

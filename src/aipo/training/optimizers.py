@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from aipo.config.settings import Settings
 from aipo.core.registry import Registry
+from aipo.training.device import the_device
 
 _BLOCK = 256
 """Values that share one scale in bitsandbytes' 8-bit states."""
@@ -72,7 +73,7 @@ def check_optimizer(settings: Settings, ranks: int = 1) -> None:
         )
     if not entry.package:
         return
-    device = settings.run.device
+    device = the_device(settings.run.device)
     try:
         probe = torch.nn.Parameter(torch.zeros(_PROBED, device=device))
         probe.grad = torch.zeros_like(probe)
