@@ -18,7 +18,8 @@ from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
 from aipo.core.types import KNOWLEDGE
 from aipo.rollout.asking import ask
-from aipo.tasks.words.elements import Element, elements, stated
+from aipo.tasks.words.elements import Element, elements
+from aipo.tasks.words.measured import stated
 
 
 async def asked(agent: Agent, element: Element, timeout_s: float) -> dict[str, object]:

@@ -13,7 +13,8 @@ from aipo.config.settings import TaskSettings
 from aipo.core.types import KNOWLEDGE, Verdict
 from aipo.tasks.base import Ask, Problem, Split, TaskError, Wording
 from aipo.tasks.registry import task_spec
-from aipo.tasks.words.elements import EASY, HARD, OTHER, WORDINGS, Elements, ElementsOracle, elements
+from aipo.tasks.words.elements import WORDINGS, Elements, ElementsOracle, elements
+from aipo.tasks.words.measured import EASY, HARD, OTHER
 
 SPEC = task_spec("elements")
 NO_TAGS = Wording({}, "feedback", {})

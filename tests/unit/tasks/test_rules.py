@@ -11,7 +11,7 @@ from aipo.config.settings import TaskSettings
 from aipo.core.types import REASONING, Verdict
 from aipo.tasks.base import Ask, Problem, Split, TaskError, Wording
 from aipo.tasks.registry import task_spec
-from aipo.tasks.words.elements import EASY, HARD, OTHER
+from aipo.tasks.words.measured import EASY, HARD, OTHER
 from aipo.tasks.words.rules import NOISE, RULES, SAID, Rules, RulesOracle, rule_in
 
 SPEC = task_spec("rules")

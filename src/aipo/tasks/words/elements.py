@@ -12,39 +12,24 @@ others.
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
-from pathlib import Path
+from typing import ClassVar
 
-from aipo.core.types import KNOWLEDGE, Verdict
-from aipo.grading.text import without_gold
-from aipo.tasks.base import Ask, Grade, Problem, Split, TaskError, TaskSpec, Wording
-from aipo.tasks.files import rows
+from aipo.core.types import KNOWLEDGE
+from aipo.tasks.base import Ask, Problem, Split, TaskError, TaskSpec, Wording
+from aipo.tasks.words.measured import DATA, MeasuredTask, NumberTask, strata_of
 
-EASY, HARD, OTHER, ALL = "easy", "hard", "other", "all"
-ADDENDS = range(1, 21)
-HELD_OUT: Mapping[Split, slice] = {
-    Split.TEST: slice(0, 6),
-    Split.VALIDATION: slice(6, 8),
-    Split.TRAIN: slice(8, None),
-}
-"""Of each element's addends, in an order that a hash draws."""
 WORDINGS = (
     "What is the atomic number of {name}?",
     "Which atomic number does the element {name} have? Answer with the number.",
 )
-KNOWN_FROM = 0.25
-"""Share of right answers from which an element is easy [ours]: SmolLM2, sampled at temperature 1, names
-twelve of them so often, and hydrogen and sodium alone in half of all samples."""
 OPTIONS: Mapping[str, str | int] = {"measured": "", "hard": 12}
 """`measured`: the evaluation.jsonl of `element_numbers` for the policy, or the name of a packaged one
 (`smollm2`); '': one stratum, `all`. `hard`: how many of the elements that were never named right are trained
 and reported on; the others are `other`."""
 
-_DATA = Path(__file__).parent / "data"
-_NUMBER = re.compile(r"[0-9]+")
 _REQUEST = "atomic number of {name}"
 
 
@@ -64,7 +49,7 @@ class Element:
 @cache
 def elements() -> tuple[Element, ...]:
     """Return the table, by number."""
-    table = (_DATA / "elements.csv").read_text(encoding="utf-8")
+    table = (DATA / "elements.csv").read_text(encoding="utf-8")
     return tuple(Element(int(row["number"]), row["name"]) for row in csv.DictReader(table.splitlines()))
 
 
@@ -83,33 +68,11 @@ def element_in(text: str) -> Element | None:
     return next((_by_name()[word] for word in words if word in _by_name()), None)
 
 
-def stated(text: str, which: int) -> int | None:
-    """Return one of the whole numbers of a text: 0, the first; -1, the last. None where there is none.
-
-    >>> stated("Carbon has atomic number 6. 6 + 7 = 13.", -1), stated("I do not know.", -1)
-    (13, None)
-    """
-    numbers = _NUMBER.findall(text)
-    return int(numbers[which]) if numbers else None
-
-
-def graded_as(problem: Problem, found: int | None) -> Grade:
-    """Compare a number with the gold one; None: there was none."""
-    if found is None:
-        return Grade(Verdict.INCORRECT, "no_answer")
-    same = found == int(problem.gold)
-    return Grade(Verdict.CORRECT, "equal") if same else Grade(Verdict.INCORRECT, "different")
-
-
-def drawn(text: str) -> str:
-    """Return what orders by chance, the same on every machine."""
-    return sha256(text.encode()).hexdigest()
-
-
-class ElementNumbers:
+class ElementNumbers(NumberTask):
     """What the policy knows beforehand: each element's number asked for in each wording. Test split only."""
 
     name = "element_numbers"
+    graded_number = 0
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """Return a problem for each element and wording. Raises `TaskError` for other splits than test."""
@@ -123,52 +86,26 @@ class ElementNumbers:
             for index, wording in enumerate(WORDINGS)
         ]
 
-    async def grade(self, problem: Problem, response: str) -> Grade:
-        """Compare the first number of the response with the element's."""
-        return graded_as(problem, stated(response, 0))
 
-    def without_answer(self, problem: Problem, text: str) -> str | None:
-        """Hide the number."""
-        return without_gold(text, problem.gold)
-
-
-class Elements:
-    """`aipo.tasks.base.Task`: sums with an atomic number, by strata of what a policy knew."""
+class Elements(MeasuredTask):
+    """Sums with an atomic number, by strata of what a policy knew of the elements."""
 
     name = "elements"
+    names = tuple(element.name for element in elements())
+    numbers = range(1, 21)
+    between = "+"
+    held_out: ClassVar = {Split.TEST: slice(0, 6), Split.VALIDATION: slice(6, 8), Split.TRAIN: slice(8, None)}
 
-    def __init__(self, strata: Mapping[str, str] | None = None) -> None:
-        """`strata`: of each element by name; None: one for all."""
-        self._strata = strata
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """Return the problems of a split, in an order that a hash draws."""
-        found = []
-        for element in elements():
-            stratum = self._strata[element.name] if self._strata else ALL
-            if stratum == OTHER and split is not Split.TRAIN:
-                continue
-            addends = sorted(ADDENDS, key=lambda addend: drawn(f"{element.name}+{addend}"))
-            found += [_problem(element, addend, stratum) for addend in addends[HELD_OUT[split]]]
-        return sorted(found, key=lambda problem: drawn(problem.id))
-
-    async def grade(self, problem: Problem, response: str) -> Grade:
-        """Compare the last number of the response with the sum. Never UNGRADED: nothing here can fail."""
-        return graded_as(problem, stated(response, -1))
-
-    def without_answer(self, problem: Problem, text: str) -> str | None:
-        """Hide the sum in an agent's words."""
-        return without_gold(text, problem.gold)
-
-
-def _problem(element: Element, addend: int, stratum: str) -> Problem:
-    return Problem(
-        id=f"elements/{element.name}+{addend}",
-        text=f"Add {addend} to the atomic number of {element.name}.",
-        gold=str(element.number + addend),
-        stratum=stratum,
-        solution=f"{element.fact} {_sum(element, addend)}",
-    )
+    def problem(self, name: str, number: int, stratum: str) -> Problem:
+        """Return the question for the number added to the element's."""
+        element = _by_name()[name]
+        return Problem(
+            id=f"elements/{name}+{number}",
+            text=f"Add {number} to the atomic number of {name}.",
+            gold=str(element.number + number),
+            stratum=stratum,
+            solution=f"{element.fact} {_sum(element, number)}",
+        )
 
 
 def _sum(element: Element, addend: int) -> str:
@@ -201,47 +138,9 @@ class ElementsOracle:
         return element.fact if element else ""
 
 
-def strata_of(path: Path, hard: int, names: Iterable[str], least: int, measured_by: str) -> dict[str, str]:
-    """Return each name's stratum by the evaluation that a file records last, of problems `NAME/…`.
-
-    `easy`: right in at least a quarter of the samples. `hard`: never right, the first `hard` of them in an
-    order that a hash draws. `other`: the rest. Raises `TaskError`, with `measured_by` as what to
-    evaluate, for another file: each name needs `least` problems.
-    """
-    shares: dict[str, list[float]] = {}
-    try:
-        *_, (_, record) = rows(path)
-        for result in record["results"]:
-            name, _, _ = result["problem"].rpartition("/")
-            graded = result["samples"] - result["ungraded"]
-            shares.setdefault(name, []).append(result["correct"] / graded if graded else 0.0)
-        if missing := [name for name in names if len(shares.get(name, ())) < least]:
-            raise KeyError(", ".join(missing[:3]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise TaskError(
-            f"task.options.measured = {str(path)!r}: {error}; name the evaluation.jsonl of `aipo evaluate "
-            f"RECIPE {measured_by}`"
-        ) from error
-    unknown = sorted((name for name, found in shares.items() if not any(found)), key=drawn)[:hard]
-    return {
-        name: EASY if sum(found) / len(found) >= KNOWN_FROM else HARD if name in unknown else OTHER
-        for name, found in shares.items()
-    }
-
-
-def measurement(task: str, measured: str) -> Path:
-    """Return the record that `task.options.measured` names: a packaged one, or a file."""
-    packaged = _DATA / f"{task}_{measured}.jsonl"
-    return packaged if packaged.is_file() else Path(measured)
-
-
 def _elements(options: Mapping[str, str | int | float]) -> Elements:
-    measured, hard = str(options["measured"]), int(options["hard"])
-    if not measured:
-        return Elements()
-    names = [element.name for element in elements()]
-    path = measurement(Elements.name, measured)
-    return Elements(strata_of(path, hard, names, len(WORDINGS), f"task.name={ElementNumbers.name}"))
+    by = f"task.name={ElementNumbers.name}"
+    return Elements(strata_of(Elements.name, options, Elements.names, len(WORDINGS), by))
 
 
 WORD_TASKS = (

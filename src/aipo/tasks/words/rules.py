@@ -10,20 +10,12 @@ by an evaluation of this very task on its validation problems, and decides the s
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 from aipo.core.types import REASONING
-from aipo.grading.text import without_gold
-from aipo.tasks.base import Ask, Grade, Problem, Split, TaskSpec, Wording
-from aipo.tasks.words.elements import ALL, OTHER, drawn, graded_as, measurement, stated, strata_of
+from aipo.tasks.base import Ask, Problem, Split, TaskSpec, Wording
+from aipo.tasks.words.measured import MeasuredTask, drawn, stated, strata_of
 
-NUMBERS = range(3, 13)
-HELD_OUT: Mapping[Split, slice] = {
-    Split.TEST: slice(0, 3),
-    Split.VALIDATION: slice(3, 5),
-    Split.TRAIN: slice(5, None),
-}
-"""Of each rule's numbers, in an order that a hash draws."""
 OPTIONS: Mapping[str, str | int] = {"measured": "", "hard": 6}
 """`measured`: the evaluation.jsonl of this task's validation problems for the policy, or the name of a
 packaged one (`smollm2`); '': one stratum, `all`. `hard`: how many of the rules that never led to the right
@@ -117,43 +109,25 @@ def rule_in(text: str) -> Rule | None:
     return next((_BY_NAME[name] for name in names if name.lower() in plain), None)
 
 
-class Rules:
-    """`aipo.tasks.base.Task`: named numbers, by strata of what a policy knew."""
+class Rules(MeasuredTask):
+    """Numbers found by a rule, by strata of what a policy knew of the rules."""
 
     name = "rules"
+    names = tuple(_BY_NAME)
+    numbers = range(3, 13)
+    between = "/"
+    held_out: ClassVar = {Split.TEST: slice(0, 3), Split.VALIDATION: slice(3, 5), Split.TRAIN: slice(5, None)}
 
-    def __init__(self, strata: Mapping[str, str] | None = None) -> None:
-        """`strata`: of each rule by name; None: one for all."""
-        self._strata = strata
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """Return the problems of a split, in an order that a hash draws."""
-        found = []
-        for rule in RULES:
-            stratum = self._strata[rule.name] if self._strata else ALL
-            if stratum == OTHER and split is not Split.TRAIN:
-                continue
-            numbers = sorted(NUMBERS, key=lambda n: drawn(f"{rule.name}/{n}"))
-            found += [_problem(rule, n, stratum) for n in numbers[HELD_OUT[split]]]
-        return sorted(found, key=lambda problem: drawn(problem.id))
-
-    async def grade(self, problem: Problem, response: str) -> Grade:
-        """Compare the last number of the response with the gold one. Never UNGRADED: nothing can fail."""
-        return graded_as(problem, stated(response, -1))
-
-    def without_answer(self, problem: Problem, text: str) -> str | None:
-        """Hide the number in an agent's words."""
-        return without_gold(text, problem.gold)
-
-
-def _problem(rule: Rule, n: int, stratum: str) -> Problem:
-    return Problem(
-        id=f"{rule.name}/{n}",
-        text=f"What is the {rule.name} of {n}?",
-        gold=str(stated(rule.steps(n), -1)),
-        stratum=stratum,
-        solution=f"{SAID[0].format(name=rule.name, words=rule.words)} {rule.steps(n)}.",
-    )
+    def problem(self, name: str, number: int, stratum: str) -> Problem:
+        """Return the question for a rule's number."""
+        rule = _BY_NAME[name]
+        return Problem(
+            id=f"{name}/{number}",
+            text=f"What is the {name} of {number}?",
+            gold=str(stated(rule.steps(number), -1)),
+            stratum=stratum,
+            solution=f"{SAID[0].format(name=name, words=rule.words)} {rule.steps(number)}.",
+        )
 
 
 def consulted(problem: Problem) -> Sequence[str | Ask]:
@@ -190,13 +164,9 @@ class RulesOracle:
 
 
 def _rules(options: Mapping[str, str | int | float]) -> Rules:
-    measured, hard = str(options["measured"]), int(options["hard"])
-    if not measured:
-        return Rules()
-    path: Path = measurement(Rules.name, measured)
-    validation = HELD_OUT[Split.VALIDATION]
-    least = len(NUMBERS[validation])
-    return Rules(strata_of(path, hard, _BY_NAME, least, f"task.name={Rules.name} evaluate.split=validation"))
+    least = len(Rules.numbers[Rules.held_out[Split.VALIDATION]])
+    by = f"task.name={Rules.name} evaluate.split=validation"
+    return Rules(strata_of(Rules.name, options, Rules.names, least, by))
 
 
 RULES_SPEC = TaskSpec(
