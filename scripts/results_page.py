@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS, RECORDS = ROOT / "docs", ROOT / "results"
 PASS_AT, FOCUS = (1, 8, 64), ("hard",)
 RECORDS_OF = {"results": "main", "real_models": "smollm2"}
-"""Folder of the records of a page that shows one comparison."""
+"""Folder of the records of a page that shows one comparison; what is beside it is called FOLDER-NAME."""
 MAIN = "Main table"
 SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "facts": {
@@ -110,6 +110,10 @@ def _results(page: str, figures: Path) -> dict[str, Any]:
         "how": report.how(),
         "cell": report.cell,
         "seeds": report.seeds,
+        "beside": {
+            records.name.removeprefix(f"{folder}-"): Report(records, (1, 8), FOCUS)
+            for records in RECORDS.glob(f"{folder}-*")
+        },
         "ablation": {
             records.name: Report(records, PASS_AT, FOCUS)
             for records in (RECORDS / "ablation").iterdir()
