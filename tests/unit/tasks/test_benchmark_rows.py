@@ -27,6 +27,7 @@ from aipo.tasks.benchmarks.programs import PackedTests, StringUnpickler, unpack
 from aipo.tasks.cpu.specs import CPU_TASKS
 from aipo.tasks.registry import TASKS
 from aipo.tasks.words.elements import WORD_TASKS
+from aipo.tasks.words.rules import RULES_SPEC
 
 DOCS = Path(__file__).parents[3] / "docs"
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
@@ -70,7 +71,11 @@ def test_the_papers_eight_and_four_training_sets_are_described() -> None:
 
 
 def test_a_recipe_can_name_every_benchmark_and_nothing_else() -> None:
-    assert list(TASKS) == ["jsonl", *BENCHMARKS, *(spec.name for spec in (*CPU_TASKS, *WORD_TASKS))]
+    assert list(TASKS) == [
+        "jsonl",
+        *BENCHMARKS,
+        *(spec.name for spec in (*CPU_TASKS, *WORD_TASKS, RULES_SPEC)),
+    ]
     with pytest.raises(ValueError, match=r"task\.name = 'mth500' is not known; did you mean 'math500'\?"):
         build_task(TaskSettings(name="mth500"))
 
