@@ -60,6 +60,7 @@ class Prompts:
         Exact from shortly below `max_prompt_tokens` on. Of a prompt well below it, the problem's own tokens
         are counted, and those that the template adds to the shortest problem.
         """
+        margin = min(_MARGIN, self.max_prompt_tokens // 8)
         found: dict[int, int] = {}
         plain = [place for place, problem in enumerate(problems) if not problem.turns and not problem.tools]
         if len(plain) > 2:
@@ -69,9 +70,9 @@ class Prompts:
             own = dict(zip(plain, map(len, encoded), strict=True))
             ends = min(plain, key=own.__getitem__), max(plain, key=own.__getitem__)
             added = [len(self._made(problems[place], condition)) - own[place] for place in ends]
-            if abs(added[0] - added[1]) <= _MARGIN // 2:  # else the template does more than add
+            if abs(added[0] - added[1]) <= margin // 2:  # else the template does more than add
                 found = {place: added[0] + tokens for place, tokens in own.items()}
-        near = self.max_prompt_tokens - _MARGIN
+        near = self.max_prompt_tokens - margin
         return [
             found[place] if found.get(place, near) < near else len(self._made(problem, condition))
             for place, problem in enumerate(problems)
