@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from aipo.assembly.parts import Parts, assemble
 from aipo.assembly.trace_sources import source_of
-from aipo.assembly.traces import Kept, Traces, make_traces
+from aipo.assembly.traces import Kept, TraceMaker, Traces
 from aipo.config.layers import load_layers
 from aipo.config.toml import toml_text
 from aipo.config.warmstart import TraceSettings
@@ -71,7 +71,7 @@ def traces(recipe: Path, *overrides: str) -> tuple[Parts, Traces]:
         entry = source_of(settings.warmstart.source)
         source = entry, entry.make(settings)
         task, kept = task_spec(settings.task.name), Kept(None, settings)
-        return parts, asyncio.run(make_traces(settings, task, parts, source, kept, print))
+        return parts, asyncio.run(TraceMaker(settings, task, parts, source, kept, print).make())
 
 
 def test_a_trace_is_what_a_run_would_have_recorded(recipe: Path) -> None:

@@ -39,7 +39,11 @@ class MemoryNeedError(ValueError):
 
 
 def free_bytes(device: str) -> int:
-    """Return what is free on a device: of a GPU's memory, else of the machine's or of the control group's."""
+    """Return what is free on a device: of a GPU's memory, else of the machine's or of the control group's.
+
+    `device`: as in run.device, `auto` too.
+    """
+    device = the_device(device)
     if device.startswith("cuda") and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device)[0])
     return min([int(psutil.virtual_memory().available), *_left_in_group()])
@@ -65,9 +69,7 @@ def recipe_memory(settings: Settings, ranks: int = 1) -> DeviceMemory:
     of = footprint(settings, _skeleton(settings), ranks)
     if settings.engine.name != IN_PROCESS:
         return device_memory(of)
-    rows = slots_that_fit(
-        settings, of, free_bytes(the_device(settings.run.device)) - device_memory(of).weights
-    )
+    rows = slots_that_fit(settings, of, free_bytes(settings.run.device) - device_memory(of).weights)
     of_a_step = settings.train.prompts_per_step * _members(settings)
     rows = min(rows, of_a_step) if settings.evaluate.at_steps == () else rows
     return device_memory(replace(of, rows=rows, cache_tokens=rows * _longest(settings)))
@@ -144,7 +146,7 @@ def memory_line(settings: Settings, ranks: int = 1) -> str:
         raise
     except (OSError, ValueError, KeyError, AttributeError):
         return ""
-    free = free_bytes(the_device(settings.run.device))
+    free = free_bytes(settings.run.device)
     parts = {
         "weights": need.weights,
         "gathered or cast weights": need.gathered,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aipo.assembly.parts import Parts, assemble
 from aipo.assembly.trace_sources import source_of
-from aipo.assembly.traces import LINES_EVERY_S, Kept, Traces, make_traces
+from aipo.assembly.traces import LINES_EVERY_S, Kept, TraceMaker, Traces
 from aipo.config.engines import EngineSettings
 from aipo.config.loader import dump_settings
 from aipo.config.warmstart import TraceSettings
@@ -46,7 +46,7 @@ def warm_start_on_traces(settings: TraceSettings, folder: Path, reporter: Report
     with closing(assemble(beginning)) as parts:
         kept = Kept(folder.with_name(TRACES_FILE), settings)
         task = task_spec(settings.task.name)
-        traces = asyncio.run(make_traces(settings, task, parts, source, kept, reporter.note))
+        traces = asyncio.run(TraceMaker(settings, task, parts, source, kept, reporter.note).make())
         reporter.note(f"{len(traces.learnt)} traces to learn from, {len(traces.held_out)} held out")
         for note in traces.notes:
             reporter.warn(note)

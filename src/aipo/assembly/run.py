@@ -115,7 +115,8 @@ def train(
 def _train(
     settings: Settings, parts: Parts, may_change: Collection[str], ranks: Ranks, reporter: Reporter
 ) -> int:
-    problems = parts.problems(Split.TRAIN)
+    with reporter.doing("measuring prompts"):
+        problems = parts.problems(Split.TRAIN)
     evaluations = schedule(settings, parts)
     for line in parts.fitting.lines():
         reporter.warn(line)

@@ -107,36 +107,9 @@ class Kept:
                 file.write(_line((key, attempt)) + "\n")
 
 
-async def make_traces(
-    settings: TraceSettings,
-    task: TaskSpec,
-    parts: Parts,
-    source: tuple[TraceSource, Write],
-    kept: Kept,
-    say: Callable[[str], None],
-) -> Traces:
-    """Return the traces of a warm start; `say` takes how far it is. Raises `TraceError` for none."""
-    w = settings.warmstart
-    solo, held_solo = round(w.examples * w.solo_fraction), round(w.held_out * w.solo_fraction)
-    maker = _Maker(settings, task, parts, source, kept, say)
-    kinds = (
-        (Condition.SOLO, solo, held_solo, w.solo_strata),
-        (Condition.CONSULTING, w.examples - solo, w.held_out - held_solo, w.consulting_strata),
-    )
-    learnt: list[TokenStream] = []
-    held_out: list[TokenStream] = []
-    for condition, wanted, held, strata in kinds:
-        if wanted:
-            problems = maker.problems(condition, strata)
-            held = min(held, len(problems) // 4)  # of few problems, most are to be learnt
-            learnt += await maker.traces(condition, problems[held:], wanted)
-            held_out += await maker.traces(condition, problems[:held], held)
-    if isinstance(engine := parts.policy_engine.engine, MemoryHolder):
-        engine.free()
-    return Traces(learnt=tuple(learnt), held_out=tuple(held_out), notes=maker.notes())
+class TraceMaker:
+    """Makes the traces of a warm start; `say` takes how far it is."""
 
-
-class _Maker:
     def __init__(
         self,
         settings: TraceSettings,
@@ -155,7 +128,27 @@ class _Maker:
         self._fewer: list[str] = []
         self._made_any: set[Condition] = set()
 
-    def problems(self, condition: Condition, strata: Sequence[str]) -> list[Problem]:
+    async def make(self) -> Traces:
+        """Return all of them. Raises `TraceError` where a kind of them has none."""
+        w = self._settings.warmstart
+        solo, held_solo = round(w.examples * w.solo_fraction), round(w.held_out * w.solo_fraction)
+        kinds = (
+            (Condition.SOLO, solo, held_solo, w.solo_strata),
+            (Condition.CONSULTING, w.examples - solo, w.held_out - held_solo, w.consulting_strata),
+        )
+        learnt: list[TokenStream] = []
+        held_out: list[TokenStream] = []
+        for condition, wanted, held, strata in kinds:
+            if wanted:
+                problems = self._problems(condition, strata)
+                held = min(held, len(problems) // 4)  # of few problems, most are to be learnt
+                learnt += await self._traces(condition, problems[held:], wanted)
+                held_out += await self._traces(condition, problems[:held], held)
+        if isinstance(engine := self._parts.policy_engine.engine, MemoryHolder):
+            engine.free()
+        return Traces(learnt=tuple(learnt), held_out=tuple(held_out), notes=self._notes())
+
+    def _problems(self, condition: Condition, strata: Sequence[str]) -> list[Problem]:
         """Return the training problems of some strata in an order drawn by the run's seed."""
         if condition is Condition.CONSULTING and not self._settings.agents.enabled:
             raise TraceError(
@@ -173,7 +166,7 @@ class _Maker:
         Random(seed_of(self._seed, "warmstart", condition.value)).shuffle(found)
         return found
 
-    async def traces(
+    async def _traces(
         self, condition: Condition, problems: Sequence[Problem], wanted: int
     ) -> list[TokenStream]:
         """Return so many traces, of all problems before any comes again.
@@ -296,7 +289,7 @@ class _Maker:
         pieces[-1].append(int(tokenizer.eos_token_id))
         return pieces
 
-    def notes(self) -> tuple[str, ...]:
+    def _notes(self) -> tuple[str, ...]:
         """Return what was left out and why, and what grading says of the rest."""
         graded = self._verdicts.total()
         lines = [*self._fewer, *(f"left out: {count} x {why}" for why, count in self._lost.most_common())]

@@ -7,7 +7,7 @@ last character.
 from collections.abc import Callable, Sequence
 
 from jinja2 import TemplateError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class StopFinder:
@@ -40,7 +40,12 @@ class StopFinder:
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids that end a turn: the tokenizer's, the model's generation settings', the template's."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
+    return ends_of(model.generation_config, tokenizer)
+
+
+def ends_of(settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the same of generation settings without a model; None: there are none."""
+    configured = getattr(settings, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     named = frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
     return named | template_end(tokenizer)

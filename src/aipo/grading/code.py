@@ -59,35 +59,25 @@ class CodePool:
         """Return the line that belongs into every report: which sandbox it is."""
         return self.sandbox.description
 
-    async def grade(self, program: str, tests: CodeTests) -> Grade:
+    async def grade(self, text: str, tests: CodeTests, in_response: bool = False) -> Grade:
         """Grade a program by its tests, which run one after the other up to the first that fails.
 
+        Of a text that is a response, the program in it, which is looked for off the event loop.
+
         Raises:
-            RuntimeError: the pool is closed. Never for what the program does.
+            RuntimeError: the pool is closed. Never for what the text contains or the program does.
         """
         if self._closed:
             raise RuntimeError("this CodePool is closed")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._grade, program, tests)
+        return await loop.run_in_executor(self._threads, self._grade, text, tests, in_response)
 
-    async def grade_response(self, response: str, tests: CodeTests) -> Grade:
-        """Grade the program in a response, which is looked for in the pool's thread and not in the loop.
-
-        Raises:
-            RuntimeError: the pool is closed. Never for what the response contains.
-        """
-        if self._closed:
-            raise RuntimeError("this CodePool is closed")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._grade_response, response, tests)
-
-    def _grade_response(self, response: str, tests: CodeTests) -> Grade:
-        program = extract_code(response)
-        return Grade(Verdict.INCORRECT, "no_answer") if program is None else self._grade(program, tests)
-
-    def _grade(self, program: str, tests: CodeTests) -> Grade:
+    def _grade(self, text: str, tests: CodeTests, in_response: bool) -> Grade:
         if self._closed:
             return Grade(Verdict.UNGRADED, "sandbox: the pool was closed")
+        program = extract_code(text) if in_response else text
+        if program is None:
+            return Grade(Verdict.INCORRECT, "no_answer")
         if len(program) > MAX_PROGRAM_CHARS:
             return Grade(Verdict.INCORRECT, "too_large")
         return check(program, tests, self.limits, self._run)
@@ -138,7 +128,7 @@ async def grade_code(response: str, tests: CodeTests, pool: CodePool) -> Grade:
     Raises:
         RuntimeError: the pool is closed. Never for what the response contains.
     """
-    return await pool.grade_response(response, tests)
+    return await pool.grade(response, tests, in_response=True)
 
 
 async def grade_program(program: str, tests: CodeTests, pool: CodePool) -> Grade:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 from aipo.planning.hardware import exchanged_s, gathered_s, ring_latency_s
-from aipo.planning.memory import ADAM_BYTES, BYTES_FP32, Footprint, device_memory
+from aipo.planning.memory import ADAM_BYTES, BYTES_FP32, DeviceMemory, Footprint, device_memory
 from aipo.planning.model import BYTES_BF16
 from aipo.planning.setting import Setting
 from aipo.planning.workload import Trajectory
@@ -37,13 +37,7 @@ OPTIMISER_TRAFFIC = 2 * (BYTES_FP32 + ADAM_BYTES) + BYTES_FP32
 class Memory:
     """Bytes of one GPU."""
 
-    weights: float
-    gradients: float
-    optimiser: float
-    gathered: float
-    """Layers that are whole for as long as they are computed."""
-    activations: float
-    logits: float
+    trainer: DeviceMemory
     reserved: float
     rollout_resident: float
     """Of the trainer, while the policy samples."""
@@ -54,12 +48,15 @@ class Memory:
     @property
     def update(self) -> float:
         """While the policy is updated."""
-        state = self.weights + self.gradients + self.optimiser
-        return state + self.gathered + self.activations + self.logits + self.reserved
+        return self.trainer.update + self.reserved
 
     def as_dict(self) -> dict[str, float]:
-        """Return all of it, the sum of the update too."""
-        return asdict(self) | {"update": self.update}
+        """Return all of it by name, the sum of the update too."""
+        own = asdict(self)
+        trainer = own.pop("trainer")
+        for sampler in ("cache", "drawn_logits"):  # another process samples
+            del trainer[sampler]
+        return trainer | own | {"update": self.update}
 
 
 def memory_of(setting: Setting) -> tuple[Memory, int]:
@@ -144,12 +141,7 @@ def trainer_memory(setting: Setting, usable: float) -> Memory:
         )
     )
     return Memory(
-        weights=held.weights,
-        gradients=held.gradients,
-        optimiser=held.optimiser,
-        gathered=held.gathered,
-        activations=held.activations,
-        logits=held.logits,
+        trainer=held,
         reserved=RESERVED_BYTES,
         rollout_resident=0.0 if training.offload else held.weights + held.optimiser,
         rollout_weights=0.0,

@@ -57,9 +57,9 @@ def test_parameters_and_optimiser_bytes_are_those_of_a_real_model(
     def size(tensors: list[torch.Tensor]) -> int:
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    assert memory.weights == size(list(model.parameters()))
-    assert memory.gradients == size([p.grad for p in model.parameters() if p.grad is not None])
-    assert memory.optimiser == size(moments)
+    assert memory.trainer.weights == size(list(model.parameters()))
+    assert memory.trainer.gradients == size([p.grad for p in model.parameters() if p.grad is not None])
+    assert memory.trainer.optimiser == size(moments)
 
 
 def test_the_cache_of_a_real_model_has_the_planned_bytes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from aipo.config.layers import Layers
 from aipo.config.settings import Settings
 from aipo.core.registry import Registry
 from aipo.core.types import SoloMode
-from aipo.engines.stops import template_end
+from aipo.engines.stops import ends_of
 from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts
 from aipo.tasks.base import Task
@@ -95,9 +95,7 @@ def _sharing(settings: Settings, processes: int) -> Settings:
 def _end_ids(model: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids that end a turn: the tokenizer's, the template's, and vLLM's of the model's folder."""
     try:
-        configured = GenerationConfig.from_pretrained(model).eos_token_id
+        settings = GenerationConfig.from_pretrained(model)
     except OSError:  # a folder without generation_config.json
-        configured = None
-    ids = configured if isinstance(configured, list) else [configured]
-    named = frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
-    return named | template_end(tokenizer)
+        settings = None
+    return ends_of(settings, tokenizer)
