@@ -130,3 +130,23 @@ def test_what_is_said_of_a_file_beforehand_is_what_a_run_would_find(tmp_path: Pa
         f"{path}:5",
         f"{path}:4",
     ]
+
+
+def test_a_prompt_near_a_small_limit_is_measured_exactly_though_the_template_grows_into_it() -> None:
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}he{% endif %}"
+    )
+    texts = ["a t", *(f"{'b ' * words}{end}" for words in range(2, 30) for end in "t1"), "b " * 60 + "t"]
+    problems = [Problem(id=str(n), text=text, gold="1") for n, text in enumerate(texts)]
+    own, exact = (
+        [len(tokenizer.encode(text + more, add_special_tokens=False)) for text in texts]
+        for more in ("", "he")
+    )
+    added = [whole - part for whole, part in zip(exact, own, strict=True)]
+    longer = next(n for n, more in enumerate(added) if exact[n] > 30 and more > added[0] == added[-1])
+    limit = exact[longer] - 1
+    own_settings = [f"rollout.max_prompt_tokens={limit}", "consult.solo_prompt=", "task.name=gsm8k"]
+    settings = load_settings(None, ["agents.enabled=[]", *own_settings])
+    found = build_prompts(settings, tokenizer, {}).lengths(problems, Condition.SOLO)
+    assert [tokens > limit for tokens in found] == [tokens > limit for tokens in exact]
