@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, get_args
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -30,9 +30,10 @@ from aipo.agents.prompting import Context, Message
 from aipo.agents.replies import excerpt
 from aipo.agents.retry import RetryPolicy, TooLongError, retry_after_s
 from aipo.agents.spec import AgentSpec
+from aipo.config.agents import OmittedField
 
 TOKENS_OF_A_PRICE = 1_000_000
-OMITTED = ("temperature", "top_p", "seed", "max_tokens")
+OMITTED: tuple[str, ...] = get_args(OmittedField)
 """Fields of a request that a server may forbid."""
 _KEY = re.compile(r"[!-~]+")
 _NO_SYSTEM = re.compile(r"system (?:role|message|prompt)|role.{0,20}system|must alternate", re.IGNORECASE)
