@@ -95,7 +95,8 @@ def validate_(
     from aipo.tasks.base import TaskError
 
     path = Path(what)
-    own = path.suffix == ".toml" or path.exists() or len(path.parts) > 1 or path.suffixes != []
+    by_name = ":" in what and not path.exists()  # a benchmark from outside the package, `module:attribute`
+    own = not by_name and (path.exists() or len(path.parts) > 1 or path.suffix != "")
     with plain_errors():
         if own and (file or data):
             raise TaskError("--file and --data are for benchmarks; a file of your own is the argument itself")

@@ -177,7 +177,7 @@ def records(value: Any) -> list[Any]:
         if all(name.isdigit() for each in inner for name in each):
             numbers = dict.fromkeys(number for each in inner for number in each)
             return [{name: value[name].get(number) for name in value} for number in numbers]
-    if _lists(inner) and len({len(each) for each in inner}) == 1 and not _messages(inner):
+    if _lists(inner) and inner[0] and len({len(each) for each in inner}) == 1 and not _messages(inner):
         return [dict(zip(value, row, strict=True)) for row in zip(*inner, strict=True)]
     return [value]
 

@@ -314,7 +314,7 @@ class Trainer:
             [rows for rows in batches if rows],
             objective_settings(algorithm),
             by_source,
-            keep_feedback=self._records_rollouts(step),
+            self._records_rollouts(step),
         )
 
     def _records_rollouts(self, step: int) -> bool:
