@@ -5,11 +5,15 @@
 `byte_fallback_bpe`: Llama-2-like; unknown characters are one token a byte, incomplete ones decode to U+FFFD.
 """
 
-from functools import cache
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache, wraps
+from typing import ParamSpec
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+P = ParamSpec("P")
 TAGS = tuple(f"<{s}{name}>" for name in ("verify", "knowledge", "reasoning", "feedback") for s in ("", "/"))
 NOTICE_WORDS = "no consultations left request not understood agent unavailable answer".split()
 WORDS = tuple("dogs spider legs of a 0 1 2 4 8 = + ; <end> system user assistant check".split())
@@ -28,7 +32,18 @@ CORPUS = [
 _QWEN_SPLIT = r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
 
 
-@cache
+def _copied(build: Callable[P, PreTrainedTokenizerFast]) -> Callable[P, PreTrainedTokenizerFast]:
+    """Build once and hand out copies: a test that gives one a template changes it for no other test."""
+    kept = cache(build)
+
+    @wraps(build)
+    def copy(*args: P.args, **kwargs: P.kwargs) -> PreTrainedTokenizerFast:
+        return deepcopy(kept(*args, **kwargs))  # type: ignore[arg-type]
+
+    return copy
+
+
+@_copied
 def word_level(
     tags: tuple[str, ...] = TAGS, words: tuple[str, ...] = (*WORDS, *NOTICE_WORDS)
 ) -> PreTrainedTokenizerFast:
@@ -44,7 +59,7 @@ def word_level(
     return tokenizer
 
 
-@cache
+@_copied
 def byte_level_bpe(lowercase: bool = False) -> PreTrainedTokenizerFast:
     """Qwen-like byte-level BPE; the ChatML marks are special, `<|im_start|>` only by its flag."""
     model = Tokenizer(models.BPE())
@@ -70,7 +85,7 @@ def byte_level_bpe(lowercase: bool = False) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@cache
+@_copied
 def byte_fallback_bpe() -> PreTrainedTokenizerFast:
     """Llama-2-like: characters, and bytes for what the vocabulary lacks."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]

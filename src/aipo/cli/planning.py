@@ -123,10 +123,10 @@ def time_table(step: Step) -> Table:
 
 def memory_table(step: Step) -> Table:
     """Return what a GPU holds."""
-    m = step.memory
+    m, parts = step.memory, step.memory.as_dict()
     table = Table("memory of a GPU", "GB")
     for name, words in _MEMORY.items():
-        table.add_row(words, f"{getattr(m, name) / 1e9:.1f}")
+        table.add_row(words, f"{parts[name] / 1e9:.1f}")
     table.add_section()
     table.add_row("while updating", f"{m.update / 1e9:.1f}")
     table.add_section()

@@ -96,10 +96,9 @@ def test_quick_lengths_are_those_of_the_prompts_near_the_limit(
 
 
 def test_a_template_that_says_the_problem_twice_is_measured_as_it_is(task: JsonlTask) -> None:
-    import copy
     from dataclasses import replace
 
-    tokenizer = copy.deepcopy(byte_level_bpe())
+    tokenizer = byte_level_bpe()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }} again {{ m.content }}{% endfor %}"
     twice, problems = replace(prompts(10**6), tokenizer=tokenizer), task.problems(Split.TEST)
     exact = [len(twice.ids(problem, Condition.SOLO)) for problem in problems]

@@ -1,6 +1,5 @@
 """Chat templates as users bring them: what stands in the prompt, what is refused, where a turn ends."""
 
-import copy
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -36,7 +35,7 @@ DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     """ChatML, whose turns end with the tokenizer's end token."""
-    return copy.deepcopy(byte_level_bpe())
+    return byte_level_bpe()
 
 
 def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:

@@ -5,7 +5,6 @@ The policy's words are scripted (`support.engines.Script`); codec, protocol and 
 
 import asyncio
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -191,7 +190,7 @@ def test_thinking_that_the_prompt_began_is_none_of_the_answer(
     file.write_text('{"problem": "2 + 2?", "answer": "4"}\n')
     task, tokenizer = (
         JsonlTask({Split.TEST: JsonlSource(path=file)}, match="exact"),
-        deepcopy(byte_level_bpe()),
+        byte_level_bpe(),
     )
     begun = Prompts(
         tokenizer=tokenizer,
