@@ -166,6 +166,9 @@ def build_prompts(
         agents=agents,
         agent_timeout_s=settings.agents.timeout_s,
         leak_policy=consult.leak_policy,
+        checker=next(
+            (agents[s.name] for s in settings.agents.specs() if s.approves and s.name in agents), None
+        ),
     )
     longest = rollout.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
     return Prompts(

@@ -13,6 +13,7 @@ from pathlib import Path
 from aipo.agents.base import Agent
 from aipo.assembly.canary import refuse_silent_agents
 from aipo.assembly.during import Schedule, schedule
+from aipo.assembly.engines import ENGINES
 from aipo.assembly.memory import memory_line
 from aipo.assembly.parts import Parts, assemble, by_name
 from aipo.assembly.selftest import SELF_TEST, self_test
@@ -90,13 +91,14 @@ def train(
     check_trackers(settings.run.trackers)
     objective_settings(settings.algorithm)  # looks up its names, those from outside the package too
     elicit_of(settings)
-    ranks = join(settings)
+    in_process = ENGINES[settings.engine.name].in_process
+    ranks = join(settings, in_process)
     reporter = reporter or Reporter() if ranks.is_main else Silent()
     ranks.first(lambda: refuse_other_run(settings, may_change))
     own = by_name(agents)
     check_optimizer(settings, ranks.size)
     check_compile(settings)
-    if line := memory_line(settings, ranks.size):
+    if line := memory_line(settings, ranks.size, in_process):
         reporter.note(line)
     with end_now_is_an_error(), ExitStack() as stack:
         with reporter.doing(f"loading the task, the agents and {settings.policy.model}"):

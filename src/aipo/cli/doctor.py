@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from aipo.assembly.agents import build_agents, build_protocol, oracle_of
 from aipo.assembly.canary import try_all
 from aipo.assembly.during import schedule
+from aipo.assembly.engines import ENGINES
 from aipo.assembly.memory import memory_line
 from aipo.assembly.parts import Parts, assemble, build_task, refuse_unknown_names
 from aipo.assembly.rehearsal import rehearsed_consultation
@@ -225,7 +226,7 @@ def _optimizer(settings: Settings) -> list[Finding]:
 
 
 def _memory(settings: Settings) -> list[Finding]:
-    line = memory_line(settings)
+    line = memory_line(settings, in_process=ENGINES[settings.engine.name].in_process)
     return [Finding(what="memory of the run", found=line.removeprefix("memory, "))] if line else []
 
 

@@ -187,7 +187,8 @@ class AlgorithmSettings(Section):
         True, description="Learn from consult-stripped copies of successful consulting rollouts."
     )
     verified_copies: bool = Field(
-        False, description="Only from copies to which the Verify Agent, asked once more, has no objection."
+        False,
+        description="Only from copies that the agent that checks (Verify), asked once more, approves of.",
     )
     agent_token_price: float = Field(
         0.0,

@@ -105,6 +105,8 @@ class ConsultContext:
     agents: Mapping[str, Agent]
     agent_timeout_s: float
     leak_policy: LeakPolicy = LeakPolicy.ALLOW
+    checker: Agent | None = None
+    """Of `agents`, whoever may approve of a copy (`AgentSpec.approves`)."""
 
 
 async def rollout(engine: Engine, spec: RolloutSpec, consult: ConsultContext) -> Rollout:
