@@ -11,7 +11,7 @@ from aipo.agents.base import AgentQuery
 from aipo.core.tokens import TokenStream
 from aipo.core.types import VERIFY
 from aipo.rollout.asking import ask
-from aipo.rollout.episode import ConsultContext
+from aipo.rollout.replies import ConsultContext
 
 
 @dataclass(frozen=True, slots=True)
