@@ -7,6 +7,11 @@ import pytest
 
 from aipo.agents.named import AGENTS
 from aipo.assembly.agents import protocol_of
+from aipo.config.cluster import ClusterSettings
+from aipo.config.layers import load_layers
+from aipo.config.loader import load_settings
+from aipo.config.problems import SettingsError
+from aipo.config.warmstart import TraceSettings
 from aipo.consult.codec import CodecError
 from aipo.consult.prompts import chat_prompt_ids, system_prompt
 from aipo.consult.protocol import neutralise
@@ -16,6 +21,7 @@ from aipo.consult.tool_template import ToolTemplateError, tool_texts
 from aipo.consult.tools import ToolCalls
 from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Source
 from aipo.engines.stops import ends_of
+from aipo.integrations.verl.config import VerlConfigError, verl_config
 from support.families import CHATML, tokenizer_of
 from support.families import family as policy_family
 from support.tool_templates import TEMPLATES, tool_tokenizer
@@ -213,3 +219,31 @@ def test_a_template_without_such_tools_is_refused_and_names_the_setting(template
 def test_no_request_of_a_tool_can_be_opened_by_the_system() -> None:
     with pytest.raises(CodecError, match="set consult.elicit.share = 0"):
         ToolCodec(tool_tokenizer("qwen"), calls_of("qwen")).request_tags("verify")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "consult.tags.verify=check",
+        "consult.feedback_tag=reply",
+        'consult.examples=["mathematics"]',
+        "consult.examples_file=mine.txt",
+        "consult.elicit.share=0.5",
+    ],
+)
+def test_what_is_for_tags_alone_is_refused_with_both_names(override: str) -> None:
+    field = override.partition("=")[0].removesuffix(".verify")
+    load_settings(None, [override])
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None, ["consult.format=tools", override])
+    assert f"{field} is for consult.format = 'tags', and it is 'tools'" in str(caught.value)
+
+
+def test_a_warm_start_and_verl_refuse_tool_calls() -> None:
+    with pytest.raises(
+        SettingsError, match=r"warmstart.source = 'solution' writes requests in tags, and cons"
+    ):
+        load_layers(TraceSettings, None, ["consult.format=tools"])
+    settings = load_settings(None, ["consult.format=tools", "policy.model=m"])
+    with pytest.raises(VerlConfigError, match="consult.format = 'tools': not offered on verl"):
+        verl_config(settings, ClusterSettings())
