@@ -32,7 +32,7 @@ class ToolTemplateError(PromptError):
     """The chat template offers no tools that aipo can read; the message names consult.format."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolReply:
     """What stands around a reply's words."""
 
@@ -209,4 +209,6 @@ class _Template:
         if not found or turn_end not in behind or _CALL in behind:
             raise self.refused(f"writes no reply of a tool that aipo can read: {whole!r}")
         before = behind.partition(closing)[2] if closing else behind[behind.index(turn_end) :]
-        return ToolReply(before, behind.partition(turn_end)[2], after, said == inside)
+        return ToolReply(
+            before=before, ended=behind.partition(turn_end)[2], after=after, escaped=said == inside
+        )
