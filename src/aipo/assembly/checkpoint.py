@@ -27,8 +27,8 @@ from aipo.evaluation.pages import ScorePage
 from aipo.evaluation.samples import SampleFile
 from aipo.evaluation.sampling import NO_LIMIT, WITH_AGENTS, Evaluator, SamplingPlan, least_room
 from aipo.evaluation.scores import Evaluation, read_evaluation
-from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
+from aipo.rollout.replies import ConsultContext
 from aipo.training.device import settled
 from aipo.training.events import Reporter
 from aipo.training.model import load_policy

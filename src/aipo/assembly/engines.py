@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.assembly.agents import build_protocol
+from aipo.assembly.formats import build_format
 from aipo.assembly.memory import footprint, free_bytes, slots_that_fit
 from aipo.config.settings import Settings
 from aipo.core.registry import Registry
@@ -133,6 +134,8 @@ async def _connected(
         )
     protocol = build_protocol(settings)
     tags = [f"<{slash}{tag}>" for tag in protocol.tags.values() for slash in ("", "/")]
+    if settings.consult.format != "tags":
+        tags = list(build_format(settings, tokenizer)[0].control_strings)
     await refuse_other_policy(link, facts, model.config, tokenizer, tags)
     await engine.load_weights(partial(save_plain, model), 0)
     return engine

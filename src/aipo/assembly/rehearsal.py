@@ -17,8 +17,7 @@ async def rehearsed_consultation(parts: Parts, specs: Sequence[AgentSpec], probl
     """Return what came of a consultation of one of the enabled agents. Raises `EngineError`, `ValueError`."""
     consult, tokenizer = parts.sampler.consult, parts.tokenizer
     spec = specs[-1]  # of the paper's three the one that has words for every problem
-    protocol = consult.protocol
-    words = f"{protocol.request_open(spec.name)} {spec.rehearsal} {protocol.request_close(spec.name)}"
+    words = consult.protocol.written(spec.name, f" {spec.rehearsal} ")
     script = Script(tokenizer.encode(words, add_special_tokens=False), [int(tokenizer.eos_token_id)])
     attempt = RolloutSpec(
         id="rehearsal",
@@ -29,5 +28,5 @@ async def rehearsed_consultation(parts: Parts, specs: Sequence[AgentSpec], probl
     )
     produced = await rollout(script, attempt, consult)
     if not produced.consultations:
-        raise ValueError(f"{words!r} was not understood as a request; check consult.tags")
+        raise ValueError(f"{words!r} was not understood as a request; check consult.tags and consult.format")
     return produced.consultations[0]

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from aipo.assembly.agents import build_agents, build_protocol, oracle_of
+from aipo.assembly.agents import build_agents, oracle_of
 from aipo.assembly.canary import try_all
 from aipo.assembly.during import schedule
 from aipo.assembly.engines import ENGINES
+from aipo.assembly.formats import build_format
 from aipo.assembly.memory import memory_line
 from aipo.assembly.parts import Parts, assemble, build_task, refuse_unknown_names
 from aipo.assembly.rehearsal import rehearsed_consultation
@@ -27,7 +28,7 @@ from aipo.cli.machine import Finding, Health, disk, graphics, isolation, memory,
 from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings, TaskSettings
-from aipo.consult.codec import TagCodec
+from aipo.consult.formats import Format
 from aipo.consult.prompts import check_template, dated, takes_system
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError
@@ -172,10 +173,9 @@ def _tokenizer(settings: Settings) -> list[Finding]:
             fix=f"policy.model = {model!r}: use an instruct model, or set tokenizer.chat_template and save",
         )
     ]
-    protocol = build_protocol(settings)
     if settings.agents.enabled:
-        TagCodec(tokenizer, protocol)  # refuses a tag that does not survive, and names it
-        findings.append(_tags(settings, tokenizer))
+        protocol, _ = build_format(settings, tokenizer)  # refuses a tag that does not survive, and names it
+        findings.append(_tags(protocol, tokenizer))
     return findings
 
 
@@ -184,15 +184,14 @@ def _template_said(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> st
     return f"{system}; writes the date, policy.date = {settings.policy.date}" if dated(tokenizer) else system
 
 
-def _tags(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Finding:
-    protocol = build_protocol(settings)
+def _tags(protocol: Format, tokenizer: PreTrainedTokenizerBase) -> Finding:
     lengths = {t: len(tokenizer.encode(t, add_special_tokens=False)) for t in protocol.control_strings}
     found = ", ".join(f"{tag} {number}" for tag, number in lengths.items())
-    health = Health.LOOK if max(lengths.values()) > MANY_TOKENS else Health.OK
+    health = Health.LOOK if max(lengths.values(), default=0) > MANY_TOKENS else Health.OK
     return Finding(
         what="tokens of each tag",
         health=health,
-        found=found,
+        found=found or "tool calls without tags, as the chat template writes them",
         fix="add the tags as special tokens of the tokenizer",
     )
 

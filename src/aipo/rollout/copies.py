@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from aipo.agents.base import AgentQuery
 from aipo.core.tokens import TokenStream
 from aipo.rollout.asking import ask
-from aipo.rollout.episode import ConsultContext
+from aipo.rollout.replies import ConsultContext
 
 
 @dataclass(frozen=True, slots=True)
