@@ -33,6 +33,10 @@ class AgentSet:
     uncached: Mapping[str, Agent]
     """The same agents without their cache, for a canary: those of external back ends only."""
 
+    def beside(self, others: Mapping[str, Mapping[str, Any]]) -> "AgentSet":
+        """Return the same agents, with what is written down of others whom no rollout consults."""
+        return replace(self, record={**self.record, **others})
+
 
 def build_agents(
     settings: Settings,
@@ -94,21 +98,42 @@ class _AgentFactory:
         )
 
 
-def build_expert(settings: Settings, own: AgentOverrides, spec: AgentSpec) -> Agent:
-    """Return whoever writes solutions: an agent that no rollout consults. Raises `ValueError`s.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnAgent:
+    """An agent that no rollout consults: whoever writes solutions, or judges."""
 
-    It sees the whole problem, whatever the agents are shown, and what it wrote is kept as their replies are.
+    agent: Agent
+    fields: AgentFields
+    """Its settings, resolved."""
+    record: Mapping[str, Any]
+    """As of an `AgentSet`."""
+
+
+def build_own(
+    settings: Settings, own: AgentOverrides, table: str, spec: AgentSpec, *, timeout_s: float, cache: bool
+) -> OwnAgent:
+    """Return an agent that no rollout consults, made from a table of its own. Raises `ValueError`s.
+
+    It sees all that it is asked, whatever the agents are shown. `timeout_s`: of one answer, retries
+    included. `cache`: whether its replies are kept as the agents' are, where these are kept.
     """
     a = settings.agents
-    fields = a.resolved(own).model_copy(update={"context": Context.PROBLEM.value})
+    fields = a.resolved(own).model_copy(update={"context": Context.ALL.value})
     backend = backend_of(fields.backend)
-    _refuse_missing(f"warmstart.{spec.name}", fields, backend)
-    task = settings.task.name
-    making = Making(spec=spec, fields=fields, agents=a, task=task, oracle=None, same_server=(fields,))
+    _refuse_missing(table, fields, backend)
+    making = Making(
+        spec=spec,
+        fields=fields,
+        agents=a.model_copy(update={"timeout_s": timeout_s}),
+        task=settings.task.name,
+        oracle=None,
+        same_server=(fields,),
+    )
     agent = backend.make(making)
-    if not (a.cache and backend.is_external):
-        return agent
-    return _cached(agent, making, ReplyStore(a.cache_folder, a.cache_megabytes))
+    record = _record(making, backend, agent)
+    if cache and a.cache and backend.is_external:
+        agent = _cached(agent, making, ReplyStore(a.cache_folder, a.cache_megabytes))
+    return OwnAgent(agent=agent, fields=fields, record=record)
 
 
 def _cached(agent: Agent, making: Making, store: ReplyStore) -> Agent:

@@ -15,6 +15,7 @@ from aipo.agents.base import Agent
 from aipo.assembly.benchmarks import DIGEST_DIGITS, digest
 from aipo.assembly.checkpoint import evaluate_checkpoint
 from aipo.assembly.evaluation_options import NO_OPTIONS, EvaluationOptions
+from aipo.assembly.judges import judges_of
 from aipo.assembly.parts import Parts, assemble, by_name
 from aipo.config.settings import Settings
 from aipo.consult.prompts import dated
@@ -70,7 +71,7 @@ def evaluate(
         settings = settings.model_copy(update={"policy": model})
     n, reporter = settings.evaluate.samples_per_problem, reporter or Reporter()
     with closing(assemble(settings, by_name(agents), True, settings.run.output, task)) as parts:
-        return asyncio.run(evaluate_run(settings, parts, 0, n, method, _known(settings), reporter))
+        return asyncio.run(evaluate_run(settings, parts, 0, n, method, _known(settings, parts), reporter))
 
 
 async def evaluate_run(
@@ -161,11 +162,11 @@ def _digest(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> st
     if dated(parts.tokenizer):
         deciding["date"] = settings.policy.date
     if settings.task.reward:
-        deciding["reward"] = _reward(settings)
+        deciding["reward"] = _reward(settings)  # who judges stands among the agents
     return sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
-def _known(settings: Settings) -> dict[str, str | int | float]:
+def _known(settings: Settings, parts: Parts) -> dict[str, str | int | float]:
     """Return what tells one evaluation into a folder from another; a run's own settings cannot change."""
     folder, plan = Path(settings.policy.model), settings.evaluate
     policy = fingerprint(folder) if folder.is_dir() else settings.policy.model
@@ -174,7 +175,10 @@ def _known(settings: Settings) -> dict[str, str | int | float]:
         "temperature": plan.temperature,
         "seed": plan.seed,
     }
-    return known | ({"reward": json.dumps(_reward(settings))} if settings.task.reward else {})
+    if settings.task.reward:
+        judges = [{name: parts.agent_set.record[name]} for name in judges_of(settings.task)]
+        known["reward"] = json.dumps([*_reward(settings), *judges])
+    return known
 
 
 def _reward(settings: Settings) -> list[Any]:

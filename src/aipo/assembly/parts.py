@@ -18,6 +18,7 @@ from aipo.assembly.agents import AgentSet, build_agents, oracle_of
 from aipo.assembly.engines import ENGINES, PolicyEngine, build_engine
 from aipo.assembly.fitting import Fitting
 from aipo.assembly.formats import build_format
+from aipo.assembly.judges import Judges
 from aipo.config.settings import SandboxSettings, Settings, TaskSettings
 from aipo.consult.codec import Codec
 from aipo.consult.limits import Limits
@@ -120,8 +121,9 @@ def assemble(
     prepare_process(settings)
     oracle = oracle_of(settings) if task is None else None
     task = build_task(settings.task, settings.sandbox) if task is None else task
-    reward = reward_rule(settings.task)
-    agent_set = build_agents(settings, oracle, agents, use_cache)
+    judges = Judges(settings, use_cache)
+    reward = reward_rule(settings.task, judges)
+    agent_set = build_agents(settings, oracle, agents, use_cache).beside(judges.record)
     model, tokenizer = load_policy(settings.policy, settings.run.device)
     prompts = build_prompts(settings, tokenizer, agent_set.agents)
     _check_room(settings, prompts.consult.codec)

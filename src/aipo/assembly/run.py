@@ -14,6 +14,7 @@ from aipo.agents.base import Agent
 from aipo.assembly.canary import refuse_silent_agents
 from aipo.assembly.during import Schedule, schedule
 from aipo.assembly.engines import ENGINES
+from aipo.assembly.judges import refuse_silent_judges
 from aipo.assembly.memory import memory_line
 from aipo.assembly.parts import Parts, assemble, by_name
 from aipo.assembly.selftest import SELF_TEST, self_test
@@ -124,6 +125,7 @@ def _train(
         reporter.warn(line)
     room = ranks.in_turn(lambda: room_for_checkpoints(parts.model, settings))
     ranks.first(lambda: refuse_silent_agents(settings, parts.agent_set))
+    ranks.first(lambda: refuse_silent_judges(settings, reporter))
     with reporter.doing(SELF_TEST):
         self_test(parts, problems, settings.rollout.temperature)
     whole = (parts.model, parts.tokenizer, parts.sampler, problems)

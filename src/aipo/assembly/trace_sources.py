@@ -16,7 +16,7 @@ from aipo.agents.base import Agent, AgentError, AgentQuery
 from aipo.agents.prompting import packaged_prompt
 from aipo.agents.replies import Reading
 from aipo.agents.spec import AgentSpec
-from aipo.assembly.agents import build_expert
+from aipo.assembly.agents import build_own
 from aipo.assembly.parts import Parts
 from aipo.config.warmstart import TraceSettings
 from aipo.consult.prompts import system_prompt
@@ -132,10 +132,11 @@ class Expert:
     def __init__(self, settings: TraceSettings) -> None:
         """Ask it once. Raises `ValueError` where it is not set up, `TraceError` where it does not answer."""
         own = settings.warmstart.expert
-        self._agent: Agent = build_expert(settings, own, EXPERT)
         self._timeout_s = own.timeout_s
+        made = build_own(settings, own, "warmstart.expert", EXPERT, timeout_s=own.timeout_s, cache=True)
+        self._agent: Agent = made.agent
         # Who waits for a free place must not use up the deadline of a request.
-        self._free = asyncio.Semaphore(settings.agents.resolved(own).concurrency)
+        self._free = asyncio.Semaphore(made.fields.concurrency)
         self._overrides = {
             Condition.SOLO: settings.consult.solo_prompt,
             Condition.CONSULTING: settings.consult.consulting_prompt,

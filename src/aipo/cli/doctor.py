@@ -19,6 +19,7 @@ from aipo.assembly.canary import try_all
 from aipo.assembly.during import schedule
 from aipo.assembly.engines import ENGINES
 from aipo.assembly.formats import build_format
+from aipo.assembly.judges import judges_of, try_judges
 from aipo.assembly.memory import memory_line
 from aipo.assembly.parts import Parts, assemble, build_task, refuse_unknown_names
 from aipo.assembly.rehearsal import rehearsed_consultation
@@ -90,6 +91,9 @@ def of_recipe(settings: Settings) -> list[Finding]:
             findings += _looked("agents", lambda: _agents(settings))
     else:
         findings.append(Finding(what="agents", found="none: plain RLVR"))
+    if judges_of(settings.task):
+        with doing("asking the judge"):
+            findings += _looked("judge", lambda: _judges(settings))
     findings += _looked("optimiser", lambda: _optimizer(settings))
     findings += _looked("memory of the run", lambda: _memory(settings))
     if findings[-1].health is Health.FAILED:
@@ -211,6 +215,19 @@ def _agents(settings: Settings) -> list[Finding]:
             fix=f"{'; '.join(one.reasons)}; {fix}",
         )
         for one in tried
+    ]
+
+
+def _judges(settings: Settings) -> list[Finding]:
+    fix = "start its server or correct task.judge.*; `aipo agents check RECIPE` says more"
+    return [
+        Finding(
+            what=one.name,
+            health=Health.FAILED if one.reasons else Health.LOOK if one.warning else Health.OK,
+            found=one.said,
+            fix=f"{one.said}; {fix}",
+        )
+        for one in try_judges(settings)
     ]
 
 

@@ -73,8 +73,8 @@ class GuardSettings(Section):
     max_agent_cost: float = Field(
         0.0,
         ge=0,
-        description="Most that consultations may cost in a run, by the prices of `agents`; then it stops. "
-        "0: no limit.",
+        description="Most that consultations and judgements may cost in a run, by the prices of `agents` and "
+        "`task.judge`; then it stops. 0: no limit.",
     )
     max_skipped_steps: int = Field(
         3,

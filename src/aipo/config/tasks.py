@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from aipo.config.judge import JudgeSettings
 from aipo.config.problems import NameIn, Section
 
 
@@ -78,8 +79,9 @@ class TaskSettings(Section):
     reward: Annotated[dict[str, float], NameIn("aipo.rollout.reward:TASK_REWARDS")] = Field(
         {},
         description="What the update learns from, in the verdict's place: a function of your own as "
-        "`module:function` (docs/grading.md#rewards-of-your-own), or several with their weights, as in "
-        '`{ "verdict" = 1.0, "my_rewards:brevity" = 0.2 }`. None: the verdict.',
+        "`module:function` (docs/grading.md#rewards-of-your-own), a model's `judge` (`[task.judge]`), or "
+        'several with their weights, as in `{ "verdict" = 1.0, "my_rewards:brevity" = 0.2 }`. None: the '
+        "verdict.",
     )
     reward_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         None,
@@ -89,6 +91,7 @@ class TaskSettings(Section):
     reward_timeout_s: float = Field(
         30.0, gt=0, description="Deadline of one call of a reward function; passing it is UNGRADED."
     )
+    judge: JudgeSettings = JudgeSettings()
 
     @field_validator("reward", mode="before")
     @classmethod

@@ -117,7 +117,7 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         ),
         Panel(
             "Spent on agents",
-            {"agent_cost": "cost of the step"},
+            {"agent_cost": "cost of the step", "judge_cost": "of its judgements"},
             "In the currency of agents.price_*, as if no reply had come from a cache.",
         ),
     ),
@@ -210,7 +210,7 @@ def _rows(run: RunData) -> list[dict[str, float]]:
     rows = []
     for metrics in run.metrics:
         row = {**metrics, **times.get(metrics["step"], {}), **_derived(metrics, run)}
-        rows.append({name: value for name, value in row.items() if name != "agent_cost" or value})
+        rows.append({name: value for name, value in row.items() if not name.endswith("_cost") or value})
     return rows
 
 

@@ -82,7 +82,7 @@ def _rollout(
         "id": str(row["rollout"])[:500],
         "condition": row.get("condition"),
         "verdict": row["verdict"],
-        "reason": cut(str(row.get("reason", "")), 2000)["text"],
+        "reason": cut(_reason(row), 2000)["text"],
         **({"reward": _short(row["reward"])} if "reward" in row else {}),
         "stop": row.get("stop"),
         "weights": row.get("weights_version"),
@@ -97,6 +97,14 @@ def _rollout(
         ],
         "more_consultations": len(row["consultations"]) - len(consultations),
     }
+
+
+def _reason(row: Row) -> str:
+    """Return why a rollout was graded so; what a judge said follows."""
+    judged = row.get("judged", {})
+    return "; ".join(
+        [str(row.get("reason", "")), *(f"{name}: {one['said']}" for name, one in judged.items())]
+    )
 
 
 def _segment(segment: dict[str, Any], pieces: Pieces, weigh: Weigher | None) -> dict[str, Any]:

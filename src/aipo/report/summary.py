@@ -20,6 +20,7 @@ from aipo.training.metrics import NO_ANSWER
 from aipo.training.trends import Trends
 
 Pairs = list[tuple[str, str]]
+_PAID = ("agent", "judge")
 MUCH_ZERO_VARIANCE, MUCH_TRUNCATED, MUCH_MISMATCH, MUCH_LEAKED = 0.5, 0.1, 0.01, 0.01
 
 
@@ -128,13 +129,13 @@ def _cost(run: RunData) -> Pairs:
     if sums["agent_prompt_tokens"] or sums["agent_completion_tokens"]:
         cost.append(("agents read", f"{sums['agent_prompt_tokens']:,.0f} tokens"))
         cost.append(("agents wrote", f"{sums['agent_completion_tokens']:,.0f} tokens"))
-    money = _sum(run.metrics, "agent_cost")
-    if money:
-        paid = _sum(run.timings, "agent_cost_paid")
-        cost.append(("money", f"{money:,.4g} for agents, {paid:,.4g} paid (the rest came from the cache)"))
-    else:
-        cost.append(("money", "no prices given"))
-    return cost
+    judge_read, judge_wrote = (_sum(run.metrics, f"judge_{kind}_tokens") for kind in ("prompt", "completion"))
+    if judge_read or judge_wrote:
+        cost.append(("judges read and wrote", f"{judge_read:,.0f} and {judge_wrote:,.0f} tokens"))
+    spent = {who: (_sum(run.metrics, f"{who}_cost"), _sum(run.timings, f"{who}_cost_paid")) for who in _PAID}
+    money = [f"{all_:,.4g} for {who}s, {paid:,.4g} paid" for who, (all_, paid) in spent.items() if all_]
+    words = f"{'; '.join(money)} (the rest came from the cache)" if money else "no prices given"
+    return [*cost, ("money", words)]
 
 
 def _agents(run: RunData) -> list[dict[str, Any]]:

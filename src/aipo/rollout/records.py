@@ -14,7 +14,8 @@ from aipo.core.types import Source
 from aipo.grading import Grade
 from aipo.rollout.episode import Consultation, ConsultContext, Rollout
 from aipo.rollout.group import Group, MemberRollout
-from aipo.rollout.reward import parts_of
+from aipo.rollout.reward import judgements_of, parts_of
+from aipo.rollout.rewarded import Judgement
 
 SCHEMA = 1
 LOG_PROB_DECIMALS = 6
@@ -79,11 +80,23 @@ def _record(
 
 
 def rewarded(grade: Grade) -> dict[str, Any]:
-    """Return the reward of one's own, and its parts; nothing where what is learnt from is the verdict."""
-    if grade.reward is None:
-        return {}
-    parts = parts_of(grade)
-    return {"reward": grade.reward, **({"rewards": dict(parts)} if parts else {})}
+    """Return the reward of one's own, its parts, and what judges said; nothing where verdicts are learnt."""
+    parts, judgements = parts_of(grade), judgements_of(grade)
+    return {
+        **({} if grade.reward is None else {"reward": grade.reward}),
+        **({"rewards": dict(parts)} if parts else {}),
+        **({"judged": {name: _judgement(said) for name, said in judgements}} if judgements else {}),
+    }
+
+
+def _judgement(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "said": judgement.said,
+        "detail": judgement.detail,
+        "prompt_tokens": judgement.usage.prompt_tokens,
+        "completion_tokens": judgement.usage.completion_tokens,
+        "cost": judgement.usage.cost,
+    }
 
 
 def _segments(

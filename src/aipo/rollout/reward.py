@@ -1,4 +1,4 @@
-"""Rewards of one's own: functions named in `task.reward`, each call within a deadline.
+"""Rewards of one's own: functions and judges named in `task.reward`, each call within a deadline.
 
 A function is called with what the policy wrote, the problem's row and the rollout, and returns a number, or
 None where it cannot tell. Whatever else it does (an exception, NaN, no end) makes the rollout UNGRADED with a
@@ -10,7 +10,7 @@ import asyncio
 import ctypes
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
@@ -20,57 +20,27 @@ from typing import Any, Protocol
 from aipo.config.settings import TaskSettings
 from aipo.core.registry import Registry
 from aipo.core.rewards import REWARD
-from aipo.core.types import Condition, Source, StopReason, Verdict
+from aipo.core.types import Condition, Verdict
 from aipo.grading import Grade
-from aipo.rollout.episode import Consultation, Rollout
+from aipo.rollout.episode import Rollout
+from aipo.rollout.rewarded import Judge, JudgeMaker, Judgement, MakeAgent, RewardedRollout, RewardFunction
+from aipo.rollout.rubric import NAME, RUBRIC_JUDGE
 from aipo.tasks.base import Problem
 
 LARGEST = 1e6
 """Of a reward's absolute value: beyond it, advantages and their squares lose their digits in float32."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardedRollout:
-    """What a reward sees of a rollout beside its text."""
-
-    condition: Condition
-    verdict: Verdict
-    """The task's own; UNGRADED where it has none."""
-    reason: str
-    """Why the task graded so."""
-    response: str
-    """The assistant's whole turn, agents' words included, without the end token."""
-    stop: StopReason
-    """`LENGTH`: the response was cut."""
-    consultations: tuple[Consultation, ...]
-    """Each with its agent, request, outcome and reply, in order."""
-    sources: tuple[Source, ...]
-    """Who wrote each token of the response, the end token included."""
-
-    @property
-    def tokens(self) -> int:
-        """All tokens of the response."""
-        return len(self.sources)
-
-    @property
-    def policy_tokens(self) -> int:
-        """Tokens that the policy wrote."""
-        return self.sources.count(Source.POLICY)
-
-    @property
-    def feedback_tokens(self) -> int:
-        """Tokens of agents' words, and of the tags around them."""
-        return self.sources.count(Source.FEEDBACK)
+def is_reward(found: object) -> bool:
+    """Say whether something can stand behind a name of `task.reward`."""
+    return isinstance(found, JudgeMaker | Judge) or callable(found)
 
 
-Value = float | None
-RewardFunction = Callable[[str, Mapping[str, Any], RewardedRollout], Value | Awaitable[Value]]
-"""(what the policy wrote, the problem's row, the rollout) -> a number, or None where it cannot tell; may be a
-coroutine function. The row has the columns of the problem's file, and `id`, `problem`, `answer`, `stratum`
-and `solution` where the file has no column of that name."""
-
-TASK_REWARDS: Registry[RewardFunction] = Registry("task.reward", callable, "aipo.task_rewards")
+TASK_REWARDS: Registry[RewardFunction | Judge | JudgeMaker] = Registry(
+    "task.reward", is_reward, "aipo.task_rewards"
+)
 TASK_REWARDS.register("verdict", lambda response, row, rollout: REWARD.get(rollout.verdict))
+TASK_REWARDS.register(NAME, RUBRIC_JUDGE)
 
 
 class Rewarding(Protocol):
@@ -83,15 +53,26 @@ class Rewarding(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WeighedGrade(Grade):
-    """A grade whose reward is the sum of what several functions gave."""
+    """A grade whose reward is the sum of what several functions gave, or that a judge was asked for."""
 
     parts: tuple[tuple[str, float], ...] = ()
-    """Names and numbers, not yet weighed."""
+    """Names and numbers, not yet weighed; (): there was one."""
+    judgements: tuple[tuple[str, Judgement], ...] = ()
+    """What each judge said, also where nothing came of it."""
 
 
 def parts_of(grade: Grade) -> tuple[tuple[str, float], ...]:
     """Return what each of several functions gave; nothing where there were not several."""
     return grade.parts if isinstance(grade, WeighedGrade) else ()
+
+
+def judgements_of(grade: Grade) -> tuple[tuple[str, Judgement], ...]:
+    """Return what judges said, by name; nothing where none was asked."""
+    return grade.judgements if isinstance(grade, WeighedGrade) else ()
+
+
+class RewardSetupError(ValueError):
+    """The rewards cannot be made from the settings."""
 
 
 class RewardError(Exception):
@@ -178,7 +159,7 @@ class _Thread:
 class RewardRule:
     """The functions of `task.reward`, weighed and added up, and the verdict that their sum may decide."""
 
-    functions: Mapping[str, RewardFunction]
+    functions: Mapping[str, RewardFunction | Judge]
     weights: Mapping[str, float]
     threshold: float | None
     """CORRECT from here on; None: the task's verdict stays."""
@@ -199,26 +180,26 @@ class RewardRule:
             consultations=made.consultations,
             sources=tuple(stream.sources[stream.prompt_length :]),
         )
-        text, names = made.policy_text, list(self.functions)
-        found = await asyncio.gather(*(self._value(name, text, row_of(problem), seen) for name in names))
-        if failed := next((each for each in found if isinstance(each, str)), ""):
-            return Grade(Verdict.UNGRADED, f"reward: {failed}")
-        values = [float(each) for each in found]
-        total = sum(self.weights[name] * value for name, value in zip(names, values, strict=True))
-        verdict = grade.verdict
+        asked = (self._value(name, problem, made.policy_text, seen) for name in self.functions)
+        found = dict(zip(self.functions, await asyncio.gather(*asked), strict=True))
+        said = tuple((n, each) for n, each in found.items() if isinstance(self.functions[n], Judge))
+        if failed := next((f"{n}: {each.detail}" for n, each in found.items() if each.value is None), ""):
+            return _graded(Verdict.UNGRADED, f"reward: {failed}", judgements=said)
+        values = {name: each.value for name, each in found.items() if each.value is not None}
+        total = sum(self.weights[name] * value for name, value in values.items())
+        verdict, reason = grade.verdict, grade.reason
         if self.threshold is not None:
             verdict = Verdict.CORRECT if total >= self.threshold else Verdict.INCORRECT
-        reason = grade.reason if self.threshold is None else "reward"
-        if len(names) == 1:
-            return Grade(verdict, reason, total)
-        return WeighedGrade(verdict, reason, total, tuple(zip(names, values, strict=True)))
+            reason = "reward"
+        parts = tuple(values.items()) if len(values) > 1 else ()
+        return _graded(verdict, reason, total, parts, said)
 
-    async def _value(
-        self, name: str, text: str, row: Mapping[str, Any], seen: RewardedRollout
-    ) -> float | str:
+    async def _value(self, name: str, problem: Problem, text: str, seen: RewardedRollout) -> Judgement:
         """Return one function's number, or why there is none."""
-        function = self.functions[name]
+        function, row = self.functions[name], row_of(problem)
         try:
+            if isinstance(function, Judge):
+                return await function.judge(problem, text, seen)
             if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
                 found = function(text, row, seen)
             else:
@@ -226,18 +207,31 @@ class RewardRule:
             if inspect.isawaitable(found):
                 async with asyncio.timeout(self.timeout_s):
                     found = await found
-            return finite(found)
+            return Judgement(value=finite(found))
         except TimeoutError:
-            return f"{name}: no number within {self.timeout_s:g} s"
+            why = f"no number within {self.timeout_s:g} s"
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise  # the run itself is ending
-            return f"{name}: {error!r}"
+            why = repr(error)
         except RewardError as error:
-            return f"{name}: {error}"
+            why = str(error)
         except Exception as error:  # a bug in a user's reward is not a reward
-            return f"{name}: {error!r}"
+            why = repr(error)
+        return Judgement(value=None, detail=why)
+
+
+def _graded(
+    verdict: Verdict,
+    reason: str,
+    reward: float | None = None,
+    parts: tuple[tuple[str, float], ...] = (),
+    judgements: tuple[tuple[str, Judgement], ...] = (),
+) -> Grade:
+    if not parts and not judgements:
+        return Grade(verdict, reason, reward)
+    return WeighedGrade(verdict, reason, reward, parts, judgements)
 
 
 def finite(value: object) -> float:
@@ -261,12 +255,24 @@ def row_of(problem: Problem) -> dict[str, Any]:
     return {**own, "problem": problem.text, "answer": problem.gold, **problem.row}
 
 
-def reward_rule(settings: TaskSettings) -> RewardRule | None:
-    """Return what `task.reward` names; None where it names nothing. Raises `RegistryError`."""
+def reward_rule(settings: TaskSettings, make_agent: MakeAgent | None = None) -> RewardRule | None:
+    """Return what `task.reward` names; None where it names nothing. Raises `ValueError`s.
+
+    `make_agent`: makes whoever stands behind a judge; without it no judge can be named.
+    """
     if not settings.reward:
         return None
+
+    def made(name: str) -> RewardFunction | Judge:
+        found = TASK_REWARDS[name]
+        if not isinstance(found, JudgeMaker):
+            return found
+        if make_agent is None:
+            raise RewardSetupError(f"task.reward names {name!r}, but nobody can be asked here; take it out")
+        return found.make(settings, make_agent)
+
     return RewardRule(
-        functions={name: TASK_REWARDS[name] for name in settings.reward},
+        functions={name: made(name) for name in settings.reward},
         weights=settings.reward,
         threshold=settings.reward_threshold,
         timeout_s=settings.reward_timeout_s,

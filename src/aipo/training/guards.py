@@ -55,6 +55,7 @@ class Guards:
 
     def __init__(self, settings: Settings) -> None:
         self._limits, self._train = settings.guards, settings.train
+        self._judged = bool(settings.task.reward)
         self._kept = _Kept()
         self.trends = Trends(settings)
         """Not in a checkpoint: the lines of metrics.jsonl say all that it needs."""
@@ -73,7 +74,8 @@ class Guards:
         self._step, self._trips = step, dict.fromkeys(Guard, 0)
         self._skipped_minibatches, self._skipped, self._stop = 0, False, ""
         if limit and spent >= limit:
-            what = f"consultations have cost {spent:.4g} so far, guards.max_agent_cost = {limit:g} in all"
+            whom = "consultations and judgements" if self._judged else "consultations"
+            what = f"{whom} have cost {spent:.4g} so far, guards.max_agent_cost = {limit:g} in all"
             raise StopRunError(self._paragraph(what, "max_agent_cost"))
 
     def check_rollouts(

@@ -292,7 +292,7 @@ class Trainer:
         except RollBackError:
             self._state.roll_back()
             rolled_back = True
-        metrics |= self._guards.count_step(metrics["agent_cost"])
+        metrics |= self._guards.count_step(metrics["agent_cost"] + metrics.get("judge_cost", 0.0))
         new_warnings = self._guards.watch(metrics)
         self._warnings = [*new_warnings.values(), *self._updater.room.warnings()]
         metrics |= {f"guards/{name}": 1.0 for name in new_warnings}

@@ -10,7 +10,8 @@ from statistics import fmean
 from aipo.agents.base import AgentFailure
 from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.rollout.group import Group, MemberRollout, rewards_of
-from aipo.rollout.reward import parts_of
+from aipo.rollout.reward import judgements_of, parts_of
+from aipo.rollout.rewarded import Judgement
 from aipo.training.events import LastConsultation
 
 NO_ANSWER = (ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR, ConsultOutcome.EMPTY)
@@ -66,6 +67,7 @@ def rollout_metrics(groups: Sequence[Group], agents: Iterable[str] = ()) -> dict
         )
         metrics["zero_variance_share"] = sum(len(rewards_of(g.members)) <= 1 for g in groups) / len(groups)
         _graded_rewards(metrics, [m for _, m in members])
+        _judgements(metrics, judgements_in(groups))
     names = tuple(dict.fromkeys((*PAPER_AGENTS, *agents)))
     _consultations(metrics, [m for _, m in members if m.condition is Condition.CONSULTING], names)
     return metrics
@@ -92,6 +94,20 @@ def _graded_rewards(metrics: dict[str, float], members: Sequence[MemberRollout])
         for name, value in parts_of(member.grade):
             found.setdefault(f"graded_reward/{name}", []).append(value)
     metrics.update({name: fmean(values) for name, values in sorted(found.items())})
+
+
+def judgements_in(groups: Sequence[Group]) -> list[Judgement]:
+    """Return what the judges of `task.reward` said of a step's rollouts."""
+    return [said for g in groups for m in g.members for _, said in judgements_of(m.grade)]
+
+
+def _judgements(metrics: dict[str, float], judgements: Sequence[Judgement]) -> None:
+    """Add what judges took, and how many judgements came to nothing; nothing where none was asked."""
+    if judgements:
+        metrics["judge_prompt_tokens"] = float(sum(j.usage.prompt_tokens for j in judgements))
+        metrics["judge_completion_tokens"] = float(sum(j.usage.completion_tokens for j in judgements))
+        metrics["judge_cost"] = sum(j.usage.cost for j in judgements)
+        metrics["judge_failures"] = float(sum(j.value is None for j in judgements))
 
 
 def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout], names: Sequence[str]) -> None:
@@ -130,15 +146,16 @@ def last_consultation(groups: Sequence[Group]) -> LastConsultation | None:
 
 
 def spending(groups: Sequence[Group]) -> dict[str, float]:
-    """Return what of the consultations' cost was spent now: it depends on what a cache holds, as time does.
+    """Return what of the cost of agents and judges was spent now: it depends on what a cache holds.
 
     That is why it stands with the timings: a step's metrics are the same whether it is run once or twice.
     Degenerate case: where nobody was asked, nothing.
     """
     asked = [c for g in groups for m in g.members if m.rollout for c in m.rollout.consultations if c.context]
-    if not asked:
-        return {}
-    return {
-        "agent_cached_share": sum(c.usage.cached for c in asked) / len(asked),
-        "agent_cost_paid": sum(c.usage.cost for c in asked if not c.usage.cached),
-    }
+    used = {"agent": [c.usage for c in asked], "judge": [j.usage for j in judgements_in(groups)]}
+    spent: dict[str, float] = {}
+    for who, usages in used.items():
+        if usages:
+            spent[f"{who}_cached_share"] = sum(usage.cached for usage in usages) / len(usages)
+            spent[f"{who}_cost_paid"] = sum(usage.cost for usage in usages if not usage.cached)
+    return spent
