@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 EXIT_FAILED = 1
-Tries = Annotated[int, typer.Option("--tries", min=1, help="How many canaries each agent is sent.")]
+Tries = Annotated[int, typer.Option("--tries", min=1, help="How many questions each agent is sent.")]
 
 
 @app.callback()
@@ -31,7 +31,7 @@ def agents() -> None:
 
 @app.command()
 def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None:
-    """Ask each agent of a recipe a few harmless questions and print what came back.
+    """Ask each agent of a recipe a few harmless questions about the task's first problems.
 
     One row for each agent: latency, prompt + completion tokens, cost, the share of replies that could be
     parsed, and the reason of every failure. Nothing is trained and no policy is loaded. The exit code is 1
@@ -44,7 +44,7 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
     from aipo.agents.backends import AgentSetupError
     from aipo.agents.named import AGENTS
     from aipo.assembly.agents import build_agents, oracle_of
-    from aipo.assembly.canary import try_all
+    from aipo.assembly.canary import problems_to_ask_about, try_all
     from aipo.cli.console import console, plain_errors
     from aipo.config.loader import load_settings
 
@@ -56,8 +56,14 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
                 f"agents.enabled = {json.dumps(list(AGENTS))}"
             )
         agent_set = build_agents(settings, oracle_of(settings), use_cache=False)
-        tried = asyncio.run(try_all(settings, agent_set.agents, tries))
+        problems, unreadable = problems_to_ask_about(settings)
+        tried = asyncio.run(try_all(settings, agent_set.agents, tries, problems))
     console.print(_table(tried, agent_set))
+    if unreadable:
+        console.print(Text(f"asked about {problems[0].id}, for the task's cannot be read: {unreadable}"))
+    for t in tried:
+        if t.remark:
+            console.print(Text(f"{t.agent}: {t.remark}", style="yellow"))
     failed = [t for t in tried if t.failures]
     for t in failed:
         for reason in t.reasons:
@@ -96,7 +102,7 @@ def _table(tried: "Sequence[Tried]", agent_set: "AgentSet") -> "Table":
             tokens,
             f"{sum(u.cost for u in usage):.6f}",
             f"{len(came)}/{replies}" if replies else "-",
-            f"{len(t.failures)} of {number} failed" if t.failures else "ok",
+            f"{len(t.failures)} of {number} failed" if t.failures else "silent" if t.remark else "ok",
         ]
         table.add_row(*map(Text, cells))  # as text: markup in a model's name is no markup
     return table
