@@ -1,8 +1,11 @@
 """Replies as models write them, each with what it means (`data/reply_battery.jsonl`): 95 % are read as meant.
 
-They were written, and labelled, before the readers were looked at. `meant` is a verdict, `words`, `none`
-(nothing to say) or `unreadable` (it does not answer, and must not reach the policy); `holds` are words that
-must reach the policy, `lacks` words that must not.
+The first 112 were labelled before the readers were looked at, which read 57 of them as meant; each later look
+(43 and 27 replies) when the readers had been mended for those before, and read 32 and 22 of them. Not read
+now: labels in another language than the prompt's, and a verdict that is taken back, for the first one counts.
+
+`meant` is a verdict, `words`, `none` (nothing to say) or `unreadable` (it does not answer, and must not reach
+the policy); `holds` are words that must reach the policy, `lacks` words that must not.
 """
 
 import json
@@ -39,7 +42,7 @@ def misread(row: dict[str, object]) -> str:
 
 
 def test_the_battery_is_large_and_of_every_kind() -> None:
-    assert len(ROWS) >= 100 and len({row["reply"] for row in ROWS}) == len(ROWS)
+    assert len(ROWS) >= 180 and len({row["reply"] for row in ROWS}) == len(ROWS)
     assert min(Counter(row["agent"] for row in ROWS).values()) >= 20
     assert len({row["kind"] for row in ROWS}) >= 12
 
