@@ -124,7 +124,7 @@ def _train(
     for line in parts.fitting.lines():
         reporter.warn(line)
     room = ranks.in_turn(lambda: room_for_checkpoints(parts.model, settings))
-    ranks.first(lambda: refuse_silent_agents(settings, parts.agent_set))
+    ranks.first(lambda: refuse_silent_agents(settings, parts.agent_set, problems))
     ranks.first(lambda: refuse_silent_judges(settings, reporter))
     with reporter.doing(SELF_TEST):
         self_test(parts, problems, settings.rollout.temperature)
