@@ -58,7 +58,7 @@ def test_a_run_consults_by_calls_resumes_and_is_evaluated(tmp_path: Path, family
         succeed("rollout", recipe, "-n", "4").output.split()
     )
     doctor = succeed("doctor", recipe).output
-    assert "knowledge: answered '8 8'" in doctor and "tokens of each tag" in doctor
+    assert "answered: '8 8'" in doctor and "tokens of each tag" in doctor
 
 
 def test_a_template_without_tools_ends_it_before_anything_is_spent(
