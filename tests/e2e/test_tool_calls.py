@@ -57,6 +57,13 @@ def test_a_run_consults_by_calls_resumes_and_is_evaluated(tmp_path: Path, family
     assert "knowledge asked 'legs?': answered '8 8'" in " ".join(
         succeed("rollout", recipe, "-n", "4").output.split()
     )
+    evaluated = tmp_path / "evaluated"
+    given = ["--benchmarks", "leg_counting", "--problems", "2", "--samples", "2", "--output", evaluated]
+    succeed("evaluate", run / "policy", *given, "--with-agents", recipe)
+    assert sum(s["consultations"] for s in lines(evaluated / "samples.jsonl")) > 0
+    assert '"consult_format": "tools"' in (evaluated / "manifest.json").read_text()
+    succeed("report", run)
+    assert "tool_response" in (run / "report.html").read_text() or family == "llama"
     doctor = succeed("doctor", recipe).output
     assert "answered: '8 8'" in doctor and "tokens of each tag" in doctor
 

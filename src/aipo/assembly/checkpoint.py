@@ -158,6 +158,8 @@ class _LoadedPolicy:
                 "solo_mode": self.options.solo_mode,
                 "dtype": self.settings.policy.precision,
                 "context": self.context,
+                # Which calls or tags `banned` bans, and what the agents are asked in.
+                **({"consult_format": consult.format} if consult.format != "tags" else {}),
                 "engine": self.settings.engine.name,
             }
             | ({"date": self.settings.policy.date} if dated(self.prompts.tokenizer) else {}),

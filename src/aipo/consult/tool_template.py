@@ -23,7 +23,7 @@ _ASKED, _WHAT = "How many legs?", "legs of a spider"
 _SAID = 'It "has"\neight legs.'
 _CALL = "callabc12"
 """A call's id, nine letters as Mistral's templates want them."""
-_THINKING = re.compile(r"<think(?:ing)?>\s*(?:</think(?:ing)?>\s*)?\Z")
+_THINKING = re.compile(r"<think(?:ing)?>\s*+(?:</think(?:ing)?>\s*+)?\Z")
 _MARK = re.compile(r"</?[A-Za-z_]++>|<\|[^<>|\s]++\|>|\[/?[A-Z_]++\]")
 _LEAST_STOP_CHARS = 3
 

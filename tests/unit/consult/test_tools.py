@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 
@@ -185,6 +186,18 @@ def test_what_opens_a_call_is_banned() -> None:
         codec = ToolCodec(tool_tokenizer(family), calls_of(family))
         (sequence,) = codec.banned_sequences()
         assert codec.text(sequence) == opening and (len(sequence) == 1) is (family == "qwen")
+
+
+@pytest.mark.parametrize("opened", ["<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_template_that_opens_thinking_does_so_again_behind_a_reply(opened: str) -> None:
+    tokenizer = deepcopy(tool_tokenizer("qwen"))
+    turn = "{{ '<|im_start|>assistant\n' }}"
+    assert TEMPLATES["qwen"].count(turn) == 1
+    tokenizer.chat_template = TEMPLATES["qwen"].replace(turn, f"{{{{ '<|im_start|>assistant\n{opened}' }}}}")
+    texts = tool_texts(tokenizer, ("knowledge",), ends_of(None, tokenizer))
+    plain = calls_of("qwen").texts
+    assert texts.opening == "<tool_call>" and texts.call == plain.call
+    assert texts.replies["knowledge"].after == plain.replies["knowledge"].after + opened
 
 
 MISTRAL_CALLS = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML.replace(
