@@ -95,4 +95,5 @@ def test_bubblewrap_shows_an_interpreter_its_libraries_and_four_devices() -> Non
     allowed = (*python.paths, "/lib/", "/lib64/")
     others = [path for path in seen if not path.startswith(allowed)]
     assert sorted(others) == sorted([*python.devices, "/dev/stdin"])
-    assert [path for path in seen if path.startswith(python.packages)] == []
+    packages = python.packages
+    assert [path for path in seen if path.startswith(packages)] == []
