@@ -207,7 +207,8 @@ def make_task(spec: TaskSpec, settings: TaskSettings, sandbox: SandboxSettings |
     if settings.train_file:
         described = (benchmark for _, benchmark in BENCHMARKS.items())
         refuse_evaluation_file(settings.train_file, "task.train_file", described)
-    if unknown := [name for name in settings.options if name not in spec.options]:
+    unknown = [name for name in settings.options if name not in spec.options]
+    if unknown and not spec.open_options:
         raise TaskError(
             f"task.options.{unknown[0]}: task {spec.name!r} has no such option; it has "
             f"{', '.join(spec.options) or 'none'}"

@@ -35,7 +35,6 @@ from aipo.consult.prompts import check_template, dated, takes_system
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError
 from aipo.tasks.base import Problem, Task
-from aipo.tasks.benchmarks.task import BenchmarkTask
 from aipo.tasks.jsonl import JsonlTask
 from aipo.tasks.registry import task_spec
 from aipo.training.compiling import check_compile
@@ -137,8 +136,8 @@ def _graded(settings: Settings) -> list[Finding]:
 
 def _stating_gold(task: Task, problem: Problem) -> str:
     """Return a response that states the gold; '' where only tests are known."""
-    if isinstance(task, BenchmarkTask):
-        return task.gold_response(problem) or ""
+    if say := getattr(task, "gold_response", None):
+        return say(problem) or ""
     boxed = f"\\boxed{{{problem.gold}}}"
     return boxed if isinstance(task, JsonlTask) else problem.solution or boxed
 

@@ -168,6 +168,8 @@ class TaskSpec:
     """Names of the agents that the oracle has words of; their tags are words of the task's vocabulary."""
     options: Mapping[str, str | int | float] = field(default_factory=dict)
     """What `task.options` may say to it, with defaults; `make` finds them in the settings, complete."""
+    open_options: bool = False
+    """Whether there may be more of them, which the task itself checks."""
     consulted: "Callable[[Problem], Sequence[str | Ask]] | None" = None
     """An expert's turn on a problem with consultations in it, for a warm start on traces. None: a
     consultation is put into the problem's solution."""

@@ -8,6 +8,8 @@ import json
 import shutil
 import textwrap
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import pytest
 import reasoning_gym
 
 from aipo.core.types import Verdict
+from aipo.grading import Grade
+from aipo.grading.gym import GymScorer
 from aipo.tasks.base import Split, TaskError
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.gym_freeze import MANIFEST, SEEDS, TRIES_PER_ITEM, draw, freeze, rows_of
@@ -184,16 +188,26 @@ def test_what_is_frozen_is_not_drawn_again(tmp_path: Path) -> None:
 # --- scores -------------------------
 
 
-def test_partial_credit_is_no_credit() -> None:
+@pytest.fixture(scope="module")
+def scorer() -> Iterator[GymScorer]:
+    with closing(GymScorer()) as scorer:
+        yield scorer
+
+
+def graded(response: str, of: dict[str, Any], scorer: GymScorer) -> Grade:
+    return asyncio.run(grade_gym(response, of, scorer))
+
+
+def test_partial_credit_is_no_credit(scorer: GymScorer) -> None:
     board = entry("game_of_life_3")
     cells = json.loads(board["answer"])
-    assert grade_gym(respond(json.dumps(cells)), board).verdict is Verdict.CORRECT
+    assert graded(respond(json.dumps(cells)), board, scorer).verdict is Verdict.CORRECT
     cells[0][0] = 1 - cells[0][0]
-    grade = grade_gym(respond(json.dumps(cells)), board)
+    grade = graded(respond(json.dumps(cells)), board, scorer)
     assert (grade.verdict, grade.reason) == (Verdict.INCORRECT, "score: 1.00")  # 899 of 900
     riddle = entry("aiw")
-    assert grade_gym(respond(riddle["answer"] + " or so"), riddle).verdict is Verdict.INCORRECT
-    assert grade_gym(respond(f"  {riddle['answer']}\n"), riddle).verdict is Verdict.CORRECT
+    assert graded(respond(riddle["answer"] + " or so"), riddle, scorer).verdict is Verdict.INCORRECT
+    assert graded(respond(f"  {riddle['answer']}\n"), riddle, scorer).verdict is Verdict.CORRECT
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -212,37 +226,64 @@ def test_partial_credit_is_no_credit() -> None:
         "=,=,=",
     ],
 )
-def test_hostile_answers_are_incorrect_at_once_and_run_nothing(task: str, answer: str) -> None:
+def test_hostile_answers_are_incorrect_at_once_and_run_nothing(
+    task: str, answer: str, scorer: GymScorer
+) -> None:
     Path("/tmp/aipo_gym_attack").unlink(missing_ok=True)
-    assert grade_gym(respond(answer), entry(task)).verdict is Verdict.INCORRECT
+    assert graded(respond(answer), entry(task), scorer).verdict is Verdict.INCORRECT
     assert not Path("/tmp/aipo_gym_attack").exists()
 
 
-def test_a_scorer_that_raises_is_ungraded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(answer: str, of: Any) -> float:
-        raise ValueError("no number")
-
-    monkeypatch.setattr("aipo.tasks.benchmarks.gym_tasks._scorer", lambda generator: broken)
-    grade = grade_gym(respond("4"), entry("aiw"))
-    assert (grade.verdict, grade.reason) == (Verdict.UNGRADED, "error: ValueError")
+def test_a_scorer_that_raises_at_the_gold_too_is_ungraded(scorer: GymScorer) -> None:
+    broken = {**entry("knight_swap"), "metadata": {}}
+    grade = graded(respond("4"), broken, scorer)
+    assert (grade.verdict, grade.reason) == (Verdict.UNGRADED, "error: KeyError")
 
 
-def test_an_answer_at_which_only_the_scorer_raises_is_incorrect(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_at_which_only_the_scorer_raises_is_incorrect(scorer: GymScorer) -> None:
     """A policy cannot choose to be left out of the batch."""
-    given = entry("aiw")
-
-    def fragile(answer: str, of: Any) -> float:
-        return 1.0 if answer == str(given["answer"]) else float("no number")
-
-    monkeypatch.setattr("aipo.tasks.benchmarks.gym_tasks._scorer", lambda generator: fragile)
-    assert grade_gym(respond("no"), given).reason == "error: ValueError"
-    assert grade_gym(respond("no"), given).verdict is Verdict.INCORRECT
+    item = {"question": "Write 12 as primes.", "answer": "2 × 2 × 3", "metadata": {"factors": [2, 2, 3]}}
+    grade = asyncio.run(scorer.score("prime_factorization", "no idea", item))
+    assert isinstance(grade, Grade)
+    assert (grade.verdict, grade.reason) == (Verdict.INCORRECT, "error: ValueError")
 
 
-def test_grading_leaves_the_entry_as_it_was() -> None:
+def test_an_answer_that_takes_too_long_is_incorrect_and_the_next_one_is_scored() -> None:
+    """The limit is CPU time of the process; the loop goes on meanwhile."""
+    board = entry("game_of_life_3")
+    with closing(GymScorer(cpu_s=0.05)) as hasty:
+        late = asyncio.run(hasty.score("game_of_life", json.dumps([[0] * 3_000_000]), board))
+        again = asyncio.run(hasty.score("aiw", entry("aiw")["answer"], entry("aiw")))
+    assert late == Grade(Verdict.INCORRECT, "timeout")
+    assert again == 1.0
+
+
+def test_scoring_leaves_the_event_loop_free(scorer: GymScorer) -> None:
+    async def ticks() -> int:
+        board, counted = entry("zebra_puzzles_7"), 0
+        scoring = asyncio.ensure_future(scorer.score("zebra_puzzles", "x", board))
+        while not scoring.done():
+            await asyncio.sleep(0)
+            counted += 1
+        return counted
+
+    assert asyncio.run(ticks()) > 1
+
+
+def test_a_killed_process_is_replaced(scorer: GymScorer) -> None:
+    assert asyncio.run(scorer.score("aiw", entry("aiw")["answer"], entry("aiw"))) == 1.0
+    process = scorer._pool._processes[0].process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert asyncio.run(scorer.score("aiw", entry("aiw")["answer"], entry("aiw"))) == 1.0
+
+
+def test_grading_leaves_the_entry_as_it_was(scorer: GymScorer) -> None:
     board = entry("knight_swap")
     before = json.dumps(board)
-    grade_gym(respond(board["answer"]), board)
+    for _ in range(2):
+        assert graded(respond(board["answer"]), board, scorer).verdict is Verdict.CORRECT
     assert json.dumps(board) == before
 
 

@@ -12,6 +12,7 @@ from aipo.tasks.base import Split
 from aipo.tasks.benchmarks.benchmark import Benchmark, Kind, Part, Use
 from aipo.tasks.benchmarks.gpqa import COLUMNS as GPQA_COLUMNS
 from aipo.tasks.benchmarks.gpqa import check_letters, gpqa_row
+from aipo.tasks.benchmarks.gym_tasks import TAG
 from aipo.tasks.benchmarks.programs import livecodebench_row, mbpp_row, mbpp_test_row
 from aipo.tasks.benchmarks.schemas import aime_row, chat_row, gym_row, math_row
 
@@ -19,7 +20,6 @@ BOX = r"Reason step by step, and put the final answer inside \boxed{}."
 INTEGER_BOX = r"The answer is an integer from 0 to 999. " + BOX
 LETTER_BOX = r"Reason step by step, and put the letter of the right choice inside \boxed{}."
 PROGRAM = "Think first. Then write the whole program in Python, in one block that begins with ```python."
-TAG = "Reason step by step, and write the final answer, and nothing else, between <answer> and </answer>."
 
 _AIME_NOTE = "30 questions: the interval over questions is about ± 12 points, whatever n is."
 

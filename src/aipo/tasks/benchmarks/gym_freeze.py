@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from aipo.grading.gym import MIN_SCORE
 from aipo.tasks.base import Split, TaskError
-from aipo.tasks.benchmarks.gym_tasks import MIN_SCORE, TASKS, GymTask, score
+from aipo.tasks.benchmarks.gym_tasks import TASKS, GymTask, score
 from aipo.tasks.files import canonical, compress, question_key
 
 SEEDS: Mapping[Split, int] = {Split.TRAIN: 0, Split.VALIDATION: 100_000_000, Split.TEST: 200_000_000}

@@ -20,11 +20,11 @@ from typing import Any
 from aipo.core.types import Verdict
 from aipo.grading import Grade
 from aipo.grading.extract import after_thinking, extract_answer
+from aipo.grading.gym import MIN_SCORE, GymScorer
 from aipo.tasks.base import TaskError
 
-MIN_SCORE = 1.0 - 1e-9
-"""A score from here on is CORRECT. Not 0.99: one wrong cell of a 30 x 30 board still scores 899/900."""
-
+TAG = "Reason step by step, and write the final answer, and nothing else, between <answer> and </answer>."
+"""What is asked behind a question; `answer_of` reads it."""
 MAX_ANSWER_CHARS = 20_000
 
 EXECUTES_THE_ANSWER = frozenset(
@@ -138,7 +138,7 @@ def answer_of(response: str) -> str | None:
     return answer if answer and len(answer) <= MAX_ANSWER_CHARS else None
 
 
-def grade_gym(response: str, entry: Mapping[str, Any]) -> Grade:
+async def grade_gym(response: str, entry: Mapping[str, Any], scorer: GymScorer) -> Grade:
     """Grade a response by the generator's own scorer, binarised at `MIN_SCORE`.
 
     `entry` has `task` (a name of `TASKS`), `question`, `answer` and `metadata`. An answer at which the scorer
@@ -149,21 +149,11 @@ def grade_gym(response: str, entry: Mapping[str, Any]) -> Grade:
         return Grade(Verdict.INCORRECT, "no_answer")
     if str(entry["task"]).startswith("game_of_life") and not _is_board(answer):
         return Grade(Verdict.INCORRECT, "no_board")  # the scorer would raise, at the policy's wish
-    value = _scored(answer, entry)
-    if isinstance(value, str):
-        gold = _scored(str(entry["answer"]), entry)
-        return Grade(Verdict.UNGRADED if isinstance(gold, str) else Verdict.INCORRECT, value)
+    value = await scorer.score(known(str(entry["task"])).generator, answer, entry)
+    if isinstance(value, Grade):
+        return value
     right = value >= MIN_SCORE
     return Grade(Verdict.CORRECT, "score") if right else Grade(Verdict.INCORRECT, f"score: {value:.2f}")
-
-
-def _scored(answer: str, entry: Mapping[str, Any]) -> float | str:
-    """Return the score of an answer, or what the scorer raised at it."""
-    try:
-        # A copy: some scorers write into the entry's metadata.
-        return score(answer, {**entry, "metadata": dict(entry["metadata"])})
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        return f"error: {type(error).__name__}"
 
 
 def _is_board(answer: str) -> bool:

@@ -14,6 +14,7 @@ from aipo.core.types import Verdict
 from aipo.grading import Grade
 from aipo.grading.choice import grade_choice
 from aipo.grading.extract import extract_answer
+from aipo.grading.gym import GymScorer
 from aipo.grading.pool import MathPool, grade_math
 from aipo.grading.text import without_gold
 from aipo.tasks.base import Problem, Split, TaskError
@@ -36,9 +37,9 @@ class GradingLimits:
     """Processes and deadlines of grading."""
 
     timeout_s: float = 2.0
-    """Deadline of one symbolic comparison."""
+    """CPU time of one symbolic comparison, or of one of reasoning-gym's scorers."""
     workers: int = 1
-    """Processes, of math-verify or of sandboxes."""
+    """Processes: of math-verify, of sandboxes, of reasoning-gym."""
     sandbox: "SandboxSettings | None" = None
     """Where programs run; none: the default, which refuses to run where no sandbox works."""
 
@@ -54,6 +55,8 @@ class Graders:
         self.kind = kind
         self._math = MathPool(limits.workers, limits.timeout_s) if kind is Kind.MATH else None
         self._code = _code_pool(limits) if kind is Kind.CODE else None
+        gym = kind is Kind.REASONING_GYM
+        self._gym = GymScorer(limits.workers, limits.timeout_s) if gym else None
 
     async def grade(self, row: Row, response: str) -> Grade:
         """Grade a response to a row. Never raises for what a response contains.
@@ -65,15 +68,15 @@ class Graders:
             return await grade_math(response, row.gold, self._math)
         if self._code is not None:
             return await _grade_program(response, row, self._code)
+        if self._gym is not None:
+            return await grade_gym(response, row.material, self._gym)
         if self.kind is Kind.INTEGER:
             return grade_integer(response, row.gold)
-        if self.kind is Kind.CHOICE:
-            return grade_choice(response, row.gold, LETTERS)
-        return grade_gym(response, row.material)
+        return grade_choice(response, row.gold, LETTERS)
 
     def close(self) -> None:
         """End their processes. Closing twice is harmless."""
-        for pool in (self._math, self._code):
+        for pool in (self._math, self._code, self._gym):
             if pool is not None:
                 pool.close()
 
