@@ -104,7 +104,7 @@ def test_too_few_different_questions_is_one_error_with_the_number() -> None:
         ({"dataset": "arc_agi"}, "own answer to item 0 does not score"),
         ({"max_trms": 3}, "unexpected keyword argument 'max_trms'"),
         ({"max_terms": 0}, "max_terms"),
-        ({"max_terms": "[1, 2"}, "is no JSON list"),
+        ({"max_terms": "[1, 2"}, "is no JSON list or object"),
         ({"train_problems": 0}, "task.options.train_problems = 0: must be a whole number"),
         ({"right_from": 2}, "task.options.right_from = 2: scores go from 0 to 1"),
         ({"interpreter": "/no/such/python"}, "cannot be started"),
