@@ -35,11 +35,18 @@ def measured(
     repeats: int,
     warm_up: int,
     between: Callable[[], None] = lambda: None,
+    together: bool = True,
 ) -> Steps:
     """Have every side make its steps, turn by turn; return the steps that count.
 
-    Between two rounds something else may be measured, while every side waits.
+    Between two rounds something else may be measured, while every side waits. Not `together`: one side after
+    the other, for a machine that has no memory for all of them.
     """
+    if not together:
+        alone = [
+            measured({side: python}, work, repeats, warm_up, between) for side, python in commands.items()
+        ]
+        return {side: steps for each in alone for side, steps in each.items()}
     folder = Path(work.folder)
     environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src")}
     sides: dict[str, Side] = {}

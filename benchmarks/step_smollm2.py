@@ -7,7 +7,8 @@ matrix products reach between the steps of the same run.
 
 `--policy DIR` is SmolLM2 as `aipo models get smollm2` writes it, `--problems FILE` holds GSM8K's rows.
 Weights of half a gigabyte are read. Where TRL computes all 32 sequences in one pass it takes 17 GB with the
-solo prompt, more with the other; `--peer-batch 8`, its own default, takes less and proves nothing on memory.
+solo prompt, more with the other, and `--one-after-the-other` keeps the sides from being in memory together;
+`--peer-batch 8`, TRL's own default, takes less and proves nothing on memory.
 """
 
 import argparse
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument(
         "--peer-batch", type=int, default=0, help="sequences of a pass of TRL's; 0: all 32, as ours may have"
     )
+    parser.add_argument("--one-after-the-other", action="store_true", help="not turn by turn")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", nargs="+", choices=list(MOST), default=list(MOST))
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmarks")
@@ -163,6 +165,7 @@ def main() -> None:
         "warm_up_steps": WARM_UP,
         "sequences": PROMPTS * ROLLOUTS,
         "peer_batch": given.peer_batch,
+        "one_after_the_other": given.one_after_the_other,
     }
     with tempfile.TemporaryDirectory(prefix="aipo-step-") as name:
         folder = Path(name)
@@ -177,7 +180,9 @@ def main() -> None:
             def clock_products(rates: list[float] = rates) -> None:
                 rates.append(gemm_flops())
 
-            steps = measured(commands, work, given.repeats, WARM_UP, clock_products)
+            steps = measured(
+                commands, work, given.repeats, WARM_UP, clock_products, not given.one_after_the_other
+            )
             distinct = PROMPTS * longest + PROMPTS * ROLLOUTS * NEW_TOKENS
             bound_s = 6 * parameters * distinct / statistics.median(rates)
             figures += figures_of(prompt, longest, steps, bound_s, given.peer_batch)

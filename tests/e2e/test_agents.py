@@ -160,6 +160,60 @@ class TestCheck:
         result = run_cli("agents", "check", counting_recipe(tmp_path), "agents.failure_rate=1.0")
         assert result.exit_code == 1 and "scripted failure" in result.output
 
+    def test_questions_are_about_the_first_rows_of_the_users_own_file(
+        self, recipe: Recipe, server: ChatServer, tmp_path: Path
+    ) -> None:
+        rows = [{"problem": f"How many legs have {n} stools?", "answer": 3 * n} for n in range(2, 8)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        own = [f"task.train_file={tmp_path / 'rows.jsonl'}", "task.name=jsonl"]
+        succeed("agents", "check", recipe(), *own, "agents.knowledge.context=request")
+        assert len(server.asked) == 9
+        for n in (2, 3, 4):  # three tries, three rows; who sees no problem finds it in the request
+            assert sum(f"How many legs have {n} stools?" in asked.user for asked in server.asked) == 3
+        server.forget()
+        run_cli("train", recipe(), *own, "train.steps=1", "rollout.max_prompt_tokens=64")
+        assert [asked for asked in server.asked[:3] if "2 stools" not in asked.user] == []
+
+    def test_silence_about_one_row_is_no_failure_and_about_all_it_is(
+        self, recipe: Recipe, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.says = lambda asked: "FACT: NONE" if len(server.asked) == 1 else "FACT: Dogs have 4 legs."
+        try:
+            only = ["agents.enabled=['knowledge']", "--tries", "1"]
+            assert "ok" in succeed("agents", "check", recipe(), *only).output and len(server.asked) == 2
+            server.says = lambda asked: "FACT: NONE"
+            result = run_cli("agents", "check", recipe(), *only)
+            assert result.exit_code == 1 and "knowledge: empty: empty reply" in result.output
+            assert "agents.knowledge: empty" in refused(recipe(), "agents.enabled=['knowledge']")
+        finally:
+            server.says = None
+
+    def test_rows_that_cannot_be_read_are_said_and_the_agents_asked_all_the_same(
+        self, recipe: Recipe, server: ChatServer
+    ) -> None:
+        lost = ["task.name=jsonl", "task.train_file=nowhere.jsonl"]
+        output = succeed("agents", "check", recipe(), *lost).output
+        assert "asked about a made-up problem" in output and "nowhere.jsonl" in output
+        assert all("60 km" in asked.user for asked in server.asked)
+
+    @pytest.mark.parametrize(
+        "task", ["leg_counting", "leg_counting_long", "two_digit_products", "elements", "rules"]
+    )
+    def test_each_packaged_oracle_has_words_for_the_question_of_its_task(
+        self, tmp_path: Path, task: str
+    ) -> None:
+        enabled = {"elements": ["knowledge"], "rules": ["reasoning"]}.get(task)
+        asked = [f"agents.enabled={enabled}"] if enabled else []
+        output = succeed("agents", "check", counting_recipe(tmp_path), f"task.name={task}", *asked).output
+        assert output.count("3/3") == output.count(" ok ") == (1 if enabled else 3), output
+
+    def test_an_oracle_without_words_is_not_ok(self, tmp_path: Path) -> None:
+        path = counting_recipe(tmp_path, agents={"enabled": ["knowledge"]})
+        for task, code, said in (("SAID", 0, "ok"), ("UNSAID", 0, "silent"), ("WRONG", 1, "3 of 3 failed")):
+            result = run_cli("agents", "check", path, f"task.name=support.silent_oracle:{task}")
+            assert result.exit_code == code and said in result.output, result.output
+            assert ("has nothing to say about sums/1+1" in result.output) is (task == "UNSAID")
+
     def test_without_agents_there_is_nothing_to_check(self, tmp_path: Path) -> None:
         result = run_cli("agents", "check", counting_recipe(tmp_path), "agents.enabled=[]")
         assert result.exit_code == 2 and "no agent to check" in result.output

@@ -72,6 +72,22 @@ def test_a_dead_agent_fails(recipe: Path) -> None:
     assert "agent verify: agent_error" in output and "aipo agents check" in output
 
 
+@pytest.mark.parametrize(
+    ("task", "code", "said_of_it"),
+    [
+        ("SAID", 0, "consultation │ ok │ knowledge: asked 'carry?', answered: 'yes'"),
+        ("UNSAID", 0, "consultation │ look │ knowledge: asked 'what do I need to know?', empty: empty reply"),
+        ("WRONG", 1, "consultation │ failed │ knowledge: asked 'what?', empty: empty reply"),
+    ],
+)
+def test_a_consultation_without_words_is_not_ok(
+    recipe: Path, tmp_path_factory: pytest.TempPathFactory, task: str, code: int, said_of_it: str
+) -> None:
+    more = ["agents.enabled=['knowledge']", "rollout.max_prompt_tokens=200", "consult.consulting_prompt=ask"]
+    policy = f"policy.model={random_policy(tmp_path_factory, 'qwen2.5')}"
+    assert said_of_it in said(recipe, f"task.name=support.silent_oracle:{task}", policy, *more, code=code)
+
+
 def test_a_policy_without_a_chat_template_fails(
     recipe: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

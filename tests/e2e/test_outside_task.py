@@ -113,7 +113,7 @@ def test_a_benchmark_of_ones_own_is_evaluated_from_a_file(tmp_path: Path, policy
 def test_an_engine_of_ones_own_samples_a_run(tmp_path: Path, policy: Path) -> None:
     recipe = write_recipe(tmp_path, policy, {"name": "support.outside_task:Sums"})
     SAMPLED.clear()
-    succeed("train", recipe, "engine.name=support.outside_engine:CountingEngine", "evaluate.at_steps=[]")
+    succeed("train", recipe, "engine.name=support.outside_engine:COUNTING", "evaluate.at_steps=[]")
     sampled = sum(n for session, n in SAMPLED.items() if session)
     assert sampled >= sum(row["policy_tokens"] for row in metrics(tmp_path)) > 0
 

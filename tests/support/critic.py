@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from aipo.agents.base import AgentQuery, AgentReply
+from aipo.agents.labels import labelled
 from aipo.agents.prompting import prompt_of
-from aipo.agents.replies import Reading, labelled, unreadable
+from aipo.agents.replies import Reading, unreadable
 from aipo.agents.spec import AgentSpec
 from aipo.config.agents import AgentFields
 

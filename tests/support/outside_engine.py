@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from aipo.assembly.engines import EngineRequest
+from aipo.assembly.engines import EngineRequest, EngineSpec
 from aipo.engines.base import Completion, GenerationRequest
 from aipo.engines.transformers import TransformersEngine
 
@@ -11,7 +11,7 @@ SAMPLED: Counter[str] = Counter()
 
 
 class CountingEngine:
-    """`engine.name = "support.outside_engine:CountingEngine"`."""
+    """Samples as the engine of the package does."""
 
     def __init__(self, request: EngineRequest) -> None:
         slots, capacity = request.settings.rollout.slots, request.capacity
@@ -26,3 +26,7 @@ class CountingEngine:
     async def release(self, session: str) -> None:
         """Forget a rollout that has ended."""
         await self._engine.release(session)
+
+
+COUNTING = EngineSpec(make=CountingEngine, in_process=True)
+"""`engine.name = "support.outside_engine:COUNTING"`."""

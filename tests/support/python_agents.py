@@ -31,3 +31,8 @@ def echo(spec: AgentSpec, fields: AgentFields) -> Echo:
 def nobody(spec: AgentSpec, fields: AgentFields) -> str:
     """Make something that is no agent."""
     return spec.name
+
+
+def query_of(request: str, rollout: str = "") -> AgentQuery:
+    """Return a question about nothing in particular."""
+    return AgentQuery(problem="a problem", rollout=rollout, request=request, seed=0)

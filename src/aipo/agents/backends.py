@@ -6,6 +6,7 @@ value and fix.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -131,6 +132,49 @@ def _local(making: Making) -> Agent:
     )
 
 
+def _mcp(making: Making) -> Agent:
+    from aipo.agents import mcp_tool
+
+    f, name = making.fields, making.spec.name
+    table = f"agents.{name}.mcp"
+    if not (f.mcp.command or f.mcp.url):
+        raise AgentSetupError(
+            f"{table}: backend = 'mcp' needs a server; set {table}.command and .args, or {table}.url, as in "
+            "url = 'http://localhost:8000/mcp'"
+        )
+    if not f.mcp.tool:
+        raise AgentSetupError(
+            f"{table}: backend = 'mcp' needs a tool; set {table}.tool, as in tool = 'search'"
+        )
+    if missing := [variable for variable in f.mcp.env_from if variable not in os.environ]:
+        raise AgentSetupError(
+            f"{table}.env_from = {missing[0]!r}: this environment variable is not set; export it first"
+        )
+    if not mcp_tool.is_installed():
+        raise AgentSetupError(
+            f"agents.{name}: backend = 'mcp' takes the package mcp, which is not there; {mcp_tool.INSTALL}"
+        )
+    address = f.mcp.model_dump_json(exclude={"tool", "argument", "arguments"})
+    key = ("mcp", address, f.api_key_env)
+    if key not in making.shared:
+        making.shared[key] = mcp_tool.McpServer(
+            settings=f.mcp,
+            api_key_env=f.api_key_env,
+            concurrency=f.concurrency,
+            connect_s=making.agents.timeout_s,
+        )
+    return mcp_tool.McpAgent(
+        name=name,
+        server=making.shared[key],
+        settings=f.mcp,
+        deadline_s=making.agents.timeout_s,
+        retries=f.retries,
+        retry_wait_s=f.retry_wait_s,
+        max_reply_bytes=making.agents.max_reply_bytes,
+        context=Context(f.context),
+    )
+
+
 def _oracle(making: Making) -> Agent:
     name, f = making.spec.name, making.fields
     if making.oracle is None:
@@ -169,6 +213,7 @@ BACKENDS.register(
     ),
 )
 BACKENDS.register("local", Backend(make=_local, needs={"model": "qwen3-30b"}, is_external=True))
+BACKENDS.register("mcp", Backend(make=_mcp, is_external=True, recorded=frozenset({"mcp", "context"})))
 BACKENDS.register(
     "oracle", Backend(make=_oracle, recorded=frozenset({"error_rate", "failure_rate", "latency_s"}))
 )

@@ -1,6 +1,7 @@
-"""What an agent's model wrote, read: thinking left out, labelled lines found, the rest refused.
+"""What an agent's model wrote, read: its turn alone, thinking left out, the rest for the agent's own reader.
 
-Each agent's own format is a reader in its entry (`aipo.agents.named`). A reply in no known format is an
+Each agent's own format is a reader in its entry (`aipo.agents.named`), of labelled fields
+(`aipo.agents.labels`). A reply in no known format is an
 `AgentError`, never feedback, and the work is linear in the reply.
 """
 
@@ -10,10 +11,18 @@ from dataclasses import dataclass
 
 from aipo.agents.base import AgentError, AgentFailure
 
-_OPEN, _CLOSE = "<think>", "</think>"
+_THINKING = re.compile(r"[<\[](/?)(?:think|thinking|thoughts?|reasoning|analysis)[>\]]", re.IGNORECASE)
+_MARK = re.compile(r"<\|[^<>|\n]{1,24}\|>|</s>|<eos>|<end_of_turn>")
+"""Special tokens of chat templates, where a server leaves them in the text."""
+_MESSAGE = "<|message|>"
+_REFUSAL = re.compile(
+    r"(?:i'?m |i am )?(?:(?:very |so )?sorry(?:[,.;!]| but| to )|afraid i )|as an ai\b"
+    r"|i (?:cannot|can'?t|am (?:unable|not able) to|won'?t|will not) (?:\w+ )?"
+    r"(?:help|assist|provide|answer|give|do|share|comply|complete|offer|reveal|verify|discuss|fulfil)",
+    re.IGNORECASE,
+)
+"""A refusal by its first words; "I can't tell where you are stuck, so begin with …" is none."""
 _EXCERPT = 80
-_LABEL = re.compile(r"[\s>#*_\-]{0,12}([A-Za-z]{1,12})[*_]{0,3}\s{0,3}:[*_]{0,3}(.*)", re.DOTALL)
-"""`FACT: words`, also as models like to dress it up: `**FACT:** words`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,52 +47,59 @@ def read_reply(reader: Callable[[str], Reading], text: str) -> Reading:
     """
     if not text.strip():
         return Reading("")
-    said = _printable(without_thinking(text)).strip()
+    said = _printable(without_thinking(of_the_turn(text))).strip()
     if not said:
         raise unreadable("nothing but thinking; raise max_reply_tokens or turn the model's thinking off")
     return reader(said)
 
 
+def of_the_turn(text: str) -> str:
+    """Return the agent's turn without the marks of chat templates around it, and without what follows it.
+
+    Of several messages, as in OpenAI's Harmony format, the last one is the answer.
+
+    >>> of_the_turn("<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>It is 4.<|return|>")
+    'It is 4.'
+    >>> of_the_turn("It is 4.<|im_end|>\\n<|im_start|>user\\nThanks!")
+    'It is 4.'
+    """
+    place = text.rfind(_MESSAGE) + len(_MESSAGE) if _MESSAGE in text else 0
+    for mark in _MARK.finditer(text, place):
+        if text[place : mark.start()].strip():
+            return text[place : mark.start()]
+        place = mark.end()
+    return text[place:]
+
+
 def without_thinking(text: str) -> str:
-    """Return a reply without its `<think>…</think>` blocks.
+    """Return a reply without its `<think>…</think>` blocks, or those of other names that models give them.
 
     A block that is never closed is cut to its end. An end that was never opened, as chat templates that open
     it themselves leave it, ends a block that began with the reply.
 
-    >>> without_thinking("<think>a</think>b<think>c</think>d"), without_thinking("a</think>b<think>c")
+    >>> without_thinking("<think>a</think>b<think>c</think>d"), without_thinking("a</think>b[THINK]c")
     ('bd', 'b')
     """
     kept: list[str] = []
-    place, first = 0, True
-    while True:
-        begin, end = text.find(_OPEN, place), text.find(_CLOSE, place)
-        if first and end >= 0 and (begin < 0 or end < begin):
-            place, first = end + len(_CLOSE), False
-            continue
+    place, thinks, first = 0, False, True
+    for tag in _THINKING.finditer(text):
+        closes = bool(tag[1])
+        if closes and (thinks or first):
+            place, thinks = tag.end(), False
+        elif not closes and not thinks:
+            kept.append(text[place : tag.start()])
+            thinks = True
         first = False
-        if begin < 0:
-            return "".join([*kept, text[place:]])
-        kept.append(text[place:begin])
-        end = text.find(_CLOSE, begin)
-        if end < 0:
-            return "".join(kept)
-        place = end + len(_CLOSE)
+    return "".join([*kept, "" if thinks else text[place:]])
 
 
-def labelled(text: str, labels: tuple[str, ...]) -> dict[str, str]:
-    """Return what stands behind each label, up to the next; the first of two equal labels counts."""
-    found: dict[str, list[str]] = {}
-    current: list[str] = []  # what stands before the first label is not read
-    for line in text.splitlines():
-        match = _LABEL.match(line)
-        label = match[1].upper() if match else ""
-        if match and label in labels:
-            current = [match[2]]
-            if label not in found:
-                found[label] = current
-        else:
-            current.append(line)
-    return {label: " ".join(" ".join(lines).split()) for label, lines in found.items()}
+def refuses(words: str) -> bool:
+    """Return whether words are a refusal, which is no feedback.
+
+    >>> refuses("I'm sorry, but I can't provide that."), refuses("I is the identity matrix.")
+    (True, False)
+    """
+    return _REFUSAL.match(words.replace("\u2019", "'")) is not None
 
 
 def _printable(text: str) -> str:

@@ -30,13 +30,14 @@ class AgentSpec:
     reader: Callable[[str], Reading]
     """Reads what such a model wrote; see `aipo.agents.replies.read_reply`."""
     canary: str
-    """A question about `aipo.assembly.canary.CANARY` that every model can answer."""
+    """A question that a model can answer of any problem that it is shown, with a restatement of it as the
+    student's first words: `aipo agents check` asks it about the user's own rows."""
     rehearsal: str
-    """What `aipo doctor` asks it in the policy's place."""
+    """What `aipo doctor` asks it in the policy's place, unless the task says what is asked of it."""
     colour: tuple[str, str]
     """In the report: on light and on dark paper, as in `#0067a5`."""
     may_be_silent: bool = False
-    """Whether no words are a proper answer to its canary."""
+    """Whether no words are a proper answer to its questions."""
     must_be_asked: bool = False
     """Whether an empty request is malformed: it does not read the rollout by itself."""
     approves: bool = False

@@ -208,7 +208,7 @@ def _oracle_knows(settings: Settings) -> tuple[str, ...]:
 
 def _record(making: Making, backend: Backend, agent: Agent) -> dict[str, Any]:
     fields = making.fields
-    if not backend.is_external:
+    if backend.recorded or not backend.is_external:
         own = {"type": type(agent).__qualname__} if ":" in fields.backend else {}
         return {"backend": fields.backend, **own, **fields.model_dump(include=set(backend.recorded))}
     prompt = making.spec.prompt
@@ -235,6 +235,7 @@ def _identity(making: Making) -> str:
     parts = [f.backend, f.model, making.spec.prompt.hash, f.context, making.sampling]
     parts += [f"without {f.omit}"] if f.omit else []
     parts += [] if f.system_role else ["no system role"]
+    parts += [f.mcp.model_dump_json()] if f.backend == "mcp" else []
     return "\x1f".join(map(str, parts))
 
 

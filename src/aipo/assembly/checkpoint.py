@@ -27,8 +27,8 @@ from aipo.evaluation.pages import ScorePage
 from aipo.evaluation.samples import SampleFile
 from aipo.evaluation.sampling import NO_LIMIT, WITH_AGENTS, Evaluator, SamplingPlan, least_room
 from aipo.evaluation.scores import Evaluation, read_evaluation
-from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
+from aipo.rollout.replies import ConsultContext
 from aipo.training.device import settled
 from aipo.training.events import Reporter
 from aipo.training.model import load_policy
@@ -158,6 +158,8 @@ class _LoadedPolicy:
                 "solo_mode": self.options.solo_mode,
                 "dtype": self.settings.policy.precision,
                 "context": self.context,
+                # Which calls or tags `banned` bans, and what the agents are asked in.
+                **({"consult_format": consult.format} if consult.format != "tags" else {}),
                 "engine": self.settings.engine.name,
             }
             | ({"date": self.settings.policy.date} if dated(self.prompts.tokenizer) else {}),

@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.assembly.agents import build_protocol
+from aipo.assembly.formats import build_format
 from aipo.assembly.memory import footprint, free_bytes, slots_that_fit
 from aipo.config.settings import Settings
 from aipo.core.registry import Registry
@@ -60,10 +61,18 @@ class EngineRequest:
         return self.settings.rollout.max_prompt_tokens + self.settings.rollout.max_response_tokens
 
 
-ENGINES: Registry[Callable[[EngineRequest], Engine | PolicyEngine]] = Registry(
-    "engine.name", callable, "aipo.engines"
-)
-"""Makers of engines. What is only an engine computes as the model does and needs no end."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """An engine by name: how one is made, and where it computes."""
+
+    make: Callable[[EngineRequest], Engine | PolicyEngine]
+    """What is only an engine computes as the model does and needs no end."""
+    in_process: bool = False
+    """Whether it samples in the trainer's process, from the trainer's weights: each of several ranks then
+    samples its share, and its cache is part of the process's memory."""
+
+
+ENGINES = Registry[EngineSpec]("engine.name", EngineSpec, "aipo.engines")
 
 
 def build_engine(
@@ -74,7 +83,7 @@ def build_engine(
     Raises `EngineSetupError`, and `RegistryError` for a name that stands for no engine.
     """
     request = EngineRequest(settings=settings, model=model, tokenizer=tokenizer, log_folder=log_folder)
-    made = ENGINES[settings.engine.name](request)
+    made = ENGINES[settings.engine.name].make(request)
     if isinstance(made, PolicyEngine):
         return made
     return PolicyEngine(made, str(compute_dtype(model)).removeprefix("torch."), lambda: None)
@@ -105,8 +114,8 @@ def _vllm(request: EngineRequest) -> PolicyEngine:
     return PolicyEngine(vllm, vllm.dtype, server.stop if server else lambda: None)
 
 
-ENGINES.register("transformers", _transformers)
-ENGINES.register("vllm", _vllm)
+ENGINES.register("transformers", EngineSpec(make=_transformers, in_process=True))
+ENGINES.register("vllm", EngineSpec(make=_vllm))
 
 
 async def _connected(
@@ -125,6 +134,8 @@ async def _connected(
         )
     protocol = build_protocol(settings)
     tags = [f"<{slash}{tag}>" for tag in protocol.tags.values() for slash in ("", "/")]
+    if settings.consult.format != "tags":
+        tags = list(build_format(settings, tokenizer)[0].control_strings)
     await refuse_other_policy(link, facts, model.config, tokenizer, tags)
     await engine.load_weights(partial(save_plain, model), 0)
     return engine

@@ -28,7 +28,6 @@ from aipo.training.optimizers import OPTIMIZERS
 GB = 1e9
 CACHE_SHARE = 0.9
 """Of what is free, where rollout.cache_gb does not say how much the cache may take."""
-IN_PROCESS = "transformers"
 _CGROUP = Path("/sys/fs/cgroup")
 _LORA_RANK = 16
 """What is proposed where all weights do not fit."""
@@ -61,13 +60,14 @@ def _left_in_group() -> Iterator[int]:
             continue
 
 
-def recipe_memory(settings: Settings, ranks: int = 1) -> DeviceMemory:
+def recipe_memory(settings: Settings, ranks: int = 1, in_process: bool = True) -> DeviceMemory:
     """Return what a device holds at the worst moment of a run: every rollout as long as it may become.
 
+    `in_process`: whether rollouts are sampled by the trainer's own process.
     Raises `ValueError` or `OSError` where policy.model has no readable config.json.
     """
     of = footprint(settings, _skeleton(settings), ranks)
-    if settings.engine.name != IN_PROCESS:
+    if not in_process:
         return device_memory(of)
     rows = slots_that_fit(settings, of, free_bytes(settings.run.device) - device_memory(of).weights)
     of_a_step = settings.train.prompts_per_step * _members(settings)
@@ -135,13 +135,13 @@ def _members(settings: Settings) -> int:
     return settings.rollout.rollouts_per_prompt + settings.rollout.experts_per_prompt
 
 
-def memory_line(settings: Settings, ranks: int = 1) -> str:
+def memory_line(settings: Settings, ranks: int = 1, in_process: bool = True) -> str:
     """Return one line on what the recipe will need and what is free. Raises `MemoryNeedError`.
 
     Degenerate case: '' for a policy that cannot be looked at, whose loading says more.
     """
     try:
-        need = recipe_memory(settings, ranks)
+        need = recipe_memory(settings, ranks, in_process)
     except MemoryNeedError:
         raise
     except (OSError, ValueError, KeyError, AttributeError):
@@ -162,16 +162,16 @@ def memory_line(settings: Settings, ranks: int = 1) -> str:
         f"free {free / GB:.2f} GB"
     )
     if need.peak > free:
-        raise MemoryNeedError(f"{line}. It does not fit: {_fix(settings, ranks, free)}")
+        raise MemoryNeedError(f"{line}. It does not fit: {_fix(settings, ranks, in_process, free)}")
     return line
 
 
-def _fix(settings: Settings, ranks: int, free: int) -> str:
+def _fix(settings: Settings, ranks: int, in_process: bool, free: int) -> str:
     """Say which settings would make it fit, after having tried them."""
     savers = list(_savers(settings, ranks))
     tried = [*([saver] for saver in savers), *accumulate([saver] for saver in savers)]
     for changes in tried:
-        need = recipe_memory(_changed(settings, changes), ranks).peak
+        need = recipe_memory(_changed(settings, changes), ranks, in_process).peak
         if need <= free:
             set_to = " and ".join(f"{name} = {value!r}".replace("True", "true") for name, value in changes)
             return f"set {set_to} ({need / GB:.2f} GB)"

@@ -14,16 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from aipo.agents.base import Agent
-from aipo.assembly.agents import AgentSet, build_agents, build_protocol, oracle_of
+from aipo.assembly.agents import AgentSet, build_agents, oracle_of
 from aipo.assembly.engines import ENGINES, PolicyEngine, build_engine
 from aipo.assembly.fitting import Fitting
+from aipo.assembly.formats import build_format
 from aipo.assembly.judges import Judges
 from aipo.config.settings import SandboxSettings, Settings, TaskSettings
-from aipo.consult.codec import TagCodec
+from aipo.consult.codec import Codec
 from aipo.consult.limits import Limits
 from aipo.consult.prompts import check_template
-from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts, Sampler
+from aipo.rollout.replies import ConsultContext
 from aipo.rollout.reward import reward_rule
 from aipo.tasks.base import Problem, Split, Task, TaskError, TaskSpec
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
@@ -154,8 +155,8 @@ def build_prompts(
     place of those of the settings. Without agents, no consultation is answered.
     """
     consult, rollout = settings.consult, settings.rollout
-    protocol = build_protocol(settings)
     check_template(tokenizer)
+    protocol, codec = build_format(settings, tokenizer)
     limits = Limits(
         consult.max_consultations if agents else 0,
         consult.max_feedback_tokens,
@@ -163,11 +164,14 @@ def build_prompts(
     )
     context = ConsultContext(
         protocol=protocol,
-        codec=TagCodec(tokenizer, protocol),
+        codec=codec,
         limits=limits,
         agents=agents,
         agent_timeout_s=settings.agents.timeout_s,
         leak_policy=consult.leak_policy,
+        checker=next(
+            (agents[s.name] for s in settings.agents.specs() if s.approves and s.name in agents), None
+        ),
     )
     longest = rollout.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
     return Prompts(
@@ -213,7 +217,7 @@ def make_task(spec: TaskSpec, settings: TaskSettings, sandbox: SandboxSettings |
     return spec.make(settings, sandbox or SandboxSettings())
 
 
-def _check_room(settings: Settings, codec: TagCodec) -> None:
+def _check_room(settings: Settings, codec: Codec) -> None:
     block = codec.request_room(settings.consult.max_feedback_tokens)
     if settings.agents.enabled and settings.rollout.max_response_tokens <= block + 2:
         raise AssemblyError(

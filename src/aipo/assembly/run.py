@@ -13,6 +13,7 @@ from pathlib import Path
 from aipo.agents.base import Agent
 from aipo.assembly.canary import refuse_silent_agents
 from aipo.assembly.during import Schedule, schedule
+from aipo.assembly.engines import ENGINES
 from aipo.assembly.judges import refuse_silent_judges
 from aipo.assembly.memory import memory_line
 from aipo.assembly.parts import Parts, assemble, by_name
@@ -91,13 +92,14 @@ def train(
     check_trackers(settings.run.trackers)
     objective_settings(settings.algorithm)  # looks up its names, those from outside the package too
     elicit_of(settings)
-    ranks = join(settings)
+    in_process = ENGINES[settings.engine.name].in_process
+    ranks = join(settings, in_process)
     reporter = reporter or Reporter() if ranks.is_main else Silent()
     ranks.first(lambda: refuse_other_run(settings, may_change))
     own = by_name(agents)
     check_optimizer(settings, ranks.size)
     check_compile(settings)
-    if line := memory_line(settings, ranks.size):
+    if line := memory_line(settings, ranks.size, in_process):
         reporter.note(line)
     with end_now_is_an_error(), ExitStack() as stack:
         with reporter.doing(f"loading the task, the agents and {settings.policy.model}"):
@@ -122,7 +124,7 @@ def _train(
     for line in parts.fitting.lines():
         reporter.warn(line)
     room = ranks.in_turn(lambda: room_for_checkpoints(parts.model, settings))
-    ranks.first(lambda: refuse_silent_agents(settings, parts.agent_set))
+    ranks.first(lambda: refuse_silent_agents(settings, parts.agent_set, problems))
     ranks.first(lambda: refuse_silent_judges(settings, reporter))
     with reporter.doing(SELF_TEST):
         self_test(parts, problems, settings.rollout.temperature)

@@ -161,6 +161,7 @@ class Expert:
             raise AgentError(f"expert: {answer.detail}")
         inert = partial(neutralise, forbidden=consult.codec.forbidden)
         text = answer.reply.text.strip()
+        assert isinstance(consult.protocol, Protocol)  # a warm start refuses tool calls
         turn = requests_in(text, consult.protocol) if request.condition is Condition.CONSULTING else [text]
         pieces = [
             inert(piece) if isinstance(piece, str) else Ask(piece.agent, inert(piece.request))

@@ -282,8 +282,7 @@ class TraceMaker:
             if isinstance(piece, str):
                 texts[-1] += piece
             else:
-                request = f"{protocol.request_open(piece.agent)}{piece.request}"
-                texts[-1] += request + protocol.request_close(piece.agent)
+                texts[-1] += protocol.written(piece.agent, piece.request)
                 texts.append("")
         pieces = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         pieces[-1].append(int(tokenizer.eos_token_id))

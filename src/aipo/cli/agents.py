@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
 )
 EXIT_FAILED = 1
-Tries = Annotated[int, typer.Option("--tries", min=1, help="How many canaries each agent is sent.")]
+Tries = Annotated[int, typer.Option("--tries", min=1, help="How many questions each agent is sent.")]
 
 
 @app.callback()
@@ -34,7 +34,7 @@ def agents() -> None:
 
 @app.command()
 def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None:
-    """Ask each agent of a recipe a few harmless questions and print what came back.
+    """Ask each agent of a recipe a few harmless questions about the task's first problems.
 
     The judge of task.reward is shown a right and a wrong answer. One row for each: latency, prompt +
     completion tokens, cost, the share of replies that could be parsed, and the reason of every failure.
@@ -47,7 +47,7 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
     from aipo.agents.backends import AgentSetupError
     from aipo.agents.named import AGENTS
     from aipo.assembly.agents import build_agents, oracle_of
-    from aipo.assembly.canary import try_all
+    from aipo.assembly.canary import problems_to_ask_about, try_all
     from aipo.assembly.judges import judges_of, try_judges
     from aipo.cli.console import console, plain_errors
     from aipo.config.loader import load_settings
@@ -60,16 +60,19 @@ def check(recipe: Recipe, overrides: Overrides = None, tries: Tries = 3) -> None
                 f"agents.enabled = {json.dumps(list(AGENTS))}"
             )
         agent_set = build_agents(settings, oracle_of(settings), use_cache=False)
-        tried = asyncio.run(try_all(settings, agent_set.agents, tries))
+        problems, unreadable = problems_to_ask_about(settings)
+        tried = asyncio.run(try_all(settings, agent_set.agents, tries, problems))
         judges = try_judges(settings)
     console.print(_table(tried, agent_set, judges))
+    if unreadable:
+        console.print(Text(f"asked about {problems[0].id}, for the task's cannot be read: {unreadable}"))
     said = {**{t.agent: t.reasons for t in tried}, **{j.name: j.reasons for j in judges}}
     for name, reasons in said.items():
         for reason in reasons:
             console.print(Text(f"{name}: {reason}", style="bold red"))
-    for judge in judges:
-        if judge.warning:
-            console.print(Text(judge.warning, style="yellow"))
+    remarks = [f"{t.agent}: {t.remark}" for t in tried if t.remark]
+    for remark in [*remarks, *(judge.warning for judge in judges if judge.warning)]:
+        console.print(Text(remark, style="yellow"))
     if any(said.values()):
         raise typer.Exit(EXIT_FAILED)
 
@@ -93,7 +96,7 @@ def _table(tried: "Sequence[Tried]", agent_set: "AgentSet", judges: "Sequence[Tr
         who = _who(t.agent, agent_set.record[t.agent])
         spent = _spent(median(t.latencies_s), [a.usage for a in t.answers])
         parsed = f"{len(came)}/{replies}" if replies else "-"
-        result = f"{len(t.failures)} of {number} failed" if t.failures else "ok"
+        result = f"{len(t.failures)} of {number} failed" if t.failures else "silent" if t.remark else "ok"
         table.add_row(*who, *spent, parsed, result)
     for judge in judges:
         scores = sum(each.value is not None for each in (judge.right, judge.wrong))

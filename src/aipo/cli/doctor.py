@@ -14,24 +14,27 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from aipo.assembly.agents import build_agents, build_protocol, oracle_of
-from aipo.assembly.canary import try_all
+from aipo.assembly.agents import build_agents, oracle_of
+from aipo.assembly.canary import Tried, problems_to_ask_about, try_all
 from aipo.assembly.during import schedule
+from aipo.assembly.engines import ENGINES
+from aipo.assembly.formats import build_format
 from aipo.assembly.judges import judges_of, try_judges
 from aipo.assembly.memory import memory_line
 from aipo.assembly.parts import Parts, assemble, build_task, refuse_unknown_names
+from aipo.assembly.questions import ROWS, first_split, question_of, rehearsed
 from aipo.assembly.rehearsal import rehearsed_consultation
 from aipo.assembly.selftest import SELF_TEST, self_test
 from aipo.cli.console import console, plain_errors
 from aipo.cli.machine import Finding, Health, disk, graphics, isolation, memory, versions
 from aipo.cli.screen import Terminal
 from aipo.config.loader import load_settings
-from aipo.config.settings import Settings, TaskSettings
-from aipo.consult.codec import TagCodec
+from aipo.config.settings import Settings
+from aipo.consult.formats import Format
 from aipo.consult.prompts import check_template, dated, takes_system
 from aipo.core.types import ConsultOutcome, Verdict
 from aipo.engines.base import EngineError
-from aipo.tasks.base import Problem, Split, Task
+from aipo.tasks.base import Problem, Task
 from aipo.tasks.jsonl import JsonlTask
 from aipo.tasks.registry import task_spec
 from aipo.training.compiling import check_compile
@@ -110,7 +113,7 @@ def _looked(what: str, look: Callable[[], list[Finding]]) -> list[Finding]:
 
 
 def _graded(settings: Settings) -> list[Finding]:
-    split = _first_split(settings.task)
+    split = first_split(settings.task)
     task = build_task(settings.task, settings.sandbox)
     problems = task.problems(split)
     first = problems[0]
@@ -129,16 +132,6 @@ def _graded(settings: Settings) -> list[Finding]:
             what="grading", health=Health.OK if verdicts == expected else Health.FAILED, found=found, fix=fix
         ),
     ]
-
-
-def _first_split(task: TaskSettings) -> Split:
-    """Return train where the task has training problems, else test."""
-    spec = task_spec(task.name)
-    if task.train_file or not spec.takes_files:
-        return Split.TRAIN
-    described = spec.benchmark
-    fetched = described is not None and described.hub and not task.test_file
-    return Split.TRAIN if fetched and described and Split.TRAIN in described.parts else Split.TEST
 
 
 def _stating_gold(task: Task, problem: Problem) -> str:
@@ -174,10 +167,9 @@ def _tokenizer(settings: Settings) -> list[Finding]:
             fix=f"policy.model = {model!r}: use an instruct model, or set tokenizer.chat_template and save",
         )
     ]
-    protocol = build_protocol(settings)
     if settings.agents.enabled:
-        TagCodec(tokenizer, protocol)  # refuses a tag that does not survive, and names it
-        findings.append(_tags(settings, tokenizer))
+        protocol, _ = build_format(settings, tokenizer)  # refuses a tag that does not survive, and names it
+        findings.append(_tags(protocol, tokenizer))
     return findings
 
 
@@ -186,15 +178,14 @@ def _template_said(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> st
     return f"{system}; writes the date, policy.date = {settings.policy.date}" if dated(tokenizer) else system
 
 
-def _tags(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Finding:
-    protocol = build_protocol(settings)
+def _tags(protocol: Format, tokenizer: PreTrainedTokenizerBase) -> Finding:
     lengths = {t: len(tokenizer.encode(t, add_special_tokens=False)) for t in protocol.control_strings}
     found = ", ".join(f"{tag} {number}" for tag, number in lengths.items())
-    health = Health.LOOK if max(lengths.values()) > MANY_TOKENS else Health.OK
+    health = Health.LOOK if max(lengths.values(), default=0) > MANY_TOKENS else Health.OK
     return Finding(
         what="tokens of each tag",
         health=health,
-        found=found,
+        found=found or "tool calls without tags, as the chat template writes them",
         fix="add the tags as special tokens of the tokenizer",
     )
 
@@ -204,17 +195,17 @@ def _tags(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Finding:
 
 def _agents(settings: Settings) -> list[Finding]:
     agent_set = build_agents(settings, oracle_of(settings), use_cache=False)
-    tried = asyncio.run(try_all(settings, agent_set.agents, 1))
+    problems, _ = problems_to_ask_about(settings)
+    return [_agent(one) for one in asyncio.run(try_all(settings, agent_set.agents, 1, problems))]
+
+
+def _agent(tried: Tried) -> Finding:
     fix = "start its server or correct agents.*; `aipo agents check RECIPE` says more"
-    return [
-        Finding(
-            what=f"agent {one.agent}",
-            health=Health.FAILED if one.failures else Health.OK,
-            found="; ".join(one.reasons) or f"answers in {max(one.latencies_s):.2f} s",
-            fix=f"{'; '.join(one.reasons)}; {fix}",
-        )
-        for one in tried
-    ]
+    health = Health.FAILED if tried.failures else Health.LOOK if tried.remark else Health.OK
+    said = "; ".join(tried.reasons) or tried.remark or f"answers in {max(tried.latencies_s):.2f} s"
+    return Finding(
+        what=f"agent {tried.agent}", health=health, found=said, fix=f"{'; '.join(tried.reasons)}; {fix}"
+    )
 
 
 def _judges(settings: Settings) -> list[Finding]:
@@ -241,7 +232,7 @@ def _optimizer(settings: Settings) -> list[Finding]:
 
 
 def _memory(settings: Settings) -> list[Finding]:
-    line = memory_line(settings)
+    line = memory_line(settings, in_process=ENGINES[settings.engine.name].in_process)
     return [Finding(what="memory of the run", found=line.removeprefix("memory, "))] if line else []
 
 
@@ -257,7 +248,7 @@ def _together(settings: Settings, doing: Doing) -> list[Finding]:
         ]
         findings += _said("checkpoints", lambda: room_for_checkpoints(parts.model, settings))
         findings += _said("evaluation", lambda: schedule(settings, parts).line)
-        split = _first_split(settings.task)
+        split = first_split(settings.task)
         problems = parts.problems(split)
         findings += [
             Finding(what="left out", health=Health.LOOK, found=each) for each in parts.fitting.lines()
@@ -265,7 +256,7 @@ def _together(settings: Settings, doing: Doing) -> list[Finding]:
         with doing(SELF_TEST):
             findings += _looked("sampler agrees", lambda: _agrees(settings, parts, problems))
         if settings.agents.enabled:
-            findings += _looked("consultation", lambda: _consultation(settings, parts, problems[0]))
+            findings += _looked("consultation", lambda: _consultation(settings, parts, problems))
     return findings
 
 
@@ -284,8 +275,19 @@ def _agrees(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> li
     return [Finding(what="sampler agrees", found="its log-probabilities are the training forward's")]
 
 
-def _consultation(settings: Settings, parts: Parts, problem: Problem) -> list[Finding]:
-    settled = asyncio.run(rehearsed_consultation(parts, settings.agents.specs(), problem))
-    fine = settled.outcome in (ConsultOutcome.ANSWERED, ConsultOutcome.EMPTY)
-    found = f"{settled.agent}: {settled.outcome} {settled.reply[:60]!r} {settled.detail}".strip()
-    return [Finding(what="consultation", health=Health.OK if fine else Health.FAILED, found=found)]
+def _consultation(settings: Settings, parts: Parts, problems: Sequence[Problem]) -> list[Finding]:
+    """Rehearse with the agent of the paper's three that has words for every problem: the last one."""
+    spec = settings.agents.specs()[-1]
+    for problem in problems[:ROWS]:
+        question = rehearsed(question_of(spec, task_spec(settings.task.name), problem), spec)
+        settled = asyncio.run(rehearsed_consultation(parts, spec, question))
+        if settled.outcome is not ConsultOutcome.EMPTY:
+            break
+    silent_health = Health.FAILED if question.by_the_task else Health.LOOK
+    health = {
+        ConsultOutcome.ANSWERED: Health.OK,
+        ConsultOutcome.EMPTY: Health.OK if spec.may_be_silent else silent_health,
+    }.get(settled.outcome, Health.FAILED)
+    said = repr(settled.reply[:60]) if settled.reply else settled.detail
+    found = f"{settled.agent}: asked {settled.request[:60]!r}, {settled.outcome}: {said}"
+    return [Finding(what="consultation", health=health, found=found)]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from aipo.agents.backends import BACKENDS
 from aipo.agents.named import AGENTS
 from aipo.agents.spec import AgentSpec
+from aipo.config.mcp import McpSettings
 from aipo.config.problems import Section
 from aipo.core.types import PAPER_AGENTS
 
@@ -61,6 +62,7 @@ class AgentFields(BaseModel):
     error_rate: float
     failure_rate: float
     latency_s: float
+    mcp: McpSettings
 
     @property
     def server(self) -> tuple[str, str]:
@@ -139,6 +141,7 @@ class AgentOverrides(_Checked):
     error_rate: Share | None = Field(None, description="oracle.")
     failure_rate: Share | None = Field(None, description="oracle.")
     latency_s: Seconds | None = Field(None, description="oracle.")
+    mcp: McpSettings = Field(McpSettings(), description="mcp: the server, its tool and how it is called.")
 
 
 class AgentSettings(_Checked):
@@ -154,8 +157,8 @@ class AgentSettings(_Checked):
     backend: str = Field(
         "remote",
         description="`remote`: an OpenAI-compatible endpoint. `local`: a transformers model in this process. "
-        "Scripted: `oracle` (by the task itself), `dead`, `garbage`, `hostile` (to rehearse). Your own: "
-        "`module:attribute`.",
+        "`mcp`: a tool of an MCP server (`agents.NAME.mcp`). Scripted: `oracle` (by the task itself), "
+        "`dead`, `garbage`, `hostile` (to rehearse). Your own: `module:attribute`.",
     )
     base_url: str = Field("", description=f"remote: address of the endpoint, as in `{_URL}`.")
     model: str = Field("", description="remote: the model's name there. local: its folder or hub id.")
@@ -269,7 +272,7 @@ class AgentSettings(_Checked):
 
     def resolved(self, own: AgentOverrides) -> AgentFields:
         """Return the values of an agent whose own ones are given, as `of` does."""
-        values = {name: getattr(self, name) for name in AgentFields.model_fields}
+        values = {name: getattr(self, name) for name in AgentFields.model_fields if name != "mcp"}
         if own.base_url not in (None, self.base_url):
             values["api_key_env"] = ""
         return AgentFields(**values | own.model_dump(exclude_none=True))

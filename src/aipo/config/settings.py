@@ -61,8 +61,13 @@ class RunSettings(Section):
 
 
 class ConsultSettings(Section):
-    """The protocol: tags, limits and the two prompts."""
+    """The protocol: its form, limits and the two prompts."""
 
+    format: Literal["tags", "tools"] = Field(
+        "tags",
+        description="How the policy asks: in `tags` inside its turn, or by the tool calls that the model's "
+        "own chat template defines (`tools`: Qwen, Llama 3.1, Hermes, …; docs/agents.md#tool-calls).",
+    )
     max_consultations: int = Field(3, ge=0, description="Per rollout; one more is refused with a notice.")
     max_feedback_tokens: int = Field(
         256, ge=1, description="Per reply, tags excluded; longer replies are cut."
@@ -91,6 +96,22 @@ class ConsultSettings(Section):
         None, description="A file with more of them, in the form of src/aipo/consult/examples."
     )
     elicit: ElicitSettings = ElicitSettings()
+
+    @model_validator(mode="after")
+    def _one_format(self) -> "ConsultSettings":
+        if self.format == "tags":
+            return self
+        others = {
+            "consult.tags": (self.tags, "a tool has its agent's name; leave it out"),
+            "consult.feedback_tag": (self.feedback_tag != "feedback", "leave it out"),
+            "consult.examples": (self.examples, "they show tags; leave them out"),
+            "consult.examples_file": (self.examples_file, "it shows tags; leave it out"),
+            "consult.elicit.share": (self.elicit.share, "a call has no tag to open; set it to 0"),
+        }
+        for field, (is_set, fix) in others.items():
+            if is_set:
+                raise ValueError(f"{field} is for consult.format = 'tags', and it is 'tools': {fix}")
+        return self
 
 
 class RolloutSettings(Section):
@@ -187,7 +208,8 @@ class AlgorithmSettings(Section):
         True, description="Learn from consult-stripped copies of successful consulting rollouts."
     )
     verified_copies: bool = Field(
-        False, description="Only from copies to which the Verify Agent, asked once more, has no objection."
+        False,
+        description="Only from copies that the agent that checks (Verify), asked once more, approves of.",
     )
     agent_token_price: float = Field(
         0.0,

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aipo.config.agents import AgentOverrides
 from aipo.config.problems import NameIn
@@ -63,3 +63,12 @@ class TraceSettings(Settings):
     """The settings of a run, and of the start on traces that it begins from."""
 
     warmstart: TraceStartSettings = TraceStartSettings()
+
+    @model_validator(mode="after")
+    def _tags_only(self) -> "TraceSettings":
+        if self.consult.format != "tags":
+            raise ValueError(
+                f"warmstart.source = {self.warmstart.source!r} writes requests in tags, and consult.format = "
+                f"{self.consult.format!r}; set consult.format = 'tags', or begin with a model that calls"
+            )
+        return self

@@ -1,25 +1,23 @@
-"""Protocol text to token ids and back: the only place where tags, notices and feedback become ids.
+"""Protocol text to token ids and back: only here and in `tool_codec` do tags and feedback become ids.
 
-Between the feedback tags of a block there is no special token's id and no control string's text.
+Among an agent's words in a block there is no special token's id and no control string's text.
 """
 
 import re
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aipo.consult.protocol import NOTICES, Protocol, neutralise
-from aipo.core.types import ConsultOutcome
+from aipo.consult.text import NOT_TEXT
+from aipo.core.types import ConsultOutcome, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LONGEST_TOKEN_CHARS = 64
 """Longer tokens exist (rows of dashes); a reply made of them is cut a little shorter than it could be."""
-_NOT_TEXT = dict.fromkeys(
-    code for code in (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)) if chr(code) not in "\n\t"
-)
-"""Control characters, which no words need, and halves of characters, which no tokenizer takes."""
 _SENTENCE_END = re.compile(
     r"(?<![.!?\u2026])(?<!^[0-9])(?<!^[0-9]{2})(?<![.!?:;,]\s[0-9])[.!?\u2026]++[\"')\]\u201d]*+(?=\s)"
     r"|[\u3002\uff01\uff1f]+",
@@ -37,33 +35,53 @@ class CodecError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FeedbackBlock:
-    """What is inserted for a reply: open tag, content, close tag."""
+    """What is inserted for a reply: what stands before the words, the words, what stands behind them."""
 
     ids: tuple[int, ...]
     content: tuple[int, int]
     """Half-open span of the agent's words inside `ids`."""
+    around: Source = Source.FEEDBACK
+    """Of the ids that are not the agent's words."""
 
 
-class TagCodec:
-    """Encodes and decodes the protocol for one tokenizer.
+class Codec(ABC):
+    """Encodes and decodes a format for one tokenizer: what both formats share.
 
-    Raises `CodecError` when a tag does not survive encoding and decoding, or when the vocabulary lacks a word
-    of a notice.
+    A `call` is the name of the agent whose reply it is; `turn_ended`: the policy has ended its turn.
+    Raises `CodecError` when the vocabulary lacks a word of a notice.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", protocol: Protocol) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", control_ids: Mapping[str, Sequence[int]]
+    ) -> None:
+        """`control_ids`: the control strings of the format, and the ids of each."""
         self._tokenizer = tokenizer
-        self._protocol = protocol
-        self._tag_ids = {tag: self._checked_tag(tag) for tag in protocol.control_strings}
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         specials = added | set(tokenizer.all_special_ids)
-        self._never_content = specials | {ids[0] for ids in self._tag_ids.values() if len(ids) == 1}
+        self._never_content = specials | {ids[0] for ids in control_ids.values() if len(ids) == 1}
         special_strings = {str(tokenizer.convert_ids_to_tokens(i)) for i in specials}
-        self.forbidden: tuple[str, ...] = tuple(sorted({*special_strings, *protocol.control_strings} - {""}))
+        self.forbidden: tuple[str, ...] = tuple(sorted({*special_strings, *control_ids} - {""}))
         """Control strings and special tokens: what neither a problem's text nor a reply may hold as such."""
         self._notices = {outcome: self._checked_notice(words) for outcome, words in NOTICES.items()}
 
-    def feedback(self, reply: str, max_tokens: int) -> FeedbackBlock:
+    @abstractmethod
+    def _enclosed(self, content: Sequence[int], agent: str | None, turn_ended: bool) -> FeedbackBlock: ...
+
+    @abstractmethod
+    def request_tags(self, agent: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ids that open and close a request, for the system to write. Raises `CodecError`."""
+
+    @abstractmethod
+    def banned_sequences(self) -> tuple[tuple[int, ...], ...]:
+        """Return the ids of what opens a request, for the solo mode `banned`."""
+
+    def _written(self, reply: str) -> str:
+        """Return a reply as the format writes it."""
+        return reply
+
+    def feedback(
+        self, reply: str, max_tokens: int, agent: str | None = None, *, turn_ended: bool = False
+    ) -> FeedbackBlock:
         """Return the block for an agent's reply, its content cut to `max_tokens`.
 
         Forged tags and special tokens are made inert; what the vocabulary lacks is left out, so the content
@@ -76,17 +94,13 @@ class TagCodec:
         content = self._content(reply[: (max_tokens + 1) * _LONGEST_TOKEN_CHARS])
         if len(content) > max_tokens:
             content = self._cut(content, max_tokens)
-        opening = self._tag_ids[self._protocol.feedback_open]
-        return FeedbackBlock(self._enclosed(content), (len(opening), len(opening) + len(content)))
+        return self._enclosed(content, agent, turn_ended)
 
-    def request_tags(self, agent: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the ids of an agent's open and close tag. Raises `KeyError` for an agent without a tag."""
-        protocol = self._protocol
-        return self._tag_ids[protocol.request_open(agent)], self._tag_ids[protocol.request_close(agent)]
-
-    def notice(self, outcome: ConsultOutcome) -> tuple[int, ...]:
-        """Return the ids of a notice with its tags. Raises `KeyError` for ANSWERED, which has none."""
-        return self._notices[outcome]
+    def notice(
+        self, outcome: ConsultOutcome, agent: str | None = None, *, turn_ended: bool = False
+    ) -> tuple[int, ...]:
+        """Return the ids of a whole notice. Raises `KeyError` for ANSWERED, which has none."""
+        return self._enclosed(self._notices[outcome], agent, turn_ended).ids
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens included, spaces as they are."""
@@ -116,16 +130,14 @@ class TagCodec:
             low, high = (middle, high) if boundary(middle)[1] <= char else (low, middle)
         return boundary(low)[0]
 
-    def banned_sequences(self) -> tuple[tuple[int, ...], ...]:
-        """Return the ids of every request's open tag, of enabled agents or not, for the solo mode `banned`.
-
-        Watertight where each is one id; a tag of several tokens can also be sampled in another spelling.
-        """
-        return tuple(self._tag_ids[self._protocol.request_open(agent)] for agent in self._protocol.tags)
-
     def request_room(self, max_feedback_tokens: int) -> int:
         """Return the most tokens that one consultation inserts: a full block or the longest notice."""
-        return max(len(self._enclosed([])) + max_feedback_tokens, *map(len, self._notices.values()))
+        around = max(len(self._enclosed([], agent, False).ids) for agent in self._agents())
+        return around + max(max_feedback_tokens, *map(len, self._notices.values()))
+
+    def _agents(self) -> Sequence[str | None]:
+        """Return the agents whose blocks may differ in length."""
+        return (None,)
 
     def _cut(self, content: list[int], max_tokens: int) -> list[int]:
         """Return the longest beginning of at most `max_tokens` ids that ends well."""
@@ -149,12 +161,8 @@ class TagCodec:
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _enclosed(self, content: Sequence[int]) -> tuple[int, ...]:
-        tags = self._tag_ids
-        return (*tags[self._protocol.feedback_open], *content, *tags[self._protocol.feedback_close])
-
     def _content(self, reply: str) -> list[int]:
-        reply = reply.translate(_NOT_TEXT)
+        reply = self._written(reply.translate(NOT_TEXT))
         for _ in range(_ENCODING_PASSES):
             encoded = self._encode(neutralise(reply, self.forbidden))
             ids = [token for token in encoded if token not in self._never_content]
@@ -162,6 +170,43 @@ class TagCodec:
             if not any(string in reply for string in self.forbidden):
                 return ids
         return []
+
+    def _checked_notice(self, words: str) -> list[int]:
+        ids = self._encode(words)
+        if not ids or self._tokenizer.unk_token_id in ids:
+            raise CodecError(
+                f"notice {words!r} comes back from the tokenizer as {self.text(ids)!r}; add its words to the "
+                f"vocabulary with tokenizer.add_tokens({words.split()})"
+            )
+        return ids
+
+
+class TagCodec(Codec):
+    """The codec of tags. Raises `CodecError` also when a tag does not survive encoding and decoding."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", protocol: Protocol) -> None:
+        self._tokenizer = tokenizer
+        self._protocol = protocol
+        self._tag_ids = {tag: self._checked_tag(tag) for tag in protocol.control_strings}
+        super().__init__(tokenizer, self._tag_ids)
+
+    def request_tags(self, agent: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ids of an agent's open and close tag. Raises `KeyError` for an agent without a tag."""
+        protocol = self._protocol
+        return self._tag_ids[protocol.request_open(agent)], self._tag_ids[protocol.request_close(agent)]
+
+    def banned_sequences(self) -> tuple[tuple[int, ...], ...]:
+        """Return the ids of every request's open tag, of enabled agents or not, for the solo mode `banned`.
+
+        Watertight where each is one id; a tag of several tokens can also be sampled in another spelling.
+        """
+        return tuple(self._tag_ids[self._protocol.request_open(agent)] for agent in self._protocol.tags)
+
+    def _enclosed(self, content: Sequence[int], agent: str | None, turn_ended: bool) -> FeedbackBlock:
+        opening, closing = (
+            self._tag_ids[tag] for tag in (self._protocol.feedback_open, self._protocol.feedback_close)
+        )
+        return FeedbackBlock((*opening, *content, *closing), (len(opening), len(opening) + len(content)))
 
     def _checked_tag(self, tag: str) -> tuple[int, ...]:
         ids = self._encode(tag)
@@ -172,15 +217,6 @@ class TagCodec:
                 "another tag under consult.tags (consult.feedback_tag)"
             )
         return tuple(ids)
-
-    def _checked_notice(self, words: str) -> tuple[int, ...]:
-        ids = self._encode(words)
-        if not ids or self._tokenizer.unk_token_id in ids:
-            raise CodecError(
-                f"notice {words!r} comes back from the tokenizer as {self.text(ids)!r}; add its words to the "
-                f"vocabulary with tokenizer.add_tokens({words.split()})"
-            )
-        return self._enclosed(ids)
 
 
 def _last_end(pattern: "re.Pattern[str]", text: str, within: int) -> int:

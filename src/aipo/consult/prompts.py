@@ -7,15 +7,15 @@ string when it becomes ids. The words are this project's own [ours].
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
-from importlib.resources import files
-from string import Template
 from typing import TYPE_CHECKING, Any
 
-from aipo.consult.protocol import Protocol, neutralise
+from aipo.consult.formats import Format
+from aipo.consult.packaged import packaged
+from aipo.consult.protocol import neutralise
 from aipo.core.types import Condition
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class PromptError(ValueError):
     """A prompt cannot be built; the message names the fix."""
 
 
-def system_prompt(condition: Condition, protocol: Protocol, override: str | None) -> str:
+def system_prompt(condition: Condition, protocol: Format, override: str | None) -> str:
     """Return a condition's system prompt; an override is taken word for word, '' means no system message.
 
     Worked consultations, where the protocol has some, end the consulting prompt, also an override of it.
@@ -47,11 +47,11 @@ def system_prompt(condition: Condition, protocol: Protocol, override: str | None
     """
     offers = condition is Condition.CONSULTING and bool(protocol.enabled)
     if offers and protocol.examples:
-        offer = _consulting(protocol) if override is None else override
+        offer = protocol.offer() if override is None else override
         shown = [f"Problem: {problem}\n{turn}" for problem, turn in protocol.examples]
         return "\n\n".join([offer, EXAMPLES_FOLLOW, *shown]).strip()
     if override is None:
-        return _consulting(protocol) if offers else _packaged("solo")
+        return protocol.offer() if offers else packaged("solo")
     tag = next((tag for tag in protocol.control_strings if tag in override), None)
     if condition is Condition.SOLO and tag:
         raise PromptError(f"consult.solo_prompt holds {tag}; a solo prompt offers no agents, take it out")
@@ -155,16 +155,25 @@ def _takes_system(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
 
 
 def _applied(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], date: str, **how: Any) -> Any:
-    """Apply the chat template. Raises `PromptError` where it refuses, or is no template."""
+    messages = [{"role": role, "content": words} for role, words in turns]
+    return applied(tokenizer, messages, date, **how)
+
+
+def applied(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]], date: str, **how: Any
+) -> Any:
+    """Apply the chat template, `date` being today.
+
+    Raises `PromptError` where it refuses, or is no template.
+    """
     from jinja2 import TemplateError
 
     if dated(tokenizer):
         how["chat_template"] = _clock(date) + tokenizer.get_chat_template(tools=how.get("tools"))
-    messages = [{"role": role, "content": words} for role, words in turns]
     try:
-        return tokenizer.apply_chat_template(messages, return_dict=False, **how)
+        return tokenizer.apply_chat_template([dict(m) for m in messages], return_dict=False, **how)
     except TemplateError as error:
-        roles = ", ".join(role for role, _ in turns)
+        roles = ", ".join(message["role"] for message in messages)
         raise PromptError(
             f"the chat template of {_named(tokenizer)} refuses messages of {roles}: {error}; correct "
             "tokenizer.chat_template and save the tokenizer, or use another instruct model"
@@ -180,22 +189,3 @@ def _clock(date: str) -> str:
 
 def _named(tokenizer: "PreTrainedTokenizerBase") -> str:
     return repr(tokenizer.name_or_path or "policy.model")
-
-
-def _packaged(name: str) -> str:
-    """Return a packaged text without its first line, the version."""
-    text = files("aipo.consult").joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8")
-    return text.partition("\n")[2].strip()
-
-
-def _consulting(protocol: Protocol) -> str:
-    feedback = {"feedback_open": protocol.feedback_open, "feedback_close": protocol.feedback_close}
-    lines = []
-    for line in _packaged("consulting").splitlines():
-        if line != "@agents":
-            lines.append(Template(line).substitute(feedback))
-            continue
-        for name, offer in protocol.offers.items():
-            tags = {"open": protocol.request_open(name), "close": protocol.request_close(name)}
-            lines.append(Template(offer).substitute(tags))
-    return "\n".join(lines)

@@ -7,8 +7,12 @@ inline feedback follow docs/method.md#interaction [ours, after the prototype].
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from string import Template
 from types import MappingProxyType
 
+from aipo.consult.packaged import packaged
+from aipo.consult.requests import Malformed as Malformed
+from aipo.consult.requests import Request as Request
 from aipo.core.types import ConsultOutcome
 
 NOTICES: Mapping[ConsultOutcome, str] = MappingProxyType(
@@ -21,26 +25,6 @@ NOTICES: Mapping[ConsultOutcome, str] = MappingProxyType(
     }
 )
 """What the policy reads, between the feedback tags, when no agent's words come: all of it SCAFFOLD."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A well-formed request."""
-
-    agent: str
-    text: str
-    """What stands between the tags, stripped; may be empty, see `Protocol.parse`."""
-    start: int
-    """Where the open tag begins in the parsed text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """An end tag that closes no usable request."""
-
-    reason: str
-    start: int
-    """Where the open tag begins in the parsed text; where the end tag begins if there is no open tag."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +93,16 @@ class Protocol:
         return f"</{self.feedback_tag}>"
 
     @property
+    def tools(self) -> str:
+        """Nothing is handed to the chat template: the system prompt offers the agents."""
+        return ""
+
+    @property
+    def ends_with_turn(self) -> bool:
+        """A request ends with its end tag, never with the turn."""
+        return False
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """The end tags at which generation stops: those of enabled agents."""
         return tuple(map(self.request_close, self.enabled))
@@ -139,6 +133,23 @@ class Protocol:
         if agent in self.must_be_asked and not body.strip():
             return Malformed(f"{self.request_open(agent)} asks nothing", start)
         return Request(agent, body.strip(), start)
+
+    def written(self, agent: str, request: str) -> str:
+        """Return a request between its tags, as the policy would write it."""
+        return f"{self.request_open(agent)}{request}{self.request_close(agent)}"
+
+    def offer(self) -> str:
+        """Return the packaged prompt, a line for each agent in the place of `@agents`."""
+        feedback = {"feedback_open": self.feedback_open, "feedback_close": self.feedback_close}
+        lines = []
+        for line in packaged("consulting").splitlines():
+            if line != "@agents":
+                lines.append(Template(line).substitute(feedback))
+                continue
+            for name, offer in self.offers.items():
+                tags = {"open": self.request_open(name), "close": self.request_close(name)}
+                lines.append(Template(offer).substitute(tags))
+        return "\n".join(lines)
 
 
 def _check_name(field: str, name: str) -> None:

@@ -20,10 +20,10 @@ class Source(IntEnum):
     POLICY = 1
     """Sampled by the policy, its requests and their tags included."""
     FEEDBACK = 2
-    """An agent's words, inserted inline, together with both feedback tags."""
+    """An agent's words, inserted inline, together with both feedback tags; alone in a tool's message."""
     SCAFFOLD = 3
-    """The system's: notices ("no consultations left"), tags of elicited requests; never trained. Padding
-    has this source too."""
+    """The system's: notices ("no consultations left"), tags of elicited requests, what wraps a tool's
+    message; never trained. Padding has this source too."""
 
 
 class Verdict(StrEnum):

@@ -71,7 +71,8 @@ def _parse_one(latex: str) -> list[Any]:
         extraction_mode="first_match",
         parsing_timeout=None,
     )
-    return parsed
+    # math-verify compares a single letter by its name, but `i` alone is a number.
+    return [sympy.I if isinstance(each, sympy.Symbol) and each.name == "i" else each for each in parsed]
 
 
 def _combined(parsed: list[list[Any]], together: Callable[..., Any]) -> list[Any]:

@@ -6,6 +6,7 @@ Each guard answers a false positive or a hang of math-verify 0.9.0 that was seen
 """
 
 import re
+from collections import Counter
 from enum import Enum
 from functools import lru_cache
 
@@ -125,6 +126,26 @@ def _parts(text: str) -> list[str]:
     return parts
 
 
+def _repeats_otherwise(gold: str, answer: str) -> bool:
+    r"""Tell whether a list repeats what the gold, a list with repetitions, does not, or repeats it less.
+
+    Braces make a set, which has none; what is repeated in another spelling (`0.5, 1/2`) is not seen.
+
+    >>> [_repeats_otherwise("1,2,2", answer) for answer in ("2,1,2", "1,2", "1,1,2", r"1, 2, \frac{4}{2}")]
+    [False, True, True, False]
+    """
+    wanted, given = (_elements(text) for text in (gold, answer))
+    if max(wanted.values(), default=1) == 1:
+        return False
+    return wanted.total() != given.total() or (wanted.keys() == given.keys() and wanted != given)
+
+
+def _elements(text: str) -> Counter[str]:
+    """Return how often a list holds what; nothing for a set in braces or one element."""
+    text = re.sub(r"\s|\\[,;! ]", "", _AND.sub(",", text))
+    return Counter() if text.startswith(r"\{") else Counter(filter(None, _parts(text)))
+
+
 def _mixes_prose(text: str) -> bool:
     """Tell whether text stands between numbers or contains one: math-verify drops it and what follows."""
     text = _AND.sub(",", text)
@@ -216,7 +237,7 @@ def decide(gold: str, answer: str) -> Grade | None:
     kind: `\{1,2\}` = `(1,2)`, `3,4` = `3<x<4`, `5` = `5,5`; words: anagrams are equal products of letters;
     base: `4210_5` = `4210`; prose: `3` = `3\text{ apples and }4\text{ pears}`; unit: 15 cm = 15 inches;
     costly: `10^{999999999}` runs for hours. A costly gold is our failure (UNGRADED), a costly answer is not.
-    scale: `5` = `5\text{ million}`; letter: `k` = `K`.
+    scale: `5` = `5\text{ million}`; letter: `k` = `K`; repeats: `1,2,2` = `1,2`.
     """
     gold = answer_in(gold)
     if len(gold) <= MAX_GOLD_CHARS and exact_match(gold, answer):
@@ -252,6 +273,8 @@ def _refusal(gold: str, answer: str) -> str:
         return "letter"  # K is not k
     if _mixes_prose(answer):
         return "prose"
+    if _repeats_otherwise(gold, answer):
+        return "repeats"
     units = _units(gold), _units(answer)
     if not (units[0] <= units[1] or units[1] <= units[0]) or (units[0] ^ units[1]) & _SCALES:
         return "unit"

@@ -1,6 +1,6 @@
-"""Verified copies: the Verify Agent is asked about a rollout from which its consultations were cut out.
+"""Verified copies: an agent that checks is asked about a rollout from which its consultations were cut out.
 
-A copy is approved only where Verify says so: not if it cannot be asked or says nothing clear. It matters
+A copy is approved only where that agent says so: not if it cannot be asked or says nothing clear. It matters
 because a correct final answer proves little about the lines before it when the last reply contained that
 answer (docs/method.md#consult-stripped-copies).
 """
@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 from aipo.agents.base import AgentQuery
 from aipo.core.tokens import TokenStream
-from aipo.core.types import VERIFY
 from aipo.rollout.asking import ask
-from aipo.rollout.episode import ConsultContext
+from aipo.rollout.replies import ConsultContext
 
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """What Verify said of a copy, and the tokens that it took to say so."""
+    """What the checking agent said of a copy, and the tokens that it took to say so."""
 
     approved: bool
     reply_tokens: int
@@ -24,13 +23,15 @@ class Approval:
 
 
 async def approval(copy: TokenStream, problem: str, consult: ConsultContext, seed: int) -> Approval:
-    """Ask the Verify Agent about a copy, within the deadline of any consultation.
+    """Ask whoever checks about a copy, within the deadline of any consultation.
 
-    Raises `KeyError` if there is no Verify Agent.
+    Raises `ValueError` if no agent checks.
     """
+    if consult.checker is None:
+        raise ValueError("no agent of agents.enabled approves of rollouts")
     text = consult.codec.text(copy.ids[copy.prompt_length :])
     query = AgentQuery(problem=problem, rollout=text, request="", seed=seed)
-    answer = await ask(consult.agents[VERIFY], query, consult.agent_timeout_s)
+    answer = await ask(consult.checker, query, consult.agent_timeout_s)
     if answer.reply is None:
         return Approval(False, 0, answer.usage.cost)
     begin, end = consult.codec.feedback(answer.reply.text, consult.limits.max_feedback_tokens).content

@@ -6,22 +6,21 @@ an outcome of its consultation, never an exception and never a reward.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import NamedTuple
 
-from aipo.agents.base import NOTHING_USED, Agent, AgentFailure, AgentQuery, Usage
-from aipo.consult.codec import FeedbackBlock, TagCodec
-from aipo.consult.limits import Limits
-from aipo.consult.protocol import Malformed, Protocol, Request
+from aipo.agents.base import NOTHING_USED, AgentFailure, AgentQuery, Usage
+from aipo.consult.requests import Malformed, Request
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import Segment, TokenStream
-from aipo.core.types import Condition, ConsultOutcome, LeakPolicy, SoloMode, Source, StopReason
+from aipo.core.types import Condition, ConsultOutcome, SoloMode, Source, StopReason
 from aipo.engines.base import Engine, EngineError, GenerationRequest, Sampling
-from aipo.rollout.asking import Answer, ask
+from aipo.rollout.asking import ask
 from aipo.rollout.elicit import BOUNDARY_STOPS, Opening, Watch, ends_sentence
-from aipo.rollout.leaks import Hide, guarded
+from aipo.rollout.leaks import Hide
+from aipo.rollout.replies import ConsultContext as ConsultContext
+from aipo.rollout.replies import Insertion, processed
 
 NOT_FINITE = "the policy gave log-probabilities that are not finite numbers"
 """Why a rollout fails when weights or logits have become NaN or infinite."""
@@ -95,18 +94,6 @@ class RolloutSpec:
     """Which agent's tag the system is to open, and how; None: it opens none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsultContext:
-    """Protocol, limits and agents: what a consultation needs, the same for all rollouts of a run."""
-
-    protocol: Protocol
-    codec: TagCodec
-    limits: Limits
-    agents: Mapping[str, Agent]
-    agent_timeout_s: float
-    leak_policy: LeakPolicy = LeakPolicy.ALLOW
-
-
 async def rollout(engine: Engine, spec: RolloutSpec, consult: ConsultContext) -> Rollout:
     """Produce one rollout. Raises `EngineError`; nothing that an agent does is raised."""
     episode = _Episode(engine, spec, consult)
@@ -114,10 +101,6 @@ async def rollout(engine: Engine, spec: RolloutSpec, consult: ConsultContext) ->
         return await episode.run()
     finally:
         await engine.release(spec.id)
-
-
-_Insertion = tuple[Segment, tuple[int, int]]
-"""The inserted segment, and the span of the agent's own words in it."""
 
 
 class _OpenRequest(NamedTuple):
@@ -138,6 +121,8 @@ class _Episode:
         self._consultations: list[Consultation] = []
         self._consult_spans: list[tuple[int, int]] = []
         self._versions: set[int] = set()
+        self._turn_ended = False
+        """Whether the policy has just sampled the end of its turn."""
         self._opened_tags: list[int] = []
         """Indices of the segments that are tags which the system wrote."""
         self._watch = Watch(spec.opening, spec.problem, spec.seed) if spec.opening else None
@@ -148,9 +133,14 @@ class _Episode:
         while True:
             self._open_if_due()
             stop = await self._generate()
-            if stop is StopReason.END or (stop is StopReason.LENGTH and not self._request_is_full()):
+            self._turn_ended = stop is StopReason.END
+            if self._turn_ended and not self._may_ask_by_ending():
+                break
+            if stop is StopReason.LENGTH and not self._request_is_full():
                 break
             found = self._end_request()
+            if found is None and self._turn_ended:
+                break
             if found is None:
                 continue  # it paused at a sentence's end, or at a stop string that is part of other text
             if not await self._consult(found) or self._room() < 1:
@@ -169,6 +159,9 @@ class _Episode:
             weights_version=min(self._versions, default=None),
             opened=tuple(self._opened_tags) if self._spec.opening else None,
         )
+
+    def _may_ask_by_ending(self) -> bool:
+        return self._spec.condition is Condition.CONSULTING and self._context.protocol.ends_with_turn
 
     def _room(self) -> int:
         """Return how many more tokens the response may have."""
@@ -274,22 +267,26 @@ class _Episode:
         self._consult_spans.append((request_at, len(self._ids)))
         consultation, insertion = await self._ask_or_refuse(found)
         consultation = replace(consultation, elicited=True) if opened else consultation
-        begin = end = 0
-        if insertion is not None:
-            segment, (begin, end) = insertion
-        else:
-            segment = Segment(Source.SCAFFOLD, self._context.codec.notice(consultation.outcome))
-        start, inserted = len(self._ids), len(segment.ids)
+        insertion = insertion or self._notice(consultation)
+        (begin, end), start, inserted = insertion.words, len(self._ids), len(insertion)
         around_words = [(start, start + begin), (start + end, start + inserted)]
         self._consultations.append(consultation)
         if inserted > self._room():
             return False
-        self._append(segment)
+        for segment in insertion.segments:
+            self._append(segment)
         self._consult_spans += around_words
         self._last_insertion_end = len(self._ids)
         return True
 
-    async def _ask_or_refuse(self, found: Request | Malformed) -> tuple[Consultation, _Insertion | None]:
+    def _notice(self, consultation: Consultation) -> Insertion:
+        """Return what the policy reads where no agent's words come."""
+        ids = self._context.codec.notice(
+            consultation.outcome, consultation.agent, turn_ended=self._turn_ended
+        )
+        return Insertion((Segment(Source.SCAFFOLD, ids),), (0, 0))
+
+    async def _ask_or_refuse(self, found: Request | Malformed) -> tuple[Consultation, Insertion | None]:
         """Return the consultation, and what to insert if the agent answered."""
         if isinstance(found, Malformed):
             return self._without_reply(None, "", ConsultOutcome.MALFORMED, found.reason), None
@@ -303,7 +300,7 @@ class _Episode:
             return await self._ask(found)
         return self._without_reply(found.agent, found.text, ConsultOutcome.REFUSED_LIMIT, refused), None
 
-    async def _ask(self, request: Request) -> tuple[Consultation, _Insertion | None]:
+    async def _ask(self, request: Request) -> tuple[Consultation, Insertion | None]:
         spec = self._spec
         whole = self._context.codec.text(self._ids[len(spec.prompt_ids) :])
         latest = self._context.codec.text(self._ids[self._last_insertion_end :])
@@ -313,21 +310,21 @@ class _Episode:
         begun = time.monotonic()
         answer = await ask(self._context.agents[request.agent], query, self._context.agent_timeout_s)
         latency_s = time.monotonic() - begun
-        processed = _process_reply(answer, self._context, spec.hide_answer)
+        said = processed(answer, self._context, spec.hide_answer, request.agent, self._turn_ended)
         consultation = Consultation(
             agent=request.agent,
             request=request.text,
-            outcome=processed.outcome,
-            reply=processed.reply,
-            reply_tokens=processed.written_tokens,
-            detail=processed.detail,
+            outcome=said.outcome,
+            reply=said.reply,
+            reply_tokens=said.written_tokens,
+            detail=said.detail,
             context=f"{seed_of(AgentName(request.agent), query.problem, query.rollout, query.request):016x}",
             latency_s=latency_s,
-            leaked=processed.leaked,
+            leaked=said.leaked,
             usage=answer.usage,
             failure=answer.failure,
         )
-        return consultation, processed.insertion
+        return consultation, said.insertion
 
     def _without_reply(
         self, agent: str | None, request: str, outcome: ConsultOutcome, detail: str
@@ -342,56 +339,3 @@ class _Episode:
             context="",
             latency_s=0.0,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ProcessedReply:
-    """An answer after the leak guard, neutralising and cutting."""
-
-    outcome: ConsultOutcome
-    detail: str
-    written_tokens: int = 0
-    leaked: bool = False
-    reply: str = ""
-    insertion: _Insertion | None = None
-
-
-def _process_reply(answer: Answer, consult: ConsultContext, hide: Hide | None) -> _ProcessedReply:
-    """Pass an answer through the leak guard, neutralise it and cut it."""
-    if answer.reply is None:
-        return _ProcessedReply(outcome=answer.outcome, detail=answer.detail)
-    text = answer.reply.text
-    guard = guarded(text, hide, consult.leak_policy)
-    limit = consult.limits.max_feedback_tokens
-    written = consult.codec.feedback(text, limit)
-    block = written if guard.text == text else consult.codec.feedback(guard.text, limit)
-    tokens = written.content[1] - written.content[0]
-    begin, end = block.content
-    if begin == end:
-        why = (
-            "it states the answer" if guard.leaked else "nothing of the reply can be said in this vocabulary"
-        )
-        return _ProcessedReply(
-            outcome=ConsultOutcome.EMPTY, detail=why, written_tokens=tokens, leaked=guard.leaked
-        )
-    log_q = _log_q(block, answer.reply.log_probs) if block is written else ()
-    insertion = Segment(Source.FEEDBACK, block.ids, log_q), block.content
-    return _ProcessedReply(
-        outcome=answer.outcome,
-        detail="",
-        written_tokens=tokens,
-        leaked=guard.leaked,
-        reply=consult.codec.text(block.ids[begin:end]),
-        insertion=insertion,
-    )
-
-
-def _log_q(block: FeedbackBlock, reported: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the agent's log-probability of each token of a block; 0 at the tags, which the system wrote.
-
-    Degenerate case: () if the agent reports none, or fewer than the policy reads.
-    """
-    begin, end = block.content
-    if not reported or len(reported) < end - begin:
-        return ()
-    return (0.0,) * begin + reported[: end - begin] + (0.0,) * (len(block.ids) - end)

@@ -4,6 +4,7 @@ A rollout whose engine or grader failed is UNGRADED; no other rollout is affecte
 """
 
 import asyncio
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -79,17 +80,25 @@ class Prompts:
         ]
 
     def _made(self, problem: Problem, condition: Condition) -> tuple[int, ...]:
-        override = self.solo_override if condition is Condition.SOLO else self.consulting_override
+        consulting = condition is Condition.CONSULTING
+        override = self.consulting_override if consulting else self.solo_override
         return tuple(
             chat_prompt_ids(
                 self.tokenizer,
                 system_prompt(condition, self.consult.protocol, override),
                 problem.turns or problem.text,
                 self.consult.codec.forbidden,
-                tools=problem.tools,
+                tools=_offered(self.consult.protocol.tools, problem) if consulting else problem.tools,
                 date=self.date,
             )
         )
+
+
+def _offered(agents: str, problem: Problem) -> str:
+    """Return the agents and the problem's own tools as one JSON list; '' where there is neither."""
+    if not agents or not problem.tools:
+        return agents or problem.tools
+    return json.dumps([*json.loads(agents), *json.loads(problem.tools)], ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,5 +173,8 @@ class TaskSpec:
     consulted: "Callable[[Problem], Sequence[str | Ask]] | None" = None
     """An expert's turn on a problem with consultations in it, for a warm start on traces. None: a
     consultation is put into the problem's solution."""
+    asking: "Callable[[Problem, str], Sequence[str | Ask]] | None" = None
+    """What stands in a turn on a problem up to a consultation of the agent that is named: what checks ask
+    that agent. () where the task has no question for it; None: `consulted` says."""
     start: Start | None = None
     """None: runs begin with a model from elsewhere."""

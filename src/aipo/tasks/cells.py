@@ -22,6 +22,8 @@ _SCIENTIFIC = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]{1,4}")
 _UNUSABLE = re.compile("[\ud800-\udfff\0]")
 _PLAIN_DIGITS = 25
 """A number of more digits is written as m x 10^k."""
+_NAMED = 12
+"""Columns that an error lists."""
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 """What others call who speaks."""
 
@@ -41,8 +43,14 @@ def found(row: Mapping[str, Any], field: str, setting: str = "") -> Any:
             value = value[int(name)]
         else:
             fix = f"; set {setting}" if setting else ""
-            raise ValueError(f"no field {field!r}; the row has {', '.join(map(repr, names(row)))}{fix}")
+            raise ValueError(f"no field {field!r}; the row has {_listed(names(row))}{fix}")
     return value
+
+
+def _listed(columns: Sequence[str]) -> str:
+    """Return names for an error message: a file that is no table may have one of a megabyte, or thousands."""
+    more = f" and {len(columns) - _NAMED} more" if len(columns) > _NAMED else ""
+    return ", ".join(map(shown, columns[:_NAMED])) + more
 
 
 def names(row: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from aipo.config.settings import AlgorithmSettings, Settings
 from aipo.core.seeds import seed_of
-from aipo.core.types import VERIFY
 from aipo.rollout.copies import Approval, approval
 from aipo.rollout.group import Group, Sampler, solution_of
 from aipo.tasks.base import Problem
@@ -78,7 +77,7 @@ class Experience:
         return groups, await self._verified(step, credits) if algorithm.verified_copies else credits
 
     async def _verified(self, step: int, credits: Sequence[Sequence[Credit]]) -> list[list[Credit]]:
-        """Leave out the copies that the Verify Agent does not approve of; its words are paid for."""
+        """Leave out the copies that the checking agent does not approve of; its words are paid for."""
         self.approval_cost = 0.0
         copies = [credit for of_group in credits for credit in of_group if credit.copy_of]
         answers = self._ranks.gather_interleaved(
@@ -114,7 +113,8 @@ def _refuse_what_is_missing(settings: Settings, sampler: Sampler, problems: Sequ
     """Raise `ValueError` where the settings ask for an expert or an agent that is not there."""
     for problem in problems if shape_at(settings, 1).experts else ():
         solution_of(problem)
-    if settings.algorithm.verified_copies and VERIFY not in sampler.consult.agents:
+    if settings.algorithm.verified_copies and sampler.consult.checker is None:
         raise ValueError(
-            "algorithm.verified_copies = true but agents.enabled has no 'verify'; enable it or make it false"
+            "algorithm.verified_copies = true but no agent of agents.enabled approves of rollouts, as "
+            "'verify' does; enable one or make it false"
         )

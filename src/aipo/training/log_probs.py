@@ -32,6 +32,7 @@ from aipo.training.head import (
     product_precision,
 )
 from aipo.training.lora import has_lora, without_adapters
+from aipo.training.packed_attention import attend_by_blocks, with_blocks
 from aipo.training.prefixes import PackedRows, packed_rows, prefix_tree
 
 LOGITS_AT_ONCE = 2**25
@@ -86,7 +87,7 @@ def attention_masks(model: PreTrainedModel, rows: PackedRows) -> Tensor | dict[s
     def mask(window: int) -> Tensor:
         allowed = rows.allowed(window)
         if not additive:
-            return allowed
+            return allowed if window else with_blocks(model, rows, allowed)
         return torch.zeros_like(allowed, dtype=model.dtype).masked_fill_(
             ~allowed, torch.finfo(model.dtype).min
         )
@@ -181,6 +182,7 @@ class PolicyForward(nn.Module):
         if set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS:
             return False
         if self._packs is None:
+            attend_by_blocks(self.policy)
             spread = [i * 7919 % self._vocabulary_size for i in range(CHECKED_TOKENS)]
             half = CHECKED_TOKENS // 2
             pair = [tuple(spread), (*spread[:half], *reversed(spread[half:]))]

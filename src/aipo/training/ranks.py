@@ -121,14 +121,15 @@ ALONE = Ranks()
 """The one process of a run that was started as one."""
 
 
-def join(settings: Settings) -> Ranks:
+def join(settings: Settings, in_process: bool = True) -> Ranks:
     """Meet the other processes that torchrun has started, if it has; before the policy is loaded.
 
+    `in_process`: whether the engine samples in each of them (`aipo.assembly.engines.EngineSpec`).
     Raises `ValueError` for settings with which only one process can run.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
-    if settings.engine.name != "transformers":
+    if not in_process:
         raise ValueError(
             f"engine.name = {settings.engine.name!r} with several ranks is not supported; use "
             "'transformers', with which each rank samples its share, or start one process"

@@ -22,8 +22,6 @@ MAY_NAME = {
     "tasks/words": "the oracle of facts is Knowledge's",
     "planning/workload.py": "what the paper's three are assumed to be asked",
     "training/metrics.py": "every run's metrics have lines of the three, whoever is enabled",
-    "training/experience.py": "verified copies ask Verify",
-    "rollout/copies.py": "verified copies ask Verify",
 }
 """Files, or folders, that name an agent, and why."""
 CONSTANTS = {name.upper() for name in PAPER_AGENTS} | {"PAPER_AGENTS"}

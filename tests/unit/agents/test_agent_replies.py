@@ -80,7 +80,37 @@ def test_any_text_is_read_or_refused(agent: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["<think>", "</think>", "FACT:", "FACT: \n", "*", "\n", " ", "x:\n", "\x00"]
+    "piece",
+    [
+        *(
+            "<think>",
+            "</think>",
+            "FACT:",
+            "FACT: \n",
+            "*",
+            "\n",
+            " ",
+            "x:\n",
+            "\x00",
+            "- ",
+            "1.",
+            "_ ",
+            "the ",
+        ),
+        *(
+            "{",
+            '{"FACT": ',
+            "[",
+            "```\n",
+            "\n \n",
+            "\\text{",
+            "<answer>",
+            "</answer>",
+            "<|a|>",
+            "<|message|>",
+        ),
+        *("FACT", "WHY: a\n\n", "VERDICT: CORRECT or ", "WRONG ", "not ", "---\n", "$$\n\n", ":\n\n", "> \n"),
+    ],
 )
 def test_reading_is_linear_in_the_reply(piece: str) -> None:
     begun = time.monotonic()

@@ -95,9 +95,6 @@ HONEST = [
         "30000",
     ),
     ("f = lambda n: len(str(10 ** 40_000))", "40001"),
-]
-NEEDS_FILES = [
-    ("import multiprocessing\nlock = multiprocessing.Lock()\ndef f(n):\n    with lock: return n", "2"),
     (
         "import tempfile\ndef f(n):\n    with tempfile.TemporaryFile() as t:\n        return t.write(b'xy')",
         "2",
@@ -107,7 +104,16 @@ NEEDS_FILES = [
         "        t.write('xy'); t.flush()\n        return len(open(t.name).read())",
         "2",
     ),
+    (
+        "import tempfile, os, shutil\ndef f(n):\n    with tempfile.TemporaryDirectory() as t:\n"
+        "        p = os.path.join(t, 'a', 'b')\n        os.makedirs(p)\n"
+        "        open(os.path.join(p, 'c'), 'w').write('xyz')\n        os.rename(p + '/c', p + '/d')\n"
+        "        return os.listdir(p)",
+        "['d']",
+    ),
+    ("def f(n):\n    open('out.txt', 'w').write('xy')\n    return len(open('out.txt').read())", "2"),
 ]
+LOCK = "import multiprocessing\nlock = multiprocessing.Lock()\ndef f(n):\n    with lock: return n"
 
 
 @pytest.mark.parametrize(("program", "value"), HONEST)
@@ -115,12 +121,9 @@ def test_an_honest_function_is_correct(pool: CodePool, program: str, value: str)
     assert grade(pool, program, assert_tests([f"assert f(2) == {value}"])) == PASSED
 
 
-@pytest.mark.parametrize(("program", "value"), NEEDS_FILES)
-def test_a_function_that_writes_files_is_correct_where_there_are_files(
-    pool: CodePool, program: str, value: str
-) -> None:
-    """Landlock gives a program nothing to write to; docs/grading.md says so."""
-    given = grade(pool, program, assert_tests([f"assert f(2) == {value}"]))
+def test_a_lock_between_processes_is_correct_where_there_is_shared_memory(pool: CodePool) -> None:
+    """Landlock keeps /dev/shm closed, which belongs to the whole machine; docs/grading.md says so."""
+    given = grade(pool, LOCK, assert_tests(["assert f(2) == 2"]))
     assert (given == PASSED) is (pool.sandbox.backend is Backend.BUBBLEWRAP)
 
 

@@ -22,6 +22,8 @@ import aipo.grading
 import aipo.tasks
 from aipo.agents.base import AgentError
 from aipo.consult.protocol import Protocol, neutralise
+from aipo.consult.tool_template import ToolTexts
+from aipo.consult.tools import ToolCalls
 from aipo.grading.choice import last_choice
 from aipo.grading.code import extract_code
 from aipo.grading.code_values import MalformedValue, decode, parse_lines, same_output
@@ -196,6 +198,20 @@ PROTOCOL = Protocol(
 )
 
 
+def calls(opening: str, closing: str, arguments: str) -> ToolCalls:
+    texts = ToolTexts(
+        opening=opening,
+        closing=closing,
+        call="",
+        name_key="name",
+        arguments_key=arguments,
+        first_key='{"name"',
+        ends=("<|im_end|>",),
+        replies={},
+    )
+    return ToolCalls(texts=texts, enabled=("knowledge", "verify"))
+
+
 def _lines(text: str) -> object:
     try:
         return [decode(tree) for tag, tree in parse_lines(text.encode()) if tag == "v"]
@@ -228,6 +244,8 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "judge's score": _score,
     "grade_integer": lambda text: grade_integer(text, "5"),
     "Protocol.parse": PROTOCOL.parse,
+    "ToolCalls.parse, between tags": calls("<tool_call>", "</tool_call>", "arguments").parse,
+    "ToolCalls.parse, at the end": calls("", "", "parameters").parse,
     "neutralise": lambda text: neutralise(text, PROTOCOL.control_strings),
 }
 UNITS = (
@@ -238,6 +256,11 @@ UNITS = (
     "<knowledge>",
     "</knowledge>",
     "</verify> <verify>",
+    "<tool_call>",
+    "</tool_call>",
+    '\n{"name": "parameters"',
+    '{"name":',
+    "\n<|python_tag|> ",
     "```\n",
     "~~~\n",
 )

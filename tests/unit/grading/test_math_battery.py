@@ -2,9 +2,9 @@
 hangs.
 
 Labels say what a careful teacher would say, not what the grader does. Known to differ: six digits count as
-1/7, a list loses its repetitions, `s` is not known to mean seconds. `data/math_forms.jsonl` are forms that
+1/7, `s` is not known to mean seconds. `data/math_forms.jsonl` are forms that
 people reported as misread (signs of Unicode, small numbers, times, unions, prose, costly answers): none of
-its wrong answers is CORRECT but a list's repetition, and none of its answers is UNGRADED.
+its wrong answers is CORRECT, and none of its answers is UNGRADED.
 """
 
 import asyncio
@@ -121,6 +121,6 @@ def test_forms_that_are_often_misread_are_read_and_no_answer_leaves_the_batch() 
     assert len({(gold, answer) for gold, answer, _, _ in graded}) == len(FORMS) >= 300
     assert [row for row in graded if row[3] is Verdict.UNGRADED] == []
     false = [row for row in graded if row[2] == "incorrect" and row[3] is Verdict.CORRECT]
-    assert [row[:2] for row in false] == [("1,2,2", "1,2")]
+    assert false == []
     missed = [row for row in graded if row[2] == "correct" and row[3] is not Verdict.CORRECT]
     assert len(missed) <= 0.02 * len(FORMS), missed

@@ -22,7 +22,6 @@ from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import (
     KNOWLEDGE,
     PAPER_AGENTS,
-    VERIFY,
     Condition,
     ConsultOutcome,
     Source,
@@ -87,7 +86,7 @@ class Verifier:
 
     approves: bool | None = True
     fails: bool = False
-    name: str = VERIFY
+    name: str = "critic"
     asked: list[AgentQuery] = field(default_factory=list)
 
     async def answer(self, query: AgentQuery) -> AgentReply:
@@ -116,8 +115,9 @@ class HandingOut:
             protocol=PROTOCOL,
             codec=TagCodec(WORDS, PROTOCOL),
             limits=limits,
-            agents={VERIFY: self.agent},
+            agents={"critic": self.agent},
             agent_timeout_s=0.5,
+            checker=self.agent,
         )
 
     async def groups(

@@ -47,7 +47,8 @@ class Limits:
     memory_mb: int = 1024
     """Address space of the process; since it cannot fork, of the run."""
     file_mb: int = 64
-    """One file, and with bubblewrap the whole of its /tmp."""
+    """What a program may write in all; one file of it with bubblewrap, its share of `open_files` with
+    Landlock."""
     threads: int = 64
     open_files: int = 64
     output_bytes: int = 1 << 20

@@ -40,16 +40,19 @@ def _limit(limits):  # type: ignore[no-untyped-def]
 
 
 def _landlock(libc, readable):  # type: ignore[no-untyped-def]
-    """Allow reading below `readable`, and writing /dev/null; nothing else of the file system, no TCP, no
-    signals."""
+    """Allow reading below `readable`, and writing /dev/null and what is below the folder that this process
+    stands in; nothing else of the file system, no links and no devices, no TCP, no signals."""
     abi = _check(libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1), "landlock")
     every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
     words = [every, *([3] if abi >= 4 else []), *([3] if abi >= 6 else [])]
     attributes = b"".join(word.to_bytes(8, sys.byteorder) for word in words)
     rules = _check(libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0), "landlock")
-    for path in readable:
+    own = (
+        2 | 4 | 8 | 16 | 32 | 128 | 256 | (every & 1 << 14)
+    )  # to make, write, cut and remove files and folders
+    for path in (".", *readable):
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        rights = 4 | 8 if os.path.isdir(path) else 6 if path == os.devnull else 4
+        rights = own if path == "." else 4 | 8 if os.path.isdir(path) else 6 if path == os.devnull else 4
         rule = rights.to_bytes(8, sys.byteorder) + opened.to_bytes(4, sys.byteorder)
         _check(libc.syscall(_ADD_RULE, rules, 1, rule, 0), f"landlock rule for {path}")
         os.close(opened)

@@ -1,8 +1,9 @@
 """Bubblewrap: a sandbox of namespaces, inside which seccomp and rlimits apply.
 
-Inside there is a Python and its standard library without any package, read-only, an empty /tmp and a small
-empty /dev/shm; no /proc, no /etc, no network, no other process; bwrap itself gets an empty environment, since
-its own is readable where /proc is.
+Inside there is a Python and its standard library without any package, the system's shared libraries and four
+devices (null, urandom, zero, stdin), all read-only, an empty /tmp and a small empty /dev/shm; no /proc, no
+/etc, no network, no other process; bwrap itself gets an empty environment, since its own is readable where
+/proc is.
 
 As root bwrap makes no user namespace: the bootstrap becomes a user of its own (of `UIDS`), with no right to
 anything. As another user everything happens in a user namespace; where those are forbidden (many containers),

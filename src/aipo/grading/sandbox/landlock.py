@@ -1,7 +1,8 @@
 """Landlock: a process that takes its own rights away, where namespaces are forbidden. Needs no privileges.
 
-Nothing of this machine can be written, but /dev/null: without a file system of its own there is no private
-/tmp whose size could be bounded, so there is none.
+Nothing of this machine can be written but /dev/null and one folder of the run's own (`scratch`), in which it
+begins and which `tempfile` finds: `Limits.file_mb` in all, a share of it for each file, no links out of it.
+/tmp and /dev/shm, where the locks of multiprocessing would be, stay closed.
 
 What namespaces would add: existence, size and owner of this machine's files can be asked for by name
 (Landlock does not govern stat), and the host's name and kernel are seen. Signals, sockets, fork and changes
@@ -16,6 +17,7 @@ from aipo.grading.sandbox import interpreter, seccomp
 from aipo.grading.sandbox.base import Backend, Limits, Program, Run, SandboxError
 from aipo.grading.sandbox.bubblewrap import next_uid
 from aipo.grading.sandbox.process import BOOTSTRAP, PYTHON_FLAGS, Isolation, supervise
+from aipo.grading.sandbox.scratch import remove_abandoned
 
 _CREATE_RULESET, _VERSION = 444, 1
 
@@ -49,6 +51,7 @@ class Landlock:
             )
         # Root's runs become another user, who must be able to read the interpreter.
         self._python = interpreter.find(python, for_everyone=os.getuid() == 0)
+        remove_abandoned()
         self._libraries = tuple(libraries)
         self._readable = (*self._python.paths, *self._python.devices, *self._libraries)
         self.description = (

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aipo.grading.sandbox.base import Limits, Outcome, Program, Run
+from aipo.grading.sandbox.scratch import Scratch
 from aipo.grading.sandbox.seccomp import OWN_PID
 
 BOOTSTRAP = Path(__file__).with_name("bootstrap.py").read_text(encoding="utf-8")
@@ -42,6 +43,8 @@ _STANDSTILL_FACTOR = 10
 """A run that has not ended after this many times its limits is given up, whatever this machine does."""
 _SAMPLE_S = 0.5
 """How often CPU time is looked at: bwrap leaves before its child is reaped, and takes the sum with it."""
+_SCRATCH_SAMPLE_S = 0.05
+"""How often a scratch folder is looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class Isolation:
     uid: int = 0
     """Become this user first; 0: stay."""
     readable: tuple[str, ...] = ()
-    """Landlock: what may be read; empty: no Landlock."""
+    """Landlock: what may be read, and that there is a folder to write to; empty: no Landlock."""
     die_with_parent: bool = False
     library_paths: tuple[str, ...] = ()
 
@@ -73,6 +76,7 @@ class _Watch:
     ran_s: float = 0.0
     """As `cpu_s`, and since the program began: as the scheduler counts it."""
     kept_waiting_s: float = 0.0
+    scratch: Scratch | None = None
     before_s: tuple[float, float] = (0.0, 0.0)
     """What both were when the program began."""
 
@@ -82,6 +86,11 @@ class _Watch:
         self.cpu_s = max(self.cpu_s, _cpu_of_tree(self.process.pid))
         self.ran_s = max(self.ran_s, ran_s - self.before_s[0])
         self.kept_waiting_s = max(self.kept_waiting_s, waited_s - self.before_s[1])
+
+    @property
+    def sample_s(self) -> float:
+        """How often to look."""
+        return _SCRATCH_SAMPLE_S if self.scratch else _SAMPLE_S
 
     def slept_s(self) -> float:
         """Return the wall time in which the program did nothing."""
@@ -104,7 +113,10 @@ def supervise(
     """Run `command(payload, status, input once more)`, all three descriptors, to its end. Blocks."""
     asked = time.monotonic()
     opened: list[int] = []
+    scratch: Scratch | None = None
     try:
+        if isolation.readable:
+            scratch = Scratch(isolation.uid, limits.file_mb << 20)
         payload = _memory_file(_payload(program, limits, isolation), opened)
         stdin, copy = (_memory_file(program.stdin.encode("utf-8", "replace"), opened) for _ in range(2))
         status, status_end = os.pipe()
@@ -116,12 +128,12 @@ def supervise(
             stderr=subprocess.PIPE,
             pass_fds=(payload, status_end, copy),
             env=ENVIRONMENT,
-            cwd="/",
+            cwd=scratch.path if scratch else "/",
             start_new_session=True,
         )
         opened.remove(status_end)
         os.close(status_end)
-        watch = _Watch(process=process, limits=limits, started=asked)
+        watch = _Watch(process=process, limits=limits, started=asked, scratch=scratch)
         try:
             _watch(watch, status)
         finally:
@@ -131,6 +143,8 @@ def supervise(
     finally:
         for descriptor in opened:
             os.close(descriptor)
+        if scratch:
+            scratch.remove()
     return _judge(watch, time.monotonic() - asked)
 
 
@@ -147,7 +161,8 @@ def _payload(program: Program, limits: Limits, isolation: Isolation) -> bytes:
         "limits": {
             "RLIMIT_AS": limits.memory_mb * megabyte,
             "RLIMIT_CPU": math.ceil(limits.cpu_s),
-            "RLIMIT_FSIZE": limits.file_mb * megabyte,
+            # In a scratch folder what is open may be unlinked, and then counts for nobody.
+            "RLIMIT_FSIZE": limits.file_mb * megabyte // (limits.open_files if isolation.readable else 1),
             "RLIMIT_NOFILE": limits.open_files,
             # As another user than root one is counted with all of one's own processes.
             "RLIMIT_NPROC": limits.threads + (0 if isolation.uid else _own_tasks()),
@@ -196,13 +211,16 @@ def _watch(watch: _Watch, status: int) -> None:
         for descriptor in waiting:
             poll.register(descriptor, select.POLLIN)
         while waiting:
-            if watch.left_s() <= 0 or time.monotonic() - sampled > _SAMPLE_S:
+            if watch.left_s() <= 0 or time.monotonic() - sampled > watch.sample_s:
                 sampled = time.monotonic()
                 watch.look()
+                if watch.scratch and watch.scratch.is_full():
+                    watch.stopped = Outcome.OUTPUT_LIMIT
+                    return
             if (left_s := watch.left_s()) <= 0:
                 watch.stopped = Outcome.WALL_LIMIT
                 return
-            for descriptor, _ in poll.poll(1000 * min(left_s, _SAMPLE_S)):
+            for descriptor, _ in poll.poll(1000 * min(left_s, watch.sample_s)):
                 if descriptor == over:
                     watch.ended = True
                 elif _read(watch, descriptor, out, status):

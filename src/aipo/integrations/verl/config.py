@@ -196,6 +196,7 @@ def _not_on_verl(settings: Settings) -> Iterator[str]:
         (not settings.policy.model, "policy.model = ''", "name a model"),
         (settings.policy.lora_rank > 0, f"policy.lora_rank = {settings.policy.lora_rank}", "set it to 0"),
         (a.stripped_copies, "algorithm.stripped_copies = true", "set it to false"),
+        (settings.consult.format != "tags", "consult.format = 'tools'", "its rows hold no tools; use 'tags'"),
         (
             settings.consult.elicit.share > 0,
             f"consult.elicit.share = {settings.consult.elicit.share}",

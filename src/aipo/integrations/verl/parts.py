@@ -19,8 +19,8 @@ from aipo.config.settings import Settings
 from aipo.core.registry import Registry
 from aipo.core.types import SoloMode
 from aipo.engines.stops import ends_of
-from aipo.rollout.episode import ConsultContext
 from aipo.rollout.group import Prompts
+from aipo.rollout.replies import ConsultContext
 from aipo.tasks.base import Task
 
 

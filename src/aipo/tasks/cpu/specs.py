@@ -1,13 +1,13 @@
 """The entries of the CPU tasks: each has a task, an oracle, and a supervised start from a curriculum."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from aipo.config.settings import SandboxSettings, TaskSettings
 from aipo.core.types import PAPER_AGENTS
-from aipo.tasks.base import Oracle, Start, StartRequest, Task, TaskSpec, Wording
+from aipo.tasks.base import Ask, Oracle, Problem, Start, StartRequest, Task, TaskSpec, Wording
 from aipo.tasks.cpu.curriculum import Curriculum
-from aipo.tasks.cpu.products.oracle import ProductsOracle
+from aipo.tasks.cpu.products.oracle import ProductsOracle, asking
 from aipo.tasks.cpu.products.task import ProductsTask
 from aipo.tasks.cpu.products.traces import ProductsCurriculum
 from aipo.tasks.cpu.settings import CpuSettings
@@ -49,6 +49,11 @@ def _leg_counting(name: str, title: str) -> TaskSpec:
 
         return LegCountingCurriculum(consultations, wording, VARIANTS[name])
 
+    def asked(problem: Problem, agent: str) -> Sequence[str | Ask]:
+        from aipo.tasks.cpu.leg_counting.oracle import asking as asking_of_legs
+
+        return asking_of_legs(problem, agent)
+
     return TaskSpec(
         name=name,
         title=title,
@@ -58,6 +63,7 @@ def _leg_counting(name: str, title: str) -> TaskSpec:
         max_response_tokens=SHORT_RESPONSE_TOKENS,
         oracle=oracle,
         agents=PAPER_AGENTS,
+        asking=asked,
         start=_start(curriculum),
     )
 
@@ -74,6 +80,7 @@ CPU_TASKS = (
         max_response_tokens=SHORT_RESPONSE_TOKENS,
         oracle=ProductsOracle,
         agents=PAPER_AGENTS,
+        asking=asking,
         start=_start(ProductsCurriculum),
     ),
 )

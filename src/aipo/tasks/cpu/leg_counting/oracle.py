@@ -4,8 +4,10 @@ It sees what an agent sees (problem, rollout, request) and never states the tota
 of the last line equals the total all the same: a leak that this task has by construction.
 """
 
+from collections.abc import Sequence
+
 from aipo.core.types import KNOWLEDGE, REASONING, VERIFY
-from aipo.tasks.base import Wording
+from aipo.tasks.base import Ask, Problem, Wording
 from aipo.tasks.cpu.leg_counting.notation import (
     LABELS,
     LEGS,
@@ -77,3 +79,18 @@ def _check(expected: list[list[str]], written: list[str]) -> str:
         if stated != right:
             return " ".join([WRONG, *right])
     return OK if whole else ""
+
+
+def asking(problem: Problem, agent: str) -> Sequence[str | Ask]:
+    """Return the first line up to where the agent is asked: Knowledge for the legs, Verify at its end.
+
+    >>> problem = Problem(id="", text="a 3 dog", gold="")
+    >>> asking(problem, "knowledge"), asking(problem, "verify")
+    (['a ', Ask(agent='knowledge', request='a')], ['a 4 2 1 2 1 0 ; ', Ask(agent='verify', request='')])
+    """
+    first = lines(parse_problem(problem.text))[0]
+    if agent == KNOWLEDGE:
+        return [f"{first[0]} ", Ask(agent, first[0])]
+    if agent == VERIFY:
+        return [" ".join(first) + " ", Ask(agent, "")]
+    return [Ask(agent, "")] if agent == REASONING else []

@@ -7,8 +7,9 @@ the last line equals the answer all the same: a leak that this task has by const
 from collections.abc import Sequence
 
 from aipo.core.types import KNOWLEDGE, REASONING, VERIFY
-from aipo.tasks.base import Wording
+from aipo.tasks.base import Ask, Problem, Wording
 from aipo.tasks.cpu.products.notation import (
+    EQUALS,
     MARKS,
     OK,
     SUM_DIGITS,
@@ -16,6 +17,7 @@ from aipo.tasks.cpu.products.notation import (
     digits,
     is_one_line,
     lines,
+    operation_words,
     parse_operation,
     plan,
 )
@@ -91,3 +93,22 @@ def _check(expected: Sequence[Sequence[str]], whole: Sequence[Sequence[str]]) ->
     if place < min(len(whole), len(expected)):
         return " ".join([WRONG, *expected[place]])
     return OK if whole else ""
+
+
+def asking(problem: Problem, agent: str) -> Sequence[str | Ask]:
+    """Return the first line up to where the agent is asked: Knowledge for its value, Verify at its end.
+
+    >>> problem = Problem(id="", text="7 4 * 6 0", gold="")
+    >>> asking(problem, "knowledge")
+    ['7 4 * 6 0 = ', Ask(agent='knowledge', request='7 4 * 6 0')]
+    >>> asking(problem, "reasoning"), asking(problem, "verify")
+    ([Ask(agent='reasoning', request='')], ['7 4 * 6 0 = 2 8 2 0 done ', Ask(agent='verify', request='')])
+    """
+    steps = plan(parse_operation(problem.text))
+    first = lines(steps)[0]
+    if agent == KNOWLEDGE:
+        begun = first[: first.index(EQUALS) + 1]
+        return [" ".join(begun) + " ", Ask(agent, " ".join(operation_words(steps[0])))]
+    if agent == VERIFY:
+        return [" ".join(first) + " ", Ask(agent, "")]
+    return [Ask(agent, "")] if agent == REASONING else []
