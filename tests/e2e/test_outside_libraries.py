@@ -6,6 +6,7 @@ from typing import Any
 
 from aipo.config.toml import toml_text
 from support.policies import random_policy, run_cli, succeed
+from support.verifiers_python import ENVIRONMENTS, REAL, needs_verifiers
 
 
 def write_recipe(folder: Path, policy: Path, task: dict[str, Any]) -> Path:
@@ -41,3 +42,19 @@ def test_a_data_set_of_reasoning_gym_through_every_verb(tmp_path: Path, tmp_path
     assert "gym/chain_sum train 8 8 0" in " ".join(succeed("tasks", "validate", recipe).output.split())
     wrong = run_cli("train", recipe, "task.options.dataset=chain_sun", f"run.output={tmp_path / 'no'}")
     assert wrong.exit_code == 2 and "did you mean 'chain_sum'" in " ".join(wrong.output.split())
+
+
+@needs_verifiers
+def test_an_environment_of_verifiers_is_trained_on(tmp_path: Path, tmp_path_factory: Any) -> None:
+    options = {"environment": "small-sums", "interpreter": REAL, "module_path": str(ENVIRONMENTS)}
+    task = {"name": "verifiers", "options": options}
+    recipe = write_recipe(tmp_path, random_policy(tmp_path_factory, "qwen2.5"), task)
+    succeed("train", recipe, "evaluate.split=test")
+    rollouts = lines(tmp_path / "run" / "rollouts.jsonl")
+    assert len(rollouts) == 12 and all(row["problem"].startswith("small-sums/train/") for row in rollouts)
+    assert all(row["verdict"] == "incorrect" and row["reward"] in (0.0, 0.5) for row in rollouts)
+    assert all(row["reason"].startswith("rubric: right 0, short") for row in rollouts)
+    looked = " ".join(run_cli("doctor", recipe).output.split())
+    assert "to train, without reference answers" in looked, looked
+    no = run_cli("train", recipe, "task.options.kind=tools", f"run.output={tmp_path / 'no'}")
+    assert no.exit_code == 2 and "only a SingleTurnEnv is read" in " ".join(no.output.split())

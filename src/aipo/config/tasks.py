@@ -66,7 +66,7 @@ class TaskSettings(Section):
         "before it begins, or is left out and counted.",
     )
     match: Literal["exact", "math"] = Field("math", description="jsonl: normalised text, or math-verify.")
-    options: dict[str, str | int | float] = Field(
+    options: dict[str, str | bool | int | float] = Field(
         {}, description="Of a task that has some of its own, by name; those left out keep their defaults."
     )
     grade_timeout_s: float = Field(

@@ -6,7 +6,6 @@ drawn with a fixed hash seed, on which some generators depend. A response's scor
 what scores `task.options.right_from`.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from aipo.tasks.base import Problem, Split, TaskError, TaskSpec
 from aipo.tasks.benchmarks.gym_freeze import SEEDS, TRIES_PER_ITEM
 from aipo.tasks.benchmarks.gym_tasks import TAG, GymTask, answer_of, why_excluded
 from aipo.tasks.files import question_key
+from aipo.tasks.parameters import listed, share_of
 
 DRAW_S = 120.0
 """Deadline of one item: some puzzles are searched for."""
@@ -65,28 +65,13 @@ def options_of(settings: TaskSettings) -> GymOptions:
     for split, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise TaskError(f"task.options.{split}_problems = {count!r}: must be a whole number from 1 on")
-    right_from = given["right_from"]
-    if not isinstance(right_from, int | float) or not 0 < right_from <= 1:
-        raise TaskError(
-            f"task.options.right_from = {right_from!r}: scores go from 0 to 1; write right_from = 1.0"
-        )
     return GymOptions(
         dataset=dataset,
         problems={split: int(count) for split, count in counts.items()},
-        right_from=min(float(right_from), MIN_SCORE),
+        right_from=min(share_of("right_from", given["right_from"]), MIN_SCORE),
         interpreter=str(given["interpreter"]),
-        parameters={name: _listed(name, value) for name, value in own.items()},
+        parameters={name: listed(name, value) for name, value in own.items()},
     )
-
-
-def _listed(name: str, value: Any) -> Any:
-    """Return a parameter's value; a text that is a JSON list is that list."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise TaskError(f"task.options.{name} = {value!r} is no JSON list: {error}") from error
 
 
 class GymDataset:
@@ -130,7 +115,7 @@ class GymDataset:
         self._scorer.close()
 
     def _drawn(self) -> dict[Split, list[Problem]]:
-        command = OutsideCommand(arguments=(KIND,), interpreter=self.options.interpreter)
+        command = OutsideCommand(arguments=(KIND, "0"), interpreter=self.options.interpreter)
         pool, taken = OutsidePool(command), set[str]()
         try:
             _check(self.options, pool)

@@ -18,6 +18,7 @@ from aipo.tasks.benchmarks.task import BenchmarkTask, GradingLimits
 from aipo.tasks.cpu.specs import CPU_TASKS
 from aipo.tasks.gym import GYM_SPEC
 from aipo.tasks.jsonl import JsonlSource, JsonlTask
+from aipo.tasks.verifiers import VERIFIERS_SPEC
 from aipo.tasks.words.elements import WORD_TASKS
 from aipo.tasks.words.rules import RULES_SPEC
 
@@ -101,5 +102,5 @@ TASKS.register(
 )
 for _benchmark in BENCHMARKS:
     TASKS.register(_benchmark, BENCHMARKS[_benchmark])
-for _spec in (GYM_SPEC, *CPU_TASKS, *WORD_TASKS, RULES_SPEC):
+for _spec in (GYM_SPEC, VERIFIERS_SPEC, *CPU_TASKS, *WORD_TASKS, RULES_SPEC):
     TASKS.register(_spec.name, _spec)

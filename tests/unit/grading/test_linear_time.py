@@ -20,6 +20,7 @@ import pytest
 import aipo.consult
 import aipo.grading
 import aipo.tasks
+from aipo.agents.base import AgentError
 from aipo.consult.protocol import Protocol, neutralise
 from aipo.consult.tool_template import ToolTexts
 from aipo.consult.tools import ToolCalls
@@ -29,6 +30,7 @@ from aipo.grading.code_values import MalformedValue, decode, parse_lines, same_o
 from aipo.grading.extract import MAX_RESPONSE_CHARS, after_thinking, extract_answer, last_line
 from aipo.grading.guards import decide
 from aipo.grading.text import clean, exact_match, without_gold
+from aipo.rollout.rubric import fenced, score_in
 from aipo.tasks.benchmarks.gym_tasks import answer_of
 from aipo.tasks.benchmarks.task import grade_integer
 
@@ -105,6 +107,7 @@ def modules() -> Iterator[str]:
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if found.name not in NOT_IMPORTED and ".sandbox" not in found.name:
                 yield found.name
+    yield "aipo.rollout.rubric"  # a judge is shown what a policy wrote
 
 
 METHODS = ("match", "fullmatch", "search", "sub", "finditer", "findall", "split")
@@ -216,6 +219,13 @@ def _lines(text: str) -> object:
         return None
 
 
+def _score(text: str) -> object:
+    try:
+        return score_in(text, 0, 10)
+    except AgentError:
+        return None
+
+
 PARSERS: dict[str, Callable[[str], object]] = {
     "after_thinking": after_thinking,
     "extract_answer": extract_answer,
@@ -230,6 +240,8 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "same_output": lambda text: same_output(text.encode(), text[1:]),
     "parse_lines": _lines,
     "gym answer": answer_of,
+    "judge's fence": lambda text: fenced("", text),
+    "judge's score": _score,
     "grade_integer": lambda text: grade_integer(text, "5"),
     "Protocol.parse": PROTOCOL.parse,
     "ToolCalls.parse, between tags": calls("<tool_call>", "</tool_call>", "arguments").parse,
