@@ -6,6 +6,7 @@ connection does is an `AgentError`, and a lost connection is made anew. No wait 
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from aipo.config.mcp import McpSettings
 
+# A lost connection is an outcome; without a handler of anyone, its traceback would go to standard error.
+logging.getLogger("mcp").addHandler(logging.NullHandler())
 INSTALL = "pip install 'aipo[mcp]'"
 _TAIL_BYTES = 2000
 """Of what a server said on standard error, for a message."""
