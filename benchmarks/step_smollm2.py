@@ -37,6 +37,7 @@ from step_work import NEVER, Work, write_problems
 PROMPTS, ROLLOUTS, NEW_TOKENS, WARM_UP = 4, 8, 64, 1
 MOST = {"solo": 0.40, "consulting": 0.30}
 MOST_MEMORY, MOST_BOUND = 0.35, 1.35
+TURN_END = "<|im_end|>"
 GEMM = 1536
 """Rows and columns of the products that the machine's rate is measured with."""
 
@@ -58,6 +59,10 @@ def never_ending(policy: Path, folder: Path) -> tuple[Any, int]:
     tokens: Any = AutoTokenizer.from_pretrained(policy)
     tokens.add_special_tokens({"eos_token": NEVER})
     assert tokens.eos_token_id >= model.config.vocab_size, "the end must be no token of the model"
+    # What the template puts behind an assistant's turn ends it too, on our side.
+    whole = f"('{NEVER}' if message['role'] == 'assistant' else '{TURN_END}')"
+    assert f"'{TURN_END}'" in tokens.chat_template
+    tokens.chat_template = tokens.chat_template.replace(f"'{TURN_END}'", whole)
     for config in (model.config, model.generation_config):
         config.eos_token_id = None
     model.save_pretrained(folder / "policy")
