@@ -207,6 +207,14 @@ class TestCheck:
         output = succeed("agents", "check", counting_recipe(tmp_path), f"task.name={task}", *asked).output
         assert output.count("3/3") == output.count(" ok ") == (1 if enabled else 3), output
 
+    def test_agents_of_a_recipe_that_names_no_task_are_checked(
+        self, server: ChatServer, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "agents.toml"
+        path.write_text(f'[agents]\nbase_url = "{server.url()}"\nmodel = "m"\n')
+        assert succeed("agents", "check", path, "--tries", "1").output.count("1/1") == 3
+        assert all("60 km" in asked.user for asked in server.asked)
+
     def test_an_oracle_without_words_is_not_ok(self, tmp_path: Path) -> None:
         path = counting_recipe(tmp_path, agents={"enabled": ["knowledge"]})
         for task, code, said in (("SAID", 0, "ok"), ("UNSAID", 0, "silent"), ("WRONG", 1, "3 of 3 failed")):

@@ -196,8 +196,8 @@ def wording_of(protocol: Protocol) -> Wording:
 
 
 def oracle_of(settings: Settings) -> Oracle | None:
-    """Return the task's own oracle, if it has one."""
-    make = task_spec(settings.task.name).oracle
+    """Return the task's own oracle, if a task is named and has one."""
+    make = task_spec(settings.task.name).oracle if settings.task.name else None
     return make(wording_of(build_protocol(settings))) if make else None
 
 
