@@ -26,7 +26,7 @@ BLOCK_TOKENS = 256
 _BLOCKS = "packed_blocks"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """Consecutive queries, and the ranges of positions that they may look at; themselves are the last."""
 
@@ -57,7 +57,7 @@ def _blocks(ends: Tensor, number: int) -> Iterator[Block]:
             keys = (*path, *([(begin, start)] if start > begin else []), (start, stop))
             seen = sum(b - a for a, b in keys)
             mask = torch.ones(stop - start, seen, dtype=torch.bool, device=ends.device)
-            yield Block(start, stop, keys, mask.tril(seen - (stop - start)))
+            yield Block(start=start, stop=stop, keys=keys, mask=mask.tril(seen - (stop - start)))
 
 
 def _ranges(chosen: Tensor) -> Iterator[tuple[int, int]]:
