@@ -34,10 +34,15 @@ def counts_of(body: bytes) -> tuple[int, int]:
 
 
 def embedded_error(body: bytes) -> EmbeddedError | None:
-    """Return the error that a body holds in the place of an answer, or in its first choice; None without."""
+    """Return the error that a body holds in the place of an answer, or in its first choice; None without.
+
+    A body may be the error itself: `{"object": "error", "message": …}`, `{"detail": …}`.
+    """
     answer = _mapping(_value(body))
     choice = _first_choice(answer)
     error = answer.get("error") if not choice else choice.get("error")
+    if not error and not choice and (answer.get("message") or answer.get("detail")):
+        error = {"message": answer.get("message") or answer.get("detail"), **answer}
     if not error:
         return None
     details = error if isinstance(error, Mapping) else {}

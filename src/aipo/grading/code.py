@@ -29,6 +29,7 @@ from aipo.grading.sandbox.base import Limits, Outcome, Program, Run, Sandbox
 
 MAX_PROGRAM_CHARS = 100_000
 # What stands before a fence: blanks, and the marks of the lists and quotations that it stands in.
+_QUOTED = re.compile(r"^[ \t]{0,3}+>[ \t]?+", re.MULTILINE)
 _FENCE = re.compile(r"^([ \t]*+(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]++)*+)(`{3,}+|~{3,}+)([^\n]*+)$", re.MULTILINE)
 _TAB = 4
 STARVED_SHARE = 0.5
@@ -145,8 +146,12 @@ def extract_code(response: str) -> str | None:
 
     >>> extract_code("First\n```python\nx = 1\n```\nbetter:\n```\nx = 2\n```\n")
     'x = 2\n'
+    >>> extract_code("> ```\n> x = 3\n> ```")  # quoted, and nothing stands outside the quotation
+    'x = 3\n'
     """
     text = response[end_of_thinking(response) :]
+    if not _FENCE.search(text):
+        text = _QUOTED.sub("", text)
     block: str | None = None
     opened: re.Match[str] | None = None
     for fence in _FENCE.finditer(text):

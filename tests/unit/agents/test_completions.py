@@ -162,6 +162,8 @@ def test_a_readable_reply_is_used_whatever_its_usage_says(server: Canned, usage:
         ({"error": {"message": "overloaded", "type": "rate_limit_error"}}, 429),
         ({"error": "overloaded"}, 500),
         ({"choices": [], "error": {"message": "overloaded", "status": 503}}, 503),
+        ({"object": "error", "message": "overloaded", "code": 503}, 503),
+        ({"detail": "overloaded"}, 500),
     ],
 )
 def test_an_error_in_a_body_of_status_200_is_that_status(server: Canned, body: Any, status: int) -> None:
