@@ -3,6 +3,7 @@
 The policy is random and learns nothing: a verb works where it ends well and speaks of the task's problems.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,8 @@ title = "AIPO"
 @pytest.fixture
 def recipe(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))  # a comparison's runs are processes of their own
     table: dict[str, dict[str, object]] = {
         "run": {"output": "run", "threads": 1},
         "policy": {"model": str(random_policy(tmp_path_factory, "qwen2.5"))},
@@ -46,9 +49,9 @@ def recipe(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch
         "evaluate": {"problems": 2, "samples_per_problem": 2, "pass_at": [1, 2], "at_steps": []},
         "warmstart": {"examples": 8, "epochs": 1, "check_problems": 2, "check_samples": 1},
     }
-    path = tmp_path / "own.toml"
-    path.write_text(toml_text(table))
-    return path
+    own = tmp_path / "own.toml"
+    own.write_text(toml_text(table))
+    return own
 
 
 def _compared(recipe: Path) -> str:

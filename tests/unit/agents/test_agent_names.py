@@ -90,5 +90,5 @@ def test_a_name_that_stands_for_nothing_is_an_error_with_the_nearest(override: s
 
 
 def test_back_ends_are_a_registry_too() -> None:
-    assert list(BACKENDS) == ["remote", "local", "oracle", "dead", "garbage", "hostile"]
+    assert list(BACKENDS) == ["remote", "local", "mcp", "oracle", "dead", "garbage", "hostile"]
     assert load_settings(None, ["agents.backend=my.module:Agent"]).agents.backend == "my.module:Agent"

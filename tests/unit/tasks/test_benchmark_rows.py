@@ -25,7 +25,9 @@ from aipo.tasks.benchmarks.load import load, load_whole
 from aipo.tasks.benchmarks.page import describe
 from aipo.tasks.benchmarks.programs import PackedTests, StringUnpickler, unpack
 from aipo.tasks.cpu.specs import CPU_TASKS
+from aipo.tasks.gym import GYM_SPEC
 from aipo.tasks.registry import TASKS
+from aipo.tasks.verifiers import VERIFIERS_SPEC
 from aipo.tasks.words.elements import WORD_TASKS
 from aipo.tasks.words.rules import RULES_SPEC
 
@@ -74,7 +76,7 @@ def test_a_recipe_can_name_every_benchmark_and_nothing_else() -> None:
     assert list(TASKS) == [
         "jsonl",
         *BENCHMARKS,
-        *(spec.name for spec in (*CPU_TASKS, *WORD_TASKS, RULES_SPEC)),
+        *(spec.name for spec in (GYM_SPEC, VERIFIERS_SPEC, *CPU_TASKS, *WORD_TASKS, RULES_SPEC)),
     ]
     with pytest.raises(ValueError, match=r"task\.name = 'mth500' is not known; did you mean 'math500'\?"):
         build_task(TaskSettings(name="mth500"))
