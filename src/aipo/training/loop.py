@@ -310,12 +310,13 @@ class Trainer:
         batches = minibatches(credits, algorithm, train.minibatches_per_step, max_tokens)
         every = train.source_gradients_every_steps
         by_source = every > 0 and step % every == 0
-        return self._updater.apply(
-            [rows for rows in batches if rows],
-            objective_settings(algorithm),
-            by_source,
-            self._records_rollouts(step),
-        )
+        with self._ranks.exchanging():
+            return self._updater.apply(
+                [rows for rows in batches if rows],
+                objective_settings(algorithm),
+                by_source,
+                self._records_rollouts(step),
+            )
 
     def _records_rollouts(self, step: int) -> bool:
         """Say whether a step's rollouts are recorded, and not its metrics alone."""

@@ -67,11 +67,25 @@ class Ranks:
             with self.waiting():
                 torch.distributed.all_gather_object(found, own, group=self._group)
         except RuntimeError as error:  # gloo has no other kind, whatever happened
-            raise LostRankError(
-                f"rank {self.rank}: another rank has ended, or was silent for more than run.rank_timeout_s = "
-                f"{self._timeout_s:g} ({error}). The same command continues from the newest checkpoint"
-            ) from error
+            raise self._lost(error) from error
         return found
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Let what torch says of a lost rank within this block, as in a backward pass, be `LostRankError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            told = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+            if not self.several or isinstance(error, StopRunError) or not told:
+                raise
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> LostRankError:
+        return LostRankError(
+            f"rank {self.rank}: another rank has ended, or was silent for more than run.rank_timeout_s = "
+            f"{self._timeout_s:g} ({error}). The same command continues from the newest checkpoint"
+        )
 
     def summed(self, own: Mapping[str, float], largest: frozenset[str] = frozenset()) -> dict[str, float]:
         """Return the sum over ranks of each number, in the order of ranks; of the `largest` the maximum."""
