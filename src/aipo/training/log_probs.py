@@ -183,6 +183,8 @@ class PolicyForward(nn.Module):
             return False
         if self._packs is None:
             attend_by_blocks(self.policy)
+            if self.reference is not None:
+                attend_by_blocks(self.reference.policy)
             spread = [i * 7919 % self._vocabulary_size for i in range(CHECKED_TOKENS)]
             half = CHECKED_TOKENS // 2
             pair = [tuple(spread), (*spread[:half], *reversed(spread[half:]))]

@@ -177,7 +177,8 @@ class PassCost:
     token: float
     """By itself: the matrix products."""
     attended: float
-    """For each position of its row: attention, which a mask does not make cheaper."""
+    """For each position of its row: attention behind a mask, which that does not make cheaper. Blocks on a
+    CPU (`aipo.training.packed_attention`) take less, so trees are rather too small there than too large."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "PassCost":

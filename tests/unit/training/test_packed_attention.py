@@ -68,9 +68,10 @@ def test_log_probabilities_and_gradients_are_those_of_the_masked_kernel(
 def test_a_policy_that_packs_uses_it_and_its_folder_does_not_name_it(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(model_of(4, 2))
     calls: list[int] = []
-    forward = PolicyForward(model)
+    reference = AutoModelForCausalLM.from_config(model_of(4, 2))
+    forward = PolicyForward(model, reference=reference)
     assert forward.can_pack()
-    assert model.config._attn_implementation == NAME
+    assert {model.config._attn_implementation, reference.config._attn_implementation} == {NAME}
     with pytest.MonkeyPatch.context() as patch:
         attended = packed_attention._attended
         patch.setattr(packed_attention, "_attended", lambda *a: calls.append(1) or attended(*a))
