@@ -1,8 +1,8 @@
 """What an agent's model wrote, read: its turn alone, thinking left out, the rest for the agent's own reader.
 
 Each agent's own format is a reader in its entry (`aipo.agents.named`), of labelled fields
-(`aipo.agents.labels`). A reply in no known format is an
-`AgentError`, never feedback, and the work is linear in the reply.
+(`aipo.agents.labels`). A reply in no known format is an `AgentError`, never feedback, and the work is linear
+in the reply.
 """
 
 import re
