@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
@@ -36,6 +35,7 @@ from transformers import (
 )
 
 from support.policies import QWEN_SPLIT, TAGS
+from support.tokenizers import byte_level_backend
 
 CORPUS = [
     "how many legs have 3 spiders and 2 dogs? a spider has 8 legs, so 3 spiders have 24. The answer is 32.",
@@ -240,18 +240,7 @@ def family(name: str) -> Family:
 
 def tokenizer_of(one: Family) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE with the family's marks and template."""
-    backend = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=340,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=list(one.marks),
-    )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend = byte_level_backend(CORPUS, 340, one.marks, QWEN_SPLIT)
     extra = [mark for mark in one.marks if mark not in (one.end, one.pad, one.begin)]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -24,7 +24,7 @@ from typing import Literal
 import pytest
 import torch
 from click.testing import Result
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import normalizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -36,6 +36,7 @@ from typer.testing import CliRunner
 
 from aipo.cli.main import app
 from aipo.config.toml import toml_text
+from support.tokenizers import byte_level_backend
 
 Architecture = Literal["qwen2.5", "llama3"]
 
@@ -141,20 +142,8 @@ def byte_level_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
     It splits words as Qwen2.5 does: transformers 5 makes any tokenizer beside a `qwen2` model do so.
     """
-    backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    backend.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=special,
-    )
-    backend.train_from_iterator(texts, trainer)
+    backend = byte_level_backend(texts, 600, special, QWEN_SPLIT, normalizers.NFC())
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token="<|im_end|>",

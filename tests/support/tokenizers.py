@@ -5,7 +5,7 @@
 `byte_fallback_bpe`: Llama-2-like; unknown characters are one token a byte, incomplete ones decode to U+FFFD.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache, wraps
 from typing import ParamSpec
@@ -59,25 +59,37 @@ def word_level(
     return tokenizer
 
 
+def byte_level_backend(
+    texts: Sequence[str],
+    size: int,
+    special: Sequence[str],
+    split: str,
+    normalizer: normalizers.Normalizer | None = None,
+) -> Tokenizer:
+    """Train byte-level BPE on texts, cut into words by `split` first, with `special` tokens."""
+    backend = Tokenizer(models.BPE())
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    words = pre_tokenizers.Split(Regex(split), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(special),
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
 @_copied
 def byte_level_bpe(lowercase: bool = False) -> PreTrainedTokenizerFast:
     """Qwen-like byte-level BPE; the ChatML marks are special, `<|im_start|>` only by its flag."""
-    model = Tokenizer(models.BPE())
-    if lowercase:
-        model.normalizer = normalizers.Lowercase()
-    model.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    model.decoder = decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=360, show_progress=False, initial_alphabet=alphabet, special_tokens=special
-    )
-    model.train_from_iterator(CORPUS, trainer)
+    normalizer = normalizers.Lowercase() if lowercase else None
+    model = byte_level_backend(CORPUS, 360, special, _QWEN_SPLIT, normalizer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=model, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )

@@ -7,10 +7,16 @@ JSON. `LLAMA`: a call is the turn's JSON object, the reply a JSON string of the 
 
 from functools import cache
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from aipo.agents.named import AGENTS
+from aipo.assembly.agents import protocol_of
+from aipo.consult.tool_template import tool_texts
+from aipo.consult.tools import ToolCalls
+from aipo.core.types import PAPER_AGENTS
+from aipo.engines.stops import ends_of
 from support.policies import QWEN_SPLIT
+from support.tokenizers import byte_level_backend
 
 QWEN = (
     "{% if tools %}{{ '<|im_start|>system\n' + (messages[0].content if messages[0].role == 'system' else "
@@ -85,18 +91,7 @@ _CORPUS = [
 
 @cache
 def _built(family: str) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=list(_MARKS[family]),
-    )
-    backend.train_from_iterator(_CORPUS, trainer)
+    backend = byte_level_backend(_CORPUS, 420, _MARKS[family], QWEN_SPLIT)
     end = _ENDS[family]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -113,3 +108,14 @@ def _built(family: str) -> PreTrainedTokenizerFast:
 def tool_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer with the family's marks and a template with tools."""
     return _built(family)
+
+
+def calls_of(family: str) -> ToolCalls:
+    """Return the tool calls of the paper's three agents under a family's template."""
+    tags = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
+    return ToolCalls(
+        texts=tool_texts(tool_tokenizer(family), PAPER_AGENTS, ends_of(None, tool_tokenizer(family))),
+        enabled=tags.enabled,
+        must_be_asked=tags.must_be_asked,
+        offers=tags.offers,
+    )

@@ -6,8 +6,6 @@ from copy import deepcopy
 
 import pytest
 
-from aipo.agents.named import AGENTS
-from aipo.assembly.agents import protocol_of
 from aipo.config.cluster import ClusterSettings
 from aipo.config.layers import load_layers
 from aipo.config.loader import load_settings
@@ -19,26 +17,14 @@ from aipo.consult.protocol import neutralise
 from aipo.consult.requests import Malformed, Request
 from aipo.consult.tool_codec import ToolCodec
 from aipo.consult.tool_template import ToolTemplateError, tool_texts
-from aipo.consult.tools import ToolCalls
 from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Source
 from aipo.engines.stops import ends_of
 from aipo.integrations.verl.config import VerlConfigError, verl_config
 from support.families import CHATML, tokenizer_of
 from support.families import family as policy_family
-from support.tool_templates import TEMPLATES, tool_tokenizer
+from support.tool_templates import TEMPLATES, calls_of, tool_tokenizer
 
 FAMILIES = pytest.mark.parametrize("family", TEMPLATES)
-
-
-def calls_of(family: str) -> ToolCalls:
-    tokenizer = tool_tokenizer(family)
-    tags = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
-    return ToolCalls(
-        texts=tool_texts(tokenizer, PAPER_AGENTS, ends_of(None, tokenizer)),
-        enabled=tags.enabled,
-        must_be_asked=tags.must_be_asked,
-        offers=tags.offers,
-    )
 
 
 def rendered(family: str, said: str, agent: str = "knowledge") -> tuple[str, str]:

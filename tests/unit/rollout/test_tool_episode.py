@@ -9,33 +9,17 @@ from typing import Any
 
 import pytest
 
-from aipo.agents.named import AGENTS
-from aipo.assembly.agents import protocol_of
 from aipo.consult.limits import Limits
 from aipo.consult.tool_codec import ToolCodec
-from aipo.consult.tool_template import tool_texts
-from aipo.consult.tools import ToolCalls
 from aipo.core.tokens import stripped_copy
 from aipo.core.types import PAPER_AGENTS, Condition, LeakPolicy, SoloMode, Source, StopReason
-from aipo.engines.stops import ends_of
 from aipo.rollout.episode import ConsultContext, Rollout, RolloutSpec, rollout
 from support.engines import Script
 from support.episodes import AGENT_ERROR, ANSWERED, EMPTY, MALFORMED, REFUSED, Answering
-from support.tool_templates import TEMPLATES, tool_tokenizer
+from support.tool_templates import TEMPLATES, calls_of, tool_tokenizer
 
 FAMILIES = pytest.mark.parametrize("family", TEMPLATES)
 LIMITS = Limits(max_consultations=2, max_feedback_tokens=20, max_response_tokens=900)
-
-
-def calls_of(family: str) -> ToolCalls:
-    tokenizer = tool_tokenizer(family)
-    tags = protocol_of([AGENTS[name] for name in PAPER_AGENTS])
-    return ToolCalls(
-        texts=tool_texts(tokenizer, PAPER_AGENTS, ends_of(None, tokenizer)),
-        enabled=tags.enabled,
-        must_be_asked=tags.must_be_asked,
-        offers=tags.offers,
-    )
 
 
 def ids_of(family: str, text: str) -> list[int]:
