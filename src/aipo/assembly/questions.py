@@ -49,9 +49,8 @@ def first_split(task: TaskSettings) -> Split:
     spec = task_spec(task.name)
     if task.train_file or not spec.takes_files:
         return Split.TRAIN
-    described = spec.benchmark
-    fetched = described is not None and described.hub and not task.test_file
-    return Split.TRAIN if fetched and described and Split.TRAIN in described.parts else Split.TEST
+    fetched = None if task.test_file else spec.benchmark
+    return Split.TRAIN if fetched and fetched.hub and Split.TRAIN in fetched.parts else Split.TEST
 
 
 def first_problems(settings: Settings) -> Sequence[Problem]:

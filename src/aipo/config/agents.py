@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -17,7 +16,7 @@ from aipo.agents.backends import BACKENDS
 from aipo.agents.named import AGENTS
 from aipo.agents.spec import AgentSpec
 from aipo.config.mcp import McpSettings
-from aipo.config.problems import Section
+from aipo.config.problems import Section, plain_url
 from aipo.core.types import PAPER_AGENTS
 
 TokenLimitField = Literal["max_tokens", "max_completion_tokens"]
@@ -81,18 +80,7 @@ class _Checked(Section):
     @field_validator("base_url", check_fields=False)
     @classmethod
     def _plain_url(cls, value: str | None) -> str | None:
-        if not value:
-            return value
-        parts = urlsplit(value)
-        if parts.username or parts.password:
-            # The value itself is not repeated: it holds a secret.
-            raise ValueError(
-                "holds credentials, which would stand in the run's records; take them out and name the key's "
-                "environment variable in api_key_env"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{value!r} is no http(s) address; write it as in base_url = {_URL!r}")
-        return value
+        return value and plain_url(value, f"base_url = {_URL!r}")
 
     @field_validator("extra_body", check_fields=False)
     @classmethod

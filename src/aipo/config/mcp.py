@@ -2,11 +2,10 @@
 
 import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from aipo.config.problems import Section
+from aipo.config.problems import Section, plain_url
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -32,17 +31,7 @@ class McpSettings(Section):
     @field_validator("url")
     @classmethod
     def _plain_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.username or parts.password:
-            raise ValueError(
-                "holds credentials, which would stand in the run's records; take them out and name the key's "
-                "environment variable in api_key_env"
-            )
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError(
-                f"{value!r} is no http(s) address; write it as in url = 'http://localhost:8000/mcp'"
-            )
-        return value
+        return value and plain_url(value, "url = 'http://localhost:8000/mcp'")
 
     @field_validator("env_from")
     @classmethod

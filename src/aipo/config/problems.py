@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, ClassVar, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -83,6 +84,20 @@ class Section(BaseModel):
                     for name in [value] if isinstance(value, str) else value:
                         each.registry.check(name)
         return value
+
+
+def plain_url(value: str, example: str) -> str:
+    """Return an http(s) address without credentials. Raises `ValueError` for anything else."""
+    parts = urlsplit(value)
+    if parts.username or parts.password:
+        # The value itself is not repeated: it holds a secret.
+        raise ValueError(
+            "holds credentials, which would stand in the run's records; take them out and name the key's "
+            "environment variable in api_key_env"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value!r} is no http(s) address; write it as in {example}")
+    return value
 
 
 class SettingsError(ValueError):

@@ -12,12 +12,12 @@ from typing import Any
 from aipo.core.types import Verdict
 from aipo.grading import Grade
 from aipo.grading.outside import OutsideCommand, OutsideError, OutsidePool
+from aipo.grading.pool import STALL_FACTOR, STALL_S
 
 MIN_SCORE = 1.0 - 1e-9
 """Of an item's own answer. Not 0.99: one wrong cell of a 30 x 30 board still scores 899/900."""
 KIND = "reasoning_gym"
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM)
-_STALL_FACTOR, _STALL_S = 30, 60.0
 
 
 class GymScorer:
@@ -27,7 +27,7 @@ class GymScorer:
         """`interpreter`: the Python of the environment with reasoning-gym; '': this one."""
         command = OutsideCommand(arguments=(KIND, str(cpu_s)), interpreter=interpreter)
         self._pool = OutsidePool(command, workers)
-        self._stall_s = max(_STALL_S, _STALL_FACTOR * cpu_s)
+        self._stall_s = max(STALL_S, STALL_FACTOR * cpu_s)
 
     async def score(self, dataset: str, answer: str, entry: Mapping[str, Any]) -> float | Grade:
         """Return an answer's score, or the grade of one that has none. Raises nothing for an answer.

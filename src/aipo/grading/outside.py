@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
+from queue import LifoQueue
 from typing import Any, BinaryIO
 
 WORKER = Path(__file__).with_name("outside_worker.py")
@@ -191,7 +191,7 @@ class OutsidePool:
 
     def __init__(self, command: OutsideCommand, workers: int = 1) -> None:
         self._processes = [_Process(command=command) for _ in range(workers)]
-        self._idle: SimpleQueue[_Process] = SimpleQueue()
+        self._idle: LifoQueue[_Process] = LifoQueue()  # who answered last: no start where one is ready
         for process in self._processes:
             self._idle.put(process)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="outside")

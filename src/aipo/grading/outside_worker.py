@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MEMORY_BYTES = 4 << 30
 ERROR_CHARACTERS = 300
 Message = dict[str, Any]
 Handler = Callable[[Mapping[str, Any]], Message]
@@ -43,11 +42,8 @@ class ReasoningGym:
         if request["do"] == "draw":
             entry = self._data(request)[request["index"]]
             kept = {name: entry[name] for name in ("question", "answer", "metadata")}
-            # What is scored later is what is read back from the line.
-            return {
-                "entry": kept,
-                "gold_score": self._gold_score(request["dataset"], json.loads(_line(kept))),
-            }
+            kept = json.loads(_line(kept))  # what is scored later is what is read back from the line
+            return {"entry": kept, "gold_score": self._gold_score(request["dataset"], kept)}
         try:
             return {"score": self._score(request["dataset"], request["answer"], request["entry"])}
         except Exception as error:  # a scorer's bug, or what an answer brings about
