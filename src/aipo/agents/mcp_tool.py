@@ -23,6 +23,7 @@ import httpx2
 from aipo.agents.base import AgentError, AgentFailure, AgentQuery, AgentReply
 from aipo.agents.prompting import Context
 from aipo.agents.replies import excerpt
+from aipo.agents.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -238,7 +239,7 @@ class McpAgent:
         seen = self.context.seen(query)
         asked = seen.request.strip() or seen.rollout.strip() or seen.problem
         async with asyncio.timeout(self.deadline_s):
-            said = await self._called(asked)
+            said = await self._called(asked, query.seed)
         if len(said.encode("utf-8", errors="replace")) > self.max_reply_bytes:
             raise AgentError(
                 f"{self.server.where}: a reply longer than agents.max_reply_bytes = {self.max_reply_bytes}",
@@ -246,16 +247,17 @@ class McpAgent:
             )
         return AgentReply(text=said)
 
-    async def _called(self, asked: str) -> str:
-        for attempt in range(self.retries + 1):
-            try:
-                return await self.server.call(self.settings.tool, partial(self._arguments, asked))
-            except _Lost as error:
-                if attempt == self.retries:
-                    tried = f" ({attempt + 1} attempts)" if attempt else ""
-                    reason = f"{self.server.where}{tried}: {error}"
-                    raise AgentError(reason, AgentFailure.UNREACHABLE) from None
-            await asyncio.sleep(self.retry_wait_s * 2**attempt)
+    async def _called(self, asked: str, seed: int) -> str:
+        policy, number = RetryPolicy(self.retries, self.retry_wait_s), 0
+        deadline = time.monotonic() + self.deadline_s
+        try:
+            async for attempt in policy.attempts(deadline, seed, lambda error: isinstance(error, _Lost)):
+                number = attempt.retry_state.attempt_number
+                with attempt:
+                    return await self.server.call(self.settings.tool, partial(self._arguments, asked))
+        except _Lost as error:
+            tried = f" ({number} attempts)" if number > 1 else ""
+            raise AgentError(f"{self.server.where}{tried}: {error}", AgentFailure.UNREACHABLE) from None
         raise AssertionError("the loop returns or raises")
 
     def _arguments(self, asked: str, tool: _Tool) -> dict[str, Any]:

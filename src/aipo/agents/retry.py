@@ -1,4 +1,4 @@
-"""The one retry policy of remote agents.
+"""The one retry policy of agents behind a server.
 
 No wait goes past the consultation's deadline: what cannot be tried again in time fails at once.
 """
@@ -29,15 +29,22 @@ class RetryPolicy:
     first_wait_s: float
     """Longest wait before the second attempt; doubled for each further one."""
 
-    def attempts(self, deadline: float, seed: int) -> AsyncRetrying:
-        """Return tenacity's loop up to a deadline of `time.monotonic()`; the last error is raised."""
+    def attempts(
+        self, deadline: float, seed: int, passing: Callable[[BaseException], bool] | None = None
+    ) -> AsyncRetrying:
+        """Return tenacity's loop up to a deadline of `time.monotonic()`; the last error is raised.
+
+        `passing`: which errors another attempt may not meet; without it, `is_passing` says so.
+        """
         wait = self._wait(Random(seed))
 
         def stop(state: RetryCallState) -> bool:
             too_late = time.monotonic() + (state.upcoming_sleep or 0.0) >= deadline
             return state.attempt_number > self.retries or too_late
 
-        return AsyncRetrying(retry=retry_if_exception(is_passing), wait=wait, stop=stop, reraise=True)
+        return AsyncRetrying(
+            retry=retry_if_exception(passing or is_passing), wait=wait, stop=stop, reraise=True
+        )
 
     def _wait(self, rng: Random) -> Callable[[RetryCallState], float]:
         def wait(state: RetryCallState) -> float:
