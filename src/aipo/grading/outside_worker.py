@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 ERROR_CHARACTERS = 300
+GYM_MEMORY_BYTES = 4 << 30
+"""Of address space: a scorer reads what a policy wrote. Environments of verifiers may map far more."""
 Message = dict[str, Any]
 Handler = Callable[[Mapping[str, Any]], Message]
 
@@ -27,6 +29,9 @@ class ReasoningGym:
     def __init__(self, what: Mapping[str, Any]) -> None:
         import reasoning_gym
 
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = GYM_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(GYM_MEMORY_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
         self._gym = reasoning_gym
         self._drawn: tuple[str, Any] = ("", None)
 

@@ -5,6 +5,7 @@ import asyncio
 import gzip
 import inspect
 import json
+import resource
 import shutil
 import textwrap
 from collections import Counter
@@ -20,6 +21,7 @@ import reasoning_gym
 from aipo.core.types import Verdict
 from aipo.grading import Grade
 from aipo.grading.gym import GymScorer
+from aipo.grading.outside_worker import GYM_MEMORY_BYTES
 from aipo.tasks.base import Split, TaskError
 from aipo.tasks.benchmarks.catalogue import BENCHMARKS
 from aipo.tasks.benchmarks.gym_freeze import MANIFEST, SEEDS, TRIES_PER_ITEM, draw, freeze, rows_of
@@ -277,6 +279,13 @@ def test_a_killed_process_is_replaced(scorer: GymScorer) -> None:
     process.kill()
     process.wait()
     assert asyncio.run(scorer.score("aiw", entry("aiw")["answer"], entry("aiw"))) == 1.0
+
+
+def test_a_scorer_cannot_take_the_machines_memory(scorer: GymScorer) -> None:
+    assert asyncio.run(scorer.score("aiw", entry("aiw")["answer"], entry("aiw"))) == 1.0
+    process = scorer._pool._processes[0].process
+    assert process is not None
+    assert resource.prlimit(process.pid, resource.RLIMIT_AS)[0] == GYM_MEMORY_BYTES
 
 
 def test_grading_leaves_the_entry_as_it_was(scorer: GymScorer) -> None:
