@@ -154,13 +154,12 @@ def _mcp(making: Making) -> Agent:
         raise AgentSetupError(
             f"agents.{name}: backend = 'mcp' takes the package mcp, which is not there; {mcp_tool.INSTALL}"
         )
-    address = f.mcp.model_dump_json(exclude={"tool", "argument", "arguments"})
-    key = ("mcp", address, f.api_key_env)
+    key = ("mcp", *f.server)
     if key not in making.shared:
         making.shared[key] = mcp_tool.McpServer(
             settings=f.mcp,
             api_key_env=f.api_key_env,
-            concurrency=f.concurrency,
+            concurrency=min(each.concurrency for each in making.same_server),
             connect_s=making.agents.timeout_s,
         )
     return mcp_tool.McpAgent(

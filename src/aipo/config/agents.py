@@ -66,7 +66,7 @@ class AgentFields(BaseModel):
     @property
     def server(self) -> tuple[str, str]:
         """Address and key: agents that have both in common share a server."""
-        return self.base_url, self.api_key_env
+        return self.mcp.address if self.backend == "mcp" else self.base_url, self.api_key_env
 
 
 class _Checked(Section):

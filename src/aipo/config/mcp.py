@@ -28,6 +28,11 @@ class McpSettings(Section):
     )
     arguments: dict[str, Any] = Field({}, description="The tool's other arguments, the same in every call.")
 
+    @property
+    def address(self) -> str:
+        """The server, whatever tool of it is called: agents that have it in common share a connection."""
+        return self.model_dump_json(exclude={"tool", "argument", "arguments"})
+
     @field_validator("url")
     @classmethod
     def _plain_url(cls, value: str) -> str:

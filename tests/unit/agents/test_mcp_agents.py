@@ -150,6 +150,8 @@ class TestStdio:
             *own,
             "agents.verify.backend=mcp",
             "agents.verify.mcp.tool=numbers",
+            "agents.concurrency=9",
+            "agents.knowledge.concurrency=3",
             enabled=("verify", "knowledge"),
         ).agents
 
@@ -158,6 +160,8 @@ class TestStdio:
                 *(ask(made[n], query("dog"), 30) for n in ("verify", "knowledge") for _ in range(20))
             )
 
+        servers = {id(agent.server): agent.server for agent in made.values()}  # type: ignore[attr-defined]
+        assert [server.concurrency for server in servers.values()] == [3]  # the lowest, whoever is made first
         answers = asyncio.run(many())
         assert {a.outcome for a in answers} == {ConsultOutcome.ANSWERED} and started(tmp_path) == 1
         assert asyncio.run(many())[0].outcome is ConsultOutcome.ANSWERED  # in another event loop
