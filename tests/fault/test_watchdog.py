@@ -161,6 +161,21 @@ class TestWatchdog:
                 waits.progress()
         assert not lines and waits.stopped_by is None
 
+    def test_a_phase_that_takes_long_gives_signs_of_life_less_and_less_often(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(watchdog, "SIGN_S", 0.2)
+        waits, lines, signs = Waits(), list[str](), list[str]()
+        with Watchdog(waits, self.LIMITS, lines.append, lines.append, sign=signs.append):
+            for step in (1, 2):
+                with waits.track("sampling", f"step {step}"):
+                    deadline_s = time.monotonic() + (0.7 if step == 1 else 0.05)
+                    while time.monotonic() < deadline_s:
+                        time.sleep(0.01)
+                        waits.progress()
+        assert not lines
+        assert [sign.partition(",")[0] for sign in signs] == ["step 1: sampling"] * 2
+
     def test_it_says_who_is_waited_for_the_longest_and_how_many_more(self) -> None:
         waits, lines = Waits(), list[str]()
 

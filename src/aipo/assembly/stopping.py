@@ -5,7 +5,7 @@ Handlers of signals are as before when the run is over; a first signal loses not
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,7 @@ def signals_end_the_step(trainer: Trainer, reporter: Reporter) -> Iterator[None]
         finish = number == signal.SIGTERM
         trainer.stop_soon(number, finish_step=finish)
         when = f"after step {trainer.step + 1}" if finish else "when what is whole is saved"
-        _say(reporter, f"{signal.Signals(number).name}: the run ends {when}; once more: at once")
+        _say(reporter.warn, f"{signal.Signals(number).name}: the run ends {when}; once more: at once")
 
     before = {}
     try:
@@ -74,9 +74,10 @@ def watchdog_of(trainer: Trainer, limits: GuardSettings, folder: Path, reporter:
         reporter.warn(f"stopped: {why}")
         sys.stderr.flush()
 
-    return Watchdog(trainer.waits, limits, partial(_say, reporter), last_words)
+    say, sign = partial(_say, reporter.warn), partial(_say, reporter.note)
+    return Watchdog(trainer.waits, limits, say, last_words, sign=sign)
 
 
-def _say(reporter: Reporter, line: str) -> None:
+def _say(show: Callable[[str], None], line: str) -> None:
     with suppress(OSError, SystemExit):  # no reader; rich ends the program where a pipe is broken
-        reporter.warn(line)
+        show(line)

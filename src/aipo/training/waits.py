@@ -84,6 +84,11 @@ class Waits:
         """Whether anything is on the list."""
         return bool(self._open)
 
+    @property
+    def longest(self) -> Wait | None:
+        """What has been waited for the longest: of a step under way, the phase that it is in."""
+        return min(self._open.copy().values(), key=lambda wait: wait.since_s, default=None)
+
     def describe(self) -> str:
         """Return a line for each kind of wait: how many, for whom, since when; the longest first."""
         now, by_what = time.monotonic(), dict[str, list[Wait]]()
