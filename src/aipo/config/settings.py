@@ -207,6 +207,17 @@ class AlgorithmSettings(Section):
     stripped_copies: bool = Field(
         True, description="Learn from consult-stripped copies of successful consulting rollouts."
     )
+    copies_over: Literal["solo", "banned"] = Field(
+        "solo",
+        description="Whose mean reward a copy's is measured against: `solo`, what `feedback_advantage` says; "
+        "`banned`, that of the siblings without request tags (`rollout.banned_fraction`), so that copies go "
+        "on teaching until those succeed.",
+    )
+    copies_without_requests: bool = Field(
+        False,
+        description="Learn copies in the policy from which request tags are taken away: they do not compete "
+        "with the requests that were cut out.",
+    )
     verified_copies: bool = Field(
         False,
         description="Only from copies that the agent that checks (Verify), asked once more, approves of.",

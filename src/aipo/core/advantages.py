@@ -31,6 +31,8 @@ class Member:
     """An expert trajectory: a sibling like any other (LUFFY), but nothing that the policy can do alone."""
     reward: float | None = None
     """A finite reward in the verdict's place; None: the verdict's, `REWARD`."""
+    banned: bool = False
+    """A solo rollout from which request tags were banned: a condition of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ def group_advantages(
     """Return each rollout's advantages, None for UNGRADED ones, which must leave the batch.
 
     With `split_baselines` a rollout is compared with graded siblings of its own condition only, so that solo
-    failures do not push down what consulting siblings show [ours]. `over_solo` falls back on the mean of all
+    failures do not push down what consulting siblings show, nor those of banned rollouts what others do
+    [ours]. `over_solo` falls back on the mean of all
     graded rollouts in a group without graded solo members.
 
     >>> won, lost = Verdict.CORRECT, Verdict.INCORRECT
@@ -175,7 +178,31 @@ def group_advantages(
 def _baseline_sets(group: Sequence[Member], graded: list[int], split: bool) -> list[list[int]]:
     if not split:
         return [graded]
-    return [[i for i in graded if group[i].condition is condition] for condition in Condition]
+    kinds = [(condition, banned) for condition in Condition for banned in (False, True)]
+    return [[i for i in graded if (group[i].condition, group[i].banned) == kind] for kind in kinds]
+
+
+def over_banned(group: Sequence[Member]) -> list[float] | None:
+    """Return what each rollout's reward is above the mean of its banned siblings, at least 0.
+
+    That is what a consult-stripped copy still has to teach a policy without requests [ours,
+    docs/method.md#consult-stripped-copies]. None where the group has no graded banned member; 0 for UNGRADED.
+
+    >>> won, lost = Verdict.CORRECT, Verdict.INCORRECT
+    >>> helped = Member(verdict=won, condition=Condition.CONSULTING)
+    >>> over_banned([helped, Member(verdict=lost, condition=Condition.SOLO, banned=True)])
+    [1.0, 0.0]
+    """
+    rewards = {
+        i: reward_of(member.verdict, member.reward)
+        for i, member in enumerate(group)
+        if member.verdict is not Verdict.UNGRADED
+    }
+    banned = [reward for i, reward in rewards.items() if group[i].banned]
+    if not banned:
+        return None
+    baseline = fmean(banned)
+    return [max(0.0, rewards[i] - baseline) if i in rewards else 0.0 for i in range(len(group))]
 
 
 def _own(group: Sequence[Member], rewards: ByIndex, own: ByIndex) -> ByIndex:

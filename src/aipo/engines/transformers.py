@@ -44,6 +44,7 @@ class _Row:
     uniforms: Uniforms = field(default_factory=lambda: Uniforms(0, 0))
     sampling: Sampling = field(default_factory=Sampling)
     banned: Sequence[int] = ()
+    taken: Sequence[int] = ()
 
     @property
     def pending(self) -> int:
@@ -260,7 +261,7 @@ class TransformersEngine:
             return
         drawn = [active[i] for i in sampling]
         for row in drawn:
-            row.banned = _banned_now(row)
+            row.banned, row.taken = _banned_now(row), _taken(row)
         if len(sampling) < len(active):
             logits = logits[sampling]
         tokens, log_probs = draw(logits, drawn)
@@ -302,6 +303,11 @@ class TransformersEngine:
         self._cache.swap(a, b, max(rows[a].cached, rows[b].cached))
         rows[a], rows[b] = rows[b], rows[a]
         self._index[rows[a].session], self._index[rows[b].session] = a, b
+
+
+def _taken(row: _Row) -> Sequence[int]:
+    assert row.request is not None
+    return [sequence[0] for sequence in row.request.banned_sequences if len(sequence) == 1]
 
 
 def _banned_now(row: _Row) -> Sequence[int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import Advantage, Member, group_advantages
+from aipo.core.advantages import Advantage, Member, group_advantages, over_banned
 from aipo.core.registry import Registry
 from aipo.core.rewards import overlong_penalty
 from aipo.core.seeds import seed_of
@@ -29,6 +29,8 @@ class Credit:
     """Id of the rollout that this is a consult-stripped copy of; '' for what is no copy."""
     problem: str = ""
     """The problem's text, of a copy."""
+    without_requests: bool = False
+    """Whether it is learnt in the policy from which request tags are taken away."""
 
     @property
     def teaches(self) -> bool:
@@ -52,19 +54,22 @@ def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: 
         feedback=algorithm.feedback_advantage,
     )
     sampled = any(m.verdict is not Verdict.UNGRADED for m in members)
+    of_copies = over_banned(members) if algorithm.copies_over == "banned" else None
     result: list[Credit] = []
-    for member, advantage in zip(group.members, advantages, strict=False):
+    for index, (member, advantage) in enumerate(zip(group.members, advantages, strict=False)):
         if advantage is None or member.rollout is None:
             continue
-        result.append(Credit(stream=member.rollout.stream, advantage=advantage))
-        if algorithm.stripped_copies and advantage.feedback > 0 and _deserves_copy(member):
-            copy = stripped_copy(member.rollout.stream, member.rollout.consult_spans, group.solo_prompt_ids)
+        stream = member.rollout.stream
+        result.append(Credit(stream=stream, advantage=advantage, without_requests=member.banned))
+        credit = of_copies[index] if of_copies is not None else advantage.feedback
+        if algorithm.stripped_copies and credit > 0 and _deserves_copy(member):
             result.append(
                 Credit(
-                    stream=copy,
-                    advantage=Advantage(0.0, advantage.feedback),
+                    stream=stripped_copy(stream, member.rollout.consult_spans, group.solo_prompt_ids),
+                    advantage=Advantage(0.0, credit),
                     copy_of=member.id,
                     problem=group.problem.text,
+                    without_requests=algorithm.copies_without_requests,
                 )
             )
     for stream, advantage in zip(group.experts, advantages[len(group.members) :], strict=True):
@@ -91,7 +96,13 @@ def _members(group: Group, algorithm: AlgorithmSettings, max_response_tokens: in
         penalty = overlong_penalty(length, max_response_tokens, buffer_tokens) - price * asked
         grade = member.grade
         result.append(
-            Member(verdict=grade.verdict, condition=member.condition, penalty=penalty, reward=grade.reward)
+            Member(
+                verdict=grade.verdict,
+                condition=member.condition,
+                penalty=penalty,
+                reward=grade.reward,
+                banned=member.banned,
+            )
         )
     return result
 

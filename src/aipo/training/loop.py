@@ -90,7 +90,8 @@ class Trainer:
         if sharded:
             use_fsdp(self._accelerator, model)
         prepared, self._optimiser = self._prepared()
-        update, self._guards = _update_settings(settings, pad_id(tokenizer)), Guards(settings)
+        banned = sampler.consult.codec.banned_sequences()
+        update, self._guards = _update_settings(settings, pad_id(tokenizer), banned), Guards(settings)
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
         self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.is_main))
         self._writer = Writer(settings.guards.stall_s, self.waits.progress)
@@ -348,13 +349,16 @@ class Trainer:
         self._ranks.first(lambda: sync_tree(folder))
 
 
-def _update_settings(settings: Settings, pad: int) -> UpdateSettings:
+def _update_settings(
+    settings: Settings, pad: int, banned_sequences: Sequence[Sequence[int]]
+) -> UpdateSettings:
     return UpdateSettings(
         temperature=settings.rollout.temperature,
         microbatch_tokens=settings.train.microbatch_tokens,
         max_grad_norm=settings.train.max_grad_norm,
         pad_id=pad,
         mismatch_truncation=settings.algorithm.mismatch_truncation,
+        request_ids=tuple(sequence[0] for sequence in banned_sequences if len(sequence) == 1),
         share_prefixes=settings.train.share_prefixes,
     )
 
