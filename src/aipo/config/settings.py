@@ -207,11 +207,10 @@ class AlgorithmSettings(Section):
     stripped_copies: bool = Field(
         True, description="Learn from consult-stripped copies of successful consulting rollouts."
     )
-    copies_over: Literal["solo", "banned"] = Field(
-        "solo",
-        description="Whose mean reward a copy's is measured against: `solo`, what `feedback_advantage` says; "
-        "`banned`, that of the siblings without request tags (`rollout.banned_fraction`), so that copies go "
-        "on teaching until those succeed.",
+    copies_advantage: Annotated[str | None, NameIn("aipo.core.advantages:FEEDBACK_ADVANTAGES")] = Field(
+        None,
+        description="What copies are credited with: `over_banned` goes on teaching until the policy needs no "
+        "request (rollout.banned_fraction). None: `feedback_advantage`.",
     )
     copies_without_requests: bool = Field(
         False,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from aipo.config.settings import AlgorithmSettings
-from aipo.core.advantages import Advantage, Member, group_advantages, over_banned
+from aipo.core.advantages import Advantage, Member, group_advantages
 from aipo.core.registry import Registry
 from aipo.core.rewards import overlong_penalty
 from aipo.core.seeds import seed_of
@@ -47,26 +47,27 @@ def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: 
     """
     expert = Member(verdict=Verdict.CORRECT, condition=Condition.SOLO, expert=True)
     members = _members(group, algorithm, max_response_tokens)
-    advantages = group_advantages(
-        members + [expert] * len(group.experts),
-        estimator=base_algorithm(algorithm).estimator,
-        split_baselines=algorithm.split_baselines,
-        feedback=algorithm.feedback_advantage,
+    advantages, of_copies = (
+        group_advantages(
+            members + [expert] * len(group.experts),
+            estimator=base_algorithm(algorithm).estimator,
+            split_baselines=algorithm.split_baselines,
+            feedback=rule,
+        )
+        for rule in (algorithm.feedback_advantage, algorithm.copies_advantage or algorithm.feedback_advantage)
     )
     sampled = any(m.verdict is not Verdict.UNGRADED for m in members)
-    of_copies = over_banned(members) if algorithm.copies_over == "banned" else None
     result: list[Credit] = []
-    for index, (member, advantage) in enumerate(zip(group.members, advantages, strict=False)):
-        if advantage is None or member.rollout is None:
+    for member, advantage, of_copy in zip(group.members, advantages, of_copies, strict=False):
+        if advantage is None or of_copy is None or member.rollout is None:
             continue
         stream = member.rollout.stream
         result.append(Credit(stream=stream, advantage=advantage, without_requests=member.banned))
-        credit = of_copies[index] if of_copies is not None else advantage.feedback
-        if algorithm.stripped_copies and credit > 0 and _deserves_copy(member):
+        if algorithm.stripped_copies and of_copy.feedback > 0 and _deserves_copy(member):
             result.append(
                 Credit(
                     stream=stripped_copy(stream, member.rollout.consult_spans, group.solo_prompt_ids),
-                    advantage=Advantage(0.0, credit),
+                    advantage=Advantage(0.0, of_copy.feedback),
                     copy_of=member.id,
                     problem=group.problem.text,
                     without_requests=algorithm.copies_without_requests,

@@ -258,15 +258,13 @@ class Updater:
         alone = torch.tensor([row.without_requests for row in part.rows], device=batch.ids.device)
         if not (self._settings.request_ids and alone.any()):
             return self._of_policy(batch, part, *kl)
-        log_p, *others, left_over = self._of_policy(
-            batch, part, *(kl or [None]), without=self._settings.request_ids
-        )
+        log_p, *others, left_over = self._of_policy(batch, part, *kl, without=self._settings.request_ids)
         return torch.where(alone.unsqueeze(-1), log_p - left_over, log_p), *others
 
     def _of_policy(
-        self, batch: TokenBatch, part: Microbatch, kl: KLEstimator | None = None, without: Sequence[int] = ()
+        self, batch: TokenBatch, part: Microbatch, *kls: KLEstimator, without: Sequence[int] = ()
     ) -> tuple[Tensor, ...]:
-        temperature = self._settings.temperature
+        temperature, kl = self._settings.temperature, next(iter(kls), None)
         if part.trees:
             rows = packed_streams([row.stream for row in part.rows], part.trees, self._settings.pad_id)
             self.room.note_pass(len(part.rows), rows.ids.numel())

@@ -97,10 +97,10 @@ def test_rows_that_teach_nothing_are_never_backpropagated_and_yet_counted(
     learnt: list[int] = []
 
     def watched(
-        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int, *more: Any
+    ) -> tuple[torch.Tensor, ...]:
         learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
-        return token_log_probs(model, ids, temperature, first)
+        return token_log_probs(model, ids, temperature, first, *more)
 
     monkeypatch.setattr(update, "token_log_probs", watched)
     _, metrics = updated(rows_of(ADVANTAGES, FLOORED), FLOORED)
@@ -204,10 +204,10 @@ def test_how_a_mini_batch_is_cut_changes_no_gradient(
     learnt: list[int] = []
 
     def watched(
-        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int = 1
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int = 1, *more: Any
+    ) -> tuple[torch.Tensor, ...]:
         learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
-        return token_log_probs(model, ids, temperature, first)
+        return token_log_probs(model, ids, temperature, first, *more)
 
     monkeypatch.setattr(update, "token_log_probs", watched)
     model = double_model()
