@@ -28,7 +28,7 @@ def recipe(tmp_path: Path, policy: Path, twin: Twin) -> Path:
     return counting_recipe(
         tmp_path,
         policy={"model": str(policy)},
-        engine={"name": "vllm", "url": twin.url},
+        engine={"name": "vllm", "urls": [twin.url]},
         run={"output": str(tmp_path / "run")},
         rollout={"max_prompt_tokens": 400},
     )
@@ -49,9 +49,11 @@ def test_an_unknown_engine_is_named_with_those_that_exist(recipe: Path) -> None:
 
 
 def test_an_address_where_nothing_listens(recipe: Path) -> None:
-    said = refused(recipe, "engine.url=http://127.0.0.1:1")
+    said = refused(recipe, "engine.urls=http://127.0.0.1:1")
     assert (
-        "engine.url = 'http://127.0.0.1:1'" in said and "is it running" in said and "docs/engines.md" in said
+        "engine.urls = ['http://127.0.0.1:1']" in said
+        and "is it running" in said
+        and "docs/engines.md" in said
     )
 
 
@@ -105,7 +107,7 @@ def test_a_server_that_does_not_take_the_weights_is_seen_by_its_log_probabilitie
 
 def test_a_server_with_too_little_room(recipe: Path, policy: Path) -> None:
     with Twin(policy, max_tokens=100) as small:
-        said = refused(recipe, f"engine.url={small.url}")
+        said = refused(recipe, f"engine.urls={small.url}")
     assert "start it with --max-model-len 464" in said
 
 

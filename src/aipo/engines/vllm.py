@@ -9,15 +9,12 @@ the forward pass of whole cached blocks (128 tokens on CPU, 16 on GPU), never th
 
 import asyncio
 import math
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.core.seeds import seed_of
@@ -27,6 +24,7 @@ from aipo.engines.link import HttpLink
 from aipo.engines.stops import StopFinder, end_ids
 from aipo.engines.vllm_facts import ServerFacts, read_facts
 from aipo.engines.vocabulary import filler_ids
+from aipo.engines.weight_files import weight_files
 
 BAN_BIAS = -100.0
 """The lowest bias that vLLM keeps: e^-100 of its probability is left to a banned token."""
@@ -34,7 +32,14 @@ LOWEST_TEMPERATURE = 0.01
 """vLLM raises a lower one, but for 0, to this without saying so."""
 RESET_ATTEMPTS, RESET_WAIT_S = 25, 0.2
 """Requests that a deadline cut off hold their cache blocks until the server has noticed."""
-MEMORY_FOLDER = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which weights a server has: how many updates are behind them, and the name that the server was told."""
+
+    version: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,10 @@ class VllmSettings:
 
 
 class VllmEngine:
-    """`aipo.engines.base.Engine` and `WeightSink` around a server started with VLLM_SERVER_DEV_MODE=1."""
+    """`aipo.engines.base.Engine` and `SharedSink` around a server started with VLLM_SERVER_DEV_MODE=1."""
+
+    lost: Sequence[str] = ()
+    """Nothing: if the only server takes no weights, that is an error."""
 
     def __init__(
         self,
@@ -64,9 +72,22 @@ class VllmEngine:
         self._filler = filler_ids(model, tokenizer)
         self._facts: ServerFacts | None = None
         self._run = uuid4().hex[:12]
-        self._version: int | None = None
-        self._stamp = ""
+        self._stamp: Stamp | None = None
         self._confirmations: _Shared | None = None
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._link.url
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """The weights that it samples with; None: it was given none."""
+        return self._stamp
+
+    def follow(self, stamp: Stamp | None) -> None:
+        """See `SharedSink`."""
+        self._stamp = stamp
 
     @property
     def dtype(self) -> str:
@@ -81,15 +102,15 @@ class VllmEngine:
     async def generate(self, request: GenerationRequest) -> Completion:
         """Sample a continuation; see `Engine`."""
         self.refuse(request.sampling, banned=bool(request.banned_sequences))
-        if self._version is None:
+        stamp = self._stamp
+        if stamp is None:
             raise EngineError(
                 f"policy server {self._link.url} was given no weights; load_weights comes first"
             )
-        version, stamp = self._version, self._stamp
         answer = await self._link.post("/v1/completions", self._body(request), bounded=True)
         completion = self._read(answer, request)
-        await self._confirm(stamp)
-        return replace(completion, weights_version=version)
+        await self._confirm(stamp.name)
+        return replace(completion, weights_version=stamp.version)
 
     async def release(self, session: str) -> None:
         """Do nothing: the server's cache forgets by itself."""
@@ -116,36 +137,28 @@ class VllmEngine:
     # weights
 
     async def load_weights(self, write: Callable[[Path], object], version: int) -> None:
-        """Hand weights to the server through a folder; see `WeightSink`.
+        """Hand weights to the server through a folder; see `WeightSink`."""
+        self._stamp = None
+        with weight_files(write, self._settings.weights_folder) as folder:
+            await self.take_weights(folder, version)
+
+    async def take_weights(self, folder: Path, version: int) -> None:
+        """Have the server load the weights of a folder. Raises `EngineError`; it then has no weights.
 
         The server's own stamp is spoilt first and set last, so that weights that arrived in part, or a server
         that began anew from its disk, cannot pass for these.
         """
-        self._version, loading = None, f"aipo-{self._run}-loading"
-        folder = self._folder()
-        try:
-            await self._link.post("/update_weight_version", {"new_version": loading})
-            partial = folder / "partial"
-            write(partial)
-            whole = partial.rename(folder / "whole")
-            reload = {"method": "reload_weights", "kwargs": {"weights_path": str(whole)}}
-            await self._link.post("/collective_rpc", reload, self._settings.weights_timeout_s)
-            await self._forget_prefixes()
-            stamp = f"aipo-{self._run}-{version}"
-            await self._link.post("/update_weight_version", {"new_version": stamp})
-        except (OSError, SafetensorError) as error:
-            raise EngineError(f"the policy's weights cannot be written to {folder}: {error}") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        self._version, self._stamp = version, stamp
+        self._stamp = None
+        await self._tell_version(f"aipo-{self._run}-loading")
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        await self._link.post("/collective_rpc", reload, self._settings.weights_timeout_s)
+        await self._forget_prefixes()
+        stamp = Stamp(version, f"aipo-{self._run}-{version}")
+        await self._tell_version(stamp.name)
+        self._stamp = stamp
 
-    def _folder(self) -> Path:
-        """Make a folder for weights on their way."""
-        parent = self._settings.weights_folder or (MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None)
-        try:
-            return Path(tempfile.mkdtemp(prefix="aipo-weights-", dir=parent))
-        except OSError as error:
-            raise EngineError(f"engine.weights_folder = {str(parent)!r} cannot be used: {error}") from error
+    async def _tell_version(self, name: str) -> None:
+        await self._link.post("/update_weight_version", {"new_version": name})
 
     async def _forget_prefixes(self) -> None:
         for _ in range(RESET_ATTEMPTS):

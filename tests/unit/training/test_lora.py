@@ -243,7 +243,7 @@ def test_a_policy_server_is_handed_merged_weights(tmp_path: Path) -> None:
             tmp_path,
             run={"output": str(tmp_path / "run")},
             policy={"model": str(made), "lora_rank": 4},
-            engine={"name": "vllm", "url": twin.url},
+            engine={"name": "vllm", "urls": [twin.url]},
             agents={"enabled": []},
             rollout={"rollouts_per_prompt": 4, "max_prompt_tokens": 160, "max_response_tokens": 40},
             train={
