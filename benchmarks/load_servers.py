@@ -75,6 +75,8 @@ class PolicyServer:
             return 200, {"vllm_config": {"model_config": config}}
         if path == "/weight_info":
             return 200, {"weight_version": self._version}
+        if path == "/openapi.json":
+            return 200, {}
         if path == "/update_weight_version":
             self._version = body["new_version"]
         return 200, {"success": True}

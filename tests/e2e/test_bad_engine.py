@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support.policies import counting_recipe, random_policy, run_cli
-from support.vllm_twin import Twin
+from support.vllm_twin import PATHS, Twin
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,22 @@ def test_a_server_without_its_developer_endpoints(
     original = twin._simple
     monkeypatch.setattr(twin, "_simple", plain)
     assert "VLLM_SERVER_DEV_MODE=1" in refused(recipe)
+
+
+def test_a_version_that_lacks_what_is_needed(
+    recipe: Path, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM before it had stamps; it is refused at the start, with a version that has them."""
+
+    def older(path: str, body: object) -> tuple[int, object]:
+        if path == "/openapi.json":
+            return 200, {"paths": dict.fromkeys(p for p in PATHS if "weight_" not in p)}
+        return (200, {"version": "0.24.0"}) if path == "/version" else original(path, body)
+
+    original = twin._simple
+    monkeypatch.setattr(twin, "_simple", older)
+    said = refused(recipe)
+    assert "is vLLM 0.24.0, which lacks /update_weight_version, /weight_info; take 0.32.0" in said
 
 
 def test_a_server_of_another_tokenizer(recipe: Path, twin: Twin) -> None:

@@ -30,11 +30,13 @@ SMALL = [
 
 def torchrun(log: Path, ranks: int, *arguments: str | Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    paths = os.pathsep.join(path for path in sys.path if path)
+    own = (
+        path for path in sys.path if path and not path.startswith(sys.prefix)
+    )  # not for a server of another Python
     with log.open("ab") as file:
         return subprocess.Popen(
             [*command, *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(own)},
             stdout=file,
             stderr=file,
             start_new_session=True,

@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from aipo.assembly.agents import build_protocol
@@ -25,8 +24,10 @@ from aipo.engines.vllm_server import ServerPlan, VllmServer, start_together
 from aipo.training.device import PRODUCTS, precision_on, the_device
 from aipo.training.handover import hand_over
 from aipo.training.journal import SERVER_LOG
-from aipo.training.model import save_plain
 from aipo.training.ranks import Ranks
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank may be."""
 
 
 def make_vllm(request: EngineRequest) -> PolicyEngine:
@@ -54,7 +55,7 @@ def make_vllm(request: EngineRequest) -> PolicyEngine:
         folder = settings.engine.weights_folder
         engine = servers[0] if len(servers) == 1 else ServerPool(servers, folder, ranks.rank)
         with _explained(settings):
-            lost = asyncio.run(hand_over(engine, ranks, partial(save_plain, request.model), 0))
+            lost = asyncio.run(hand_over(engine, ranks, request.model, 0))
             if lost:
                 raise EngineError(lost[0])
     except BaseException:  # Ctrl-C too
@@ -127,6 +128,7 @@ def server_plans(settings: Settings, log_folder: Path | None) -> list[ServerPlan
     e, r = settings.engine, settings.rollout
     precision = precision_on(settings.policy, the_device(settings.run.device))
     exact_at_any_temperature = "raw_logprobs" if r.temperature == 1 else "processed_logprobs"
+    adapters = ("--enable-lora", "--max-lora-rank", str(_served_rank(settings.policy.lora_rank)))
     command = (
         *e.command,
         settings.policy.model,
@@ -134,6 +136,7 @@ def server_plans(settings: Settings, log_folder: Path | None) -> list[ServerPlan
         *("--max-model-len", str(r.max_prompt_tokens + r.max_response_tokens)),
         *("--logprobs-mode", exact_at_any_temperature),
         *("--generation-config", "vllm"),
+        *(adapters if settings.policy.lora_rank else ()),
         *e.arguments,
     )
     folder = log_folder or Path(tempfile.mkdtemp(prefix="aipo-vllm-"))
@@ -149,6 +152,11 @@ def server_plans(settings: Settings, log_folder: Path | None) -> list[ServerPlan
         )
         for name, own in zip(logs, devices, strict=True)
     ]
+
+
+def _served_rank(rank: int) -> int:
+    """Return the smallest rank that vLLM offers and these adapters fit in; a larger one it has to refuse."""
+    return next((served for served in LORA_RANKS if served >= rank), rank)
 
 
 def _key(variable: str) -> str | None:

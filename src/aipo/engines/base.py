@@ -98,6 +98,16 @@ class WeightSink(Protocol):
 
 
 @runtime_checkable
+class AdapterSink(WeightSink, Protocol):
+    """A `WeightSink` that may be given the adapters alone, beside the frozen weights that it has."""
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether `load_weights` takes a folder with adapters, as peft saves them, for whole weights."""
+        ...
+
+
+@runtime_checkable
 class SharedSink(WeightSink, Protocol):
     """A `WeightSink` that several ranks sample from: one gives it the weights, the others are told of it."""
 

@@ -57,7 +57,7 @@ class HttpLink:
     async def post(
         self, path: str, body: Mapping[str, Any], timeout_s: float | None = None, bounded: bool = False
     ) -> Any:
-        """Return what the server answers.
+        """Return what the server answers: JSON, or {} for a confirmation in words.
 
         `bounded`: it is one of the many calls that change nothing and can be made again; the wait for one of
         the places is outside the deadline. Raises `EngineError`.
@@ -130,7 +130,8 @@ class HttpLink:
             raise busy
         if response.status_code >= 400:
             raise EngineError(f"{where} answered {response.status_code}: {_said(response)}")
-        if not response.content:
+        confirmed = response.headers.get("Content-Type", "text/plain").startswith("text/plain")
+        if not response.content or (confirmed and method == "POST"):
             return {}
         try:
             return response.json()

@@ -34,6 +34,11 @@ class PolicyServer(Engine, Protocol):
         """See `SharedSink`."""
         ...
 
+    @property
+    def takes_adapters(self) -> bool:
+        """See `AdapterSink`."""
+        ...
+
     async def take_weights(self, folder: Path, version: int) -> None:
         """Load the weights of a folder. Raises `EngineError`; it then has no weights."""
         ...
@@ -120,6 +125,11 @@ class ServerPool:
         of_all = f"of {len(self._servers)} policy servers one took no weights and is not sampled from: "
         self.lost = [of_all + error for error in errors]
         self._failed = [0] * len(self._servers)
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether every server does."""
+        return all(server.takes_adapters for server in self._servers)
 
     @property
     def stamp(self) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ the forward pass of whole cached blocks (128 tokens on CPU, 16 on GPU), never th
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from aipo.core.types import StopReason
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
 from aipo.engines.link import HttpLink
 from aipo.engines.stops import StopFinder, end_ids
-from aipo.engines.vllm_facts import ServerFacts, read_facts
+from aipo.engines.vllm_facts import ADAPTERS_MARK, LOAD_ADAPTER, WEIGHTS_MARK, ServerFacts, read_facts
 from aipo.engines.vocabulary import filler_ids
 from aipo.engines.weight_files import weight_files
 
@@ -30,6 +31,8 @@ BAN_BIAS = -100.0
 """The lowest bias that vLLM keeps: e^-100 of its probability is left to a banned token."""
 LOWEST_TEMPERATURE = 0.01
 """vLLM raises a lower one, but for 0, to this without saying so."""
+ADAPTERS_FILE = "adapter_config.json"
+"""What peft writes beside adapters, and nobody beside whole weights."""
 RESET_ATTEMPTS, RESET_WAIT_S = 25, 0.2
 """Requests that a deadline cut off hold their cache blocks until the server has noticed."""
 
@@ -40,6 +43,8 @@ class Stamp:
 
     version: int
     name: str
+    adapter: str = ""
+    """Under which name their adapters are sampled with; '': they have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +78,18 @@ class VllmEngine:
         self._facts: ServerFacts | None = None
         self._run = uuid4().hex[:12]
         self._stamp: Stamp | None = None
+        self._adapter = ""
         self._confirmations: _Shared | None = None
 
     @property
     def url(self) -> str:
         """The server's address."""
         return self._link.url
+
+    @property
+    def takes_adapters(self) -> bool:
+        """See `AdapterSink`. Raises `EngineError` before `connect`."""
+        return self._connected().takes_adapters
 
     @property
     def stamp(self) -> Stamp | None:
@@ -107,7 +118,8 @@ class VllmEngine:
             raise EngineError(
                 f"policy server {self._link.url} was given no weights; load_weights comes first"
             )
-        answer = await self._link.post("/v1/completions", self._body(request), bounded=True)
+        body = self._body(request) | ({"model": stamp.adapter} if stamp.adapter else {})
+        answer = await self._link.post("/v1/completions", body, bounded=True)
         completion = self._read(answer, request)
         await self._confirm(stamp.name)
         return replace(completion, weights_version=stamp.version)
@@ -143,19 +155,36 @@ class VllmEngine:
             await self.take_weights(folder, version)
 
     async def take_weights(self, folder: Path, version: int) -> None:
-        """Have the server load the weights of a folder. Raises `EngineError`; it then has no weights.
+        """Have the server load the weights or the adapters of a folder.
+
+        Raises `EngineError`; it then has no weights.
 
         The server's own stamp is spoilt first and set last, so that weights that arrived in part, or a server
         that began anew from its disk, cannot pass for these.
         """
         self._stamp = None
-        await self._tell_version(f"aipo-{self._run}-loading")
-        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        await self._link.post("/collective_rpc", reload, self._settings.weights_timeout_s)
+        adapters = (folder / ADAPTERS_FILE).exists()
+        name = f"{ADAPTERS_MARK if adapters else WEIGHTS_MARK}{self._run}"
+        await self._tell_version(f"{name}-loading")
+        stamp = Stamp(version, f"{name}-{version}")
+        if adapters:
+            stamp = replace(stamp, adapter=await self._take_adapters(folder, stamp.name))
+        else:
+            reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            await self._link.post("/collective_rpc", reload, self._settings.weights_timeout_s)
         await self._forget_prefixes()
-        stamp = Stamp(version, f"aipo-{self._run}-{version}")
         await self._tell_version(stamp.name)
         self._stamp = stamp
+
+    async def _take_adapters(self, folder: Path, name: str) -> str:
+        """Load adapters under a name of their own, which no later ones get; forget those before them."""
+        before, self._adapter = self._adapter, f"{name}-{uuid4().hex[:6]}"
+        adapter = {"lora_name": self._adapter, "lora_path": str(folder)}
+        await self._link.post(LOAD_ADAPTER, adapter, self._settings.weights_timeout_s)
+        if before:
+            with suppress(EngineError):  # a server that was started anew never had them
+                await self._link.post("/v1/unload_lora_adapter", {"lora_name": before})
+        return self._adapter
 
     async def _tell_version(self, name: str) -> None:
         await self._link.post("/update_weight_version", {"new_version": name})

@@ -26,7 +26,9 @@ POLL_S = 0.25
 LOG_LINES_SHOWN = 12
 NOT_INHERITED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_")
 """What torchrun tells each rank, by beginnings and ends of names: a server would take itself for one."""
-ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+OPENS = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+"""What opens the paths through which weights and adapters are changed."""
+ENVIRONMENT = dict.fromkeys((*OPENS, "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

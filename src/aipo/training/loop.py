@@ -36,7 +36,7 @@ from aipo.training.handover import hand_over
 from aipo.training.journal import METRICS, ROLLOUTS, TIMINGS, Journal, read_lines
 from aipo.training.log_probs import PolicyForward
 from aipo.training.metrics import last_consultation, rollout_metrics, spending
-from aipo.training.model import checkpoints_activations, pad_id, save_plain, save_policy
+from aipo.training.model import checkpoints_activations, pad_id, save_policy
 from aipo.training.optimizers import OPTIMIZERS
 from aipo.training.ranks import ALONE, Ranks, disable_buffer_broadcast
 from aipo.training.reference import check_reference, frozen_reference
@@ -254,12 +254,12 @@ class Trainer:
 
     async def _load_weights_into_engine(self) -> None:
         """Load the weights into an engine that holds its own copy; between steps nothing is being sampled."""
-        engine, write = self._engine, partial(save_plain, self._model)
+        engine = self._engine
         if not isinstance(engine, WeightSink):
             return
         try:
             with self.waits.track("the policy's engine", f"the weights after step {self.step}"):
-                self._state.warnings += await hand_over(engine, self._ranks, write, self.step)
+                self._state.warnings += await hand_over(engine, self._ranks, self._model, self.step)
         except EngineError as error:
             raise StopRunError(
                 f"after step {self.step} the policy's engine did not load the new weights: {error}\n"

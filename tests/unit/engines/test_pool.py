@@ -18,7 +18,7 @@ class Server:
 
     def __init__(self, name: str) -> None:
         self.url, self.stamp = name, None
-        self.dead = self.refuses = False
+        self.dead = self.refuses = self.takes_adapters = False
         self.asked: list[GenerationRequest] = []
         self.read: list[str] = []
 
