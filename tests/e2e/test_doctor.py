@@ -55,14 +55,15 @@ def test_a_recipe_that_works(recipe: Path, tmp_path: Path) -> None:
 
 def test_through_a_policy_server(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with Twin(counting_policy(tmp_path_factory)) as twin:
-        output = said(recipe, "engine.name=vllm", f"engine.url={twin.url}", code=0)
+        output = said(recipe, "engine.name=vllm", f"engine.urls={twin.url}", code=0)
     assert "vllm, float32" in output and "sampler agrees" in output
 
 
 def test_an_unreachable_policy_server_fails_and_the_rest_is_looked_at(recipe: Path) -> None:
-    output = said(recipe, "engine.name=vllm", "engine.url=http://127.0.0.1:1")
+    output = said(recipe, "engine.name=vllm", "engine.urls=http://127.0.0.1:1")
     assert (
-        "engine: engine.url = 'http://127.0.0.1:1': policy server" in output and "cannot be reached" in output
+        "engine: engine.urls = ['http://127.0.0.1:1']: policy server" in output
+        and "cannot be reached" in output
     )
     assert "agent verify" in output and "gold correct" in output
 

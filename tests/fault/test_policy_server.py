@@ -50,7 +50,7 @@ def recipe(tmp_path: Path, policy: Path, twin: Twin) -> Path:
     table: dict[str, Any] = {
         "run": {"output": str(tmp_path / "run")},
         "policy": {"model": str(policy)},
-        "engine": {"name": "vllm", "url": twin.url, "request_timeout_s": DEADLINE_S},
+        "engine": {"name": "vllm", "urls": [twin.url], "request_timeout_s": DEADLINE_S},
         "task": {
             "name": "jsonl",
             "train_file": str(files["train"]),
@@ -190,7 +190,7 @@ def test_consultations_and_weights_by_version_through_a_server(
 ) -> None:
     policy = counting_policy(tmp_path_factory)
     with Twin(policy) as twin:
-        engine = {"name": "vllm", "url": twin.url}
+        engine = {"name": "vllm", "urls": [twin.url]}
         recipe = counting_recipe(
             tmp_path, policy={"model": str(policy)}, engine=engine, run={"output": str(tmp_path / "run")}
         )

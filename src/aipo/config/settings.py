@@ -6,7 +6,7 @@ An unknown key is an error; a resolved `Settings` is complete and immutable.
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from aipo.agents.named import AGENTS
 from aipo.config.agents import AgentSettings
@@ -179,11 +179,11 @@ class AlgorithmSettings(Section):
     )
     shape: float = Field(0.1, gt=0, description="g of `shaped`.")
     truncation: float = Field(2.0, ge=1, description="Largest p/q of `agent`.")
-    mismatch_truncation: float = Field(
-        0.0,
-        ge=0,
+    mismatch_truncation: Annotated[NonNegativeFloat | Literal["auto"], MayBeAuto()] = Field(
+        "auto",
         description="Correct for a sampler that computes differently from the trainer (truncated importance "
-        "sampling): largest weight of a POLICY token, 2 is usual; 0: off. Statistics are always recorded.",
+        "sampling): largest weight of a POLICY token; 0: off. `auto`: 0 where rollouts are sampled in the "
+        "trainer's process, else 2. Statistics are always recorded.",
     )
     feedback_weight: float = Field(1.0, ge=0, description="lambda.")
     feedback_weight_end: float | None = Field(

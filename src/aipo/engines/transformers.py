@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.core.types import StopReason
-from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
+from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling, taken_away
 from aipo.engines.precision import CastWeights, compute_dtype
 from aipo.engines.sampling import Uniforms, draw
 from aipo.engines.slots import CacheFilled, SlotCache
@@ -261,7 +261,8 @@ class TransformersEngine:
             return
         drawn = [active[i] for i in sampling]
         for row in drawn:
-            row.banned, row.taken = _banned_now(row), _taken(row)
+            assert row.request is not None
+            row.banned, row.taken = _banned_now(row), taken_away(row.request.banned_sequences)
         if len(sampling) < len(active):
             logits = logits[sampling]
         tokens, log_probs = draw(logits, drawn)
@@ -303,11 +304,6 @@ class TransformersEngine:
         self._cache.swap(a, b, max(rows[a].cached, rows[b].cached))
         rows[a], rows[b] = rows[b], rows[a]
         self._index[rows[a].session], self._index[rows[b].session] = a, b
-
-
-def _taken(row: _Row) -> Sequence[int]:
-    assert row.request is not None
-    return [sequence[0] for sequence in row.request.banned_sequences if len(sequence) == 1]
 
 
 def _banned_now(row: _Row) -> Sequence[int]:

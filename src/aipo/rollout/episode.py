@@ -92,6 +92,8 @@ class RolloutSpec:
     """How the leak guard finds and hides this problem's answer; None: there is no guard."""
     opening: Opening | None = None
     """Which agent's tag the system is to open, and how; None: it opens none."""
+    group: str = ""
+    """Rollouts of a group begin alike, and an engine of several servers keeps them together."""
 
 
 async def rollout(engine: Engine, spec: RolloutSpec, consult: ConsultContext) -> Rollout:
@@ -182,6 +184,7 @@ class _Episode:
                 banned_sequences=consult.codec.banned_sequences() if banned else (),
                 sampling=spec.sampling,
                 seed=spec.seed,
+                group=spec.group,
             )
         )
         if not all(map(isfinite, completion.log_probs)):

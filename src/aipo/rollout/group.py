@@ -163,6 +163,7 @@ class Sampler:
         specs = [
             RolloutSpec(
                 id=f"{problem.id}#{index}",
+                group=problem.id,
                 problem=problem.text,
                 prompt_ids=prompt_ids[condition],
                 condition=condition,

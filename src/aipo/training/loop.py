@@ -19,12 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import Settings
 from aipo.core.seeds import seed_of
-from aipo.engines.base import EngineError, MemoryHolder, WeightSink
+from aipo.engines.base import EngineError, MemoryHolder, WeightSink, taken_away
 from aipo.rollout.group import Group, Sampler
 from aipo.rollout.records import consultation_times, rollout_records
 from aipo.tasks.base import Problem
 from aipo.training import generators
-from aipo.training.algorithm import objective_settings
+from aipo.training.algorithm import objective_settings, truncation_of
 from aipo.training.batch import minibatches
 from aipo.training.compiling import compile_layers
 from aipo.training.credit import Credit
@@ -32,10 +32,11 @@ from aipo.training.durable import sync_tree
 from aipo.training.events import LastConsultation, Progress, SignalledError, StopRunError
 from aipo.training.experience import Experience
 from aipo.training.guards import Guards, RollBackError, SkipStepError
+from aipo.training.handover import hand_over
 from aipo.training.journal import METRICS, ROLLOUTS, TIMINGS, Journal, read_lines
 from aipo.training.log_probs import PolicyForward
 from aipo.training.metrics import last_consultation, rollout_metrics, spending
-from aipo.training.model import checkpoints_activations, pad_id, save_plain, save_policy
+from aipo.training.model import checkpoints_activations, pad_id, save_policy
 from aipo.training.optimizers import OPTIMIZERS
 from aipo.training.ranks import ALONE, Ranks, disable_buffer_broadcast
 from aipo.training.reference import check_reference, frozen_reference
@@ -76,7 +77,7 @@ class Trainer:
         self._policy = Sharded(model) if sharded else Whole(model)
         for watched_model in {model, self._policy.trained}:
             self.waits.watch_forward_passes(watched_model)
-        self._engine = sampler.engine  # the watched one has no `free`
+        self._engine = sampler.engine  # the watched one has neither `free` nor weights
         self.sampler = watched(sampler, self.waits)
         if ranks.several:
             ranks.waiting = partial(self.waits.track, "the other ranks", f"rank {ranks.rank}")
@@ -90,8 +91,7 @@ class Trainer:
         if sharded:
             use_fsdp(self._accelerator, model)
         prepared, self._optimiser = self._prepared()
-        banned = sampler.consult.codec.banned_sequences()
-        update, self._guards = _update_settings(settings, pad_id(tokenizer), banned), Guards(settings)
+        update, self._guards = _update_settings(settings, pad_id(tokenizer), sampler), Guards(settings)
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
         self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.is_main))
         self._writer = Writer(settings.guards.stall_s, self.waits.progress)
@@ -253,11 +253,12 @@ class Trainer:
 
     async def _load_weights_into_engine(self) -> None:
         """Load the weights into an engine that holds its own copy; between steps nothing is being sampled."""
-        engine = self.sampler.engine
+        engine = self._engine
         if not isinstance(engine, WeightSink):
             return
         try:
-            await engine.load_weights(partial(save_plain, self._model), self.step)
+            with self.waits.track("the policy's engine", f"the weights after step {self.step}"):
+                self._state.warnings += await hand_over(engine, self._ranks, self._model, self.step)
         except EngineError as error:
             raise StopRunError(
                 f"after step {self.step} the policy's engine did not load the new weights: {error}\n"
@@ -349,16 +350,16 @@ class Trainer:
         self._ranks.first(lambda: sync_tree(folder))
 
 
-def _update_settings(
-    settings: Settings, pad: int, banned_sequences: Sequence[Sequence[int]]
-) -> UpdateSettings:
+def _update_settings(settings: Settings, pad: int, sampler: Sampler) -> UpdateSettings:
+    in_process = not isinstance(sampler.engine, WeightSink)
+    banned = sampler.consult.codec.banned_sequences()
     return UpdateSettings(
         temperature=settings.rollout.temperature,
         microbatch_tokens=settings.train.microbatch_tokens,
         max_grad_norm=settings.train.max_grad_norm,
         pad_id=pad,
-        mismatch_truncation=settings.algorithm.mismatch_truncation,
-        request_ids=tuple(sequence[0] for sequence in banned_sequences if len(sequence) == 1),
+        mismatch_truncation=truncation_of(settings.algorithm, in_process),
+        request_ids=taken_away(banned),
         share_prefixes=settings.train.share_prefixes,
     )
 
