@@ -46,6 +46,9 @@ from measure import TAGS, VOCABULARY, Figure, options, policy, report, tokenizer
 
 WAVES = ("agents restarted", "policy restarted", "plain", "plain again")
 SHAPE = GroupShape(consulting=6, solo=2)
+AT_ONCE = 256
+"""Requests to a server at the same time, the default of engine.concurrency; other rollouts wait for a place,
+or for the other server."""
 RESTART_AFTER_S = 2.0
 DEADLINE_S = 30.0
 TICK_S = 0.01
@@ -150,12 +153,12 @@ class Load:
     def __init__(self, servers: dict[str, Server], facts: Facts, groups: int) -> None:
         tokens = tokenizer()
         self._servers, self._facts, self._groups, self.lag = servers, facts, groups, Lag()
-        self._concurrency = groups * (SHAPE.consulting + SHAPE.solo)
-        link = HttpLink(servers["policy"].url, timeout_s=DEADLINE_S, concurrency=self._concurrency)
+        self._rollouts = groups * (SHAPE.consulting + SHAPE.solo)
+        link = HttpLink(servers["policy"].url, timeout_s=DEADLINE_S, concurrency=AT_ONCE)
         self._engine = VllmEngine(link, policy(tokens.eos_token_id, quick=True), tokens)
         agent = RemoteAgent(
             spec=AGENTS[KNOWLEDGE],
-            endpoint=Endpoint(base_url=f"{servers['agents'].url}/v1", concurrency=self._concurrency),
+            endpoint=Endpoint(base_url=f"{servers['agents'].url}/v1", concurrency=AT_ONCE),
             model="agent",
             sampling=ChatSampling(temperature=0.7, top_p=0.8, max_tokens=64),
             retry=RetryPolicy(retries=6, first_wait_s=0.5),
@@ -176,7 +179,6 @@ class Load:
             max_prompt_tokens=2048,
         )
         self._sampler = Sampler(engine=self._engine, consult=consult, task=Anything(), prompts=prompts)
-        self._in_flight = self._most_in_flight = 0
 
     async def run(self) -> list[Wave]:
         """Drive all waves."""
@@ -209,7 +211,7 @@ class Load:
             seconds=seconds,
             cpu_s=cpu_s,
             rollouts=len(members),
-            most_in_flight=self._concurrency,
+            most_in_flight=self._rollouts,
             ungraded=len(lost),
             reasons=dict(Counter(map(_reason, lost)).most_common(6)),
             consultations=dict(asked),
