@@ -50,7 +50,7 @@ AT_ONCE = 256
 """Requests to a server at the same time, the default of engine.concurrency; other rollouts wait for a place,
 or for the other server."""
 RESTART_AFTER_S = 2.0
-DEADLINE_S = 30.0
+DEADLINE_S, QUICK_DEADLINE_S = 30.0, 8.0
 TICK_S = 0.01
 MOST_LAG_MS = 50.0
 MOST_GROWTH_MB = 20.0
@@ -150,11 +150,11 @@ class Wave:
 class Load:
     """The process that drives."""
 
-    def __init__(self, servers: dict[str, Server], facts: Facts, groups: int) -> None:
+    def __init__(self, servers: dict[str, Server], facts: Facts, groups: int, deadline_s: float) -> None:
         tokens = tokenizer()
         self._servers, self._facts, self._groups, self.lag = servers, facts, groups, Lag()
         self._rollouts = groups * (SHAPE.consulting + SHAPE.solo)
-        link = HttpLink(servers["policy"].url, timeout_s=DEADLINE_S, concurrency=AT_ONCE)
+        link = HttpLink(servers["policy"].url, timeout_s=deadline_s, concurrency=AT_ONCE)
         self._engine = VllmEngine(link, policy(tokens.eos_token_id, quick=True), tokens)
         agent = RemoteAgent(
             spec=AGENTS[KNOWLEDGE],
@@ -162,14 +162,14 @@ class Load:
             model="agent",
             sampling=ChatSampling(temperature=0.7, top_p=0.8, max_tokens=64),
             retry=RetryPolicy(retries=6, first_wait_s=0.5),
-            deadline_s=DEADLINE_S,
+            deadline_s=deadline_s,
         )
         consult = ConsultContext(
             protocol=PROTOCOL,
             codec=TagCodec(tokens, PROTOCOL),
             limits=LIMITS,
             agents={KNOWLEDGE: agent},
-            agent_timeout_s=DEADLINE_S,
+            agent_timeout_s=deadline_s,
         )
         prompts = Prompts(
             tokenizer=tokens,
@@ -254,7 +254,7 @@ def _reason(member: MemberRollout) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure."""
     given = options("load", arguments)
-    groups = 12 if given.quick else 250
+    groups, deadline_s = (12, QUICK_DEADLINE_S) if given.quick else (250, DEADLINE_S)
     tokens = tokenizer()
     request = tokens.encode("<knowledge> legs of a spider </knowledge>", add_special_tokens=False)
     facts = Facts(request=tuple(request), end=tokens.eos_token_id, words=VOCABULARY - len(TAGS))
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 server.start()
             for server in servers.values():
                 server.wait()
-            load = Load(servers, facts, groups)
+            load = Load(servers, facts, groups, deadline_s)
             waves = asyncio.run(load.run())
         finally:
             for server in servers.values():
