@@ -14,14 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.core.types import StopReason
-from aipo.engines import link
 from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling, WeightSink
 from aipo.engines.link import HttpLink
 from aipo.engines.transformers import TransformersEngine
 from aipo.engines.vllm import VllmEngine, VllmSettings
 from aipo.engines.vllm_facts import refuse_other_policy
 from support.policies import random_policy
-from support.vllm_twin import Fault, Twin
+from support.vllm_twin import Twin
 
 
 @pytest.fixture(scope="module")
@@ -97,31 +96,6 @@ def test_ids_and_log_probabilities_are_the_policys(twin: Twin, model: PreTrained
     for request, completion in zip(requests, sample(twin, model, *requests), strict=True):
         assert completion.log_probs == pytest.approx(true_log_probs(model, request, completion), abs=1e-4)
         assert completion.weights_version == 0
-
-
-def test_a_busy_server_is_asked_again_and_gives_the_same_completion(
-    twin: Twin, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link, "FIRST_WAIT_S", 0.01)
-    [clean] = sample(twin, model, ask())
-    twin.requests.clear()
-    twin.fault = lambda body: Fault.ERROR if len(twin.completions()) <= 2 else None
-    [again] = sample(twin, model, ask())
-    assert again.ids == clean.ids and len(twin.completions()) == 3
-
-
-def test_a_server_that_stays_busy_is_given_up_and_a_change_of_weights_is_never_asked_for_twice(
-    twin: Twin, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link, "FIRST_WAIT_S", 0.01)
-    engine = run(ready(engine_of(twin, model), model))
-    twin.fault = lambda body: Fault.ERROR
-    assert "answered 500" in error_of(engine.generate(ask()))
-    assert len(twin.completions()) == link.ATTEMPTS
-    twin.requests.clear()
-    twin.refuse_weights = True
-    assert "answered 500" in error_of(engine.load_weights(model.save_pretrained, 1))
-    assert [path for path, _ in twin.requests].count("/collective_rpc") == 1
 
 
 def test_a_stop_string_ends_with_the_token_that_completes_it(twin: Twin, model: PreTrainedModel) -> None:
