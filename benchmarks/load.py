@@ -46,8 +46,11 @@ from measure import TAGS, VOCABULARY, Figure, options, policy, report, tokenizer
 
 WAVES = ("agents restarted", "policy restarted", "plain", "plain again")
 SHAPE = GroupShape(consulting=6, solo=2)
+AT_ONCE = 256
+"""Requests to a server at the same time, the default of engine.concurrency; other rollouts wait for a place,
+or for the other server."""
 RESTART_AFTER_S = 2.0
-DEADLINE_S = 30.0
+DEADLINE_S, QUICK_DEADLINE_S = 30.0, 8.0
 TICK_S = 0.01
 MOST_LAG_MS = 50.0
 MOST_GROWTH_MB = 20.0
@@ -147,26 +150,26 @@ class Wave:
 class Load:
     """The process that drives."""
 
-    def __init__(self, servers: dict[str, Server], facts: Facts, groups: int) -> None:
+    def __init__(self, servers: dict[str, Server], facts: Facts, groups: int, deadline_s: float) -> None:
         tokens = tokenizer()
         self._servers, self._facts, self._groups, self.lag = servers, facts, groups, Lag()
-        self._concurrency = groups * (SHAPE.consulting + SHAPE.solo)
-        link = HttpLink(servers["policy"].url, timeout_s=DEADLINE_S, concurrency=self._concurrency)
+        self._rollouts = groups * (SHAPE.consulting + SHAPE.solo)
+        link = HttpLink(servers["policy"].url, timeout_s=deadline_s, concurrency=AT_ONCE)
         self._engine = VllmEngine(link, policy(tokens.eos_token_id, quick=True), tokens)
         agent = RemoteAgent(
             spec=AGENTS[KNOWLEDGE],
-            endpoint=Endpoint(base_url=f"{servers['agents'].url}/v1", concurrency=self._concurrency),
+            endpoint=Endpoint(base_url=f"{servers['agents'].url}/v1", concurrency=AT_ONCE),
             model="agent",
             sampling=ChatSampling(temperature=0.7, top_p=0.8, max_tokens=64),
             retry=RetryPolicy(retries=6, first_wait_s=0.5),
-            deadline_s=DEADLINE_S,
+            deadline_s=deadline_s,
         )
         consult = ConsultContext(
             protocol=PROTOCOL,
             codec=TagCodec(tokens, PROTOCOL),
             limits=LIMITS,
             agents={KNOWLEDGE: agent},
-            agent_timeout_s=DEADLINE_S,
+            agent_timeout_s=deadline_s,
         )
         prompts = Prompts(
             tokenizer=tokens,
@@ -176,7 +179,6 @@ class Load:
             max_prompt_tokens=2048,
         )
         self._sampler = Sampler(engine=self._engine, consult=consult, task=Anything(), prompts=prompts)
-        self._in_flight = self._most_in_flight = 0
 
     async def run(self) -> list[Wave]:
         """Drive all waves."""
@@ -209,7 +211,7 @@ class Load:
             seconds=seconds,
             cpu_s=cpu_s,
             rollouts=len(members),
-            most_in_flight=self._concurrency,
+            most_in_flight=self._rollouts,
             ungraded=len(lost),
             reasons=dict(Counter(map(_reason, lost)).most_common(6)),
             consultations=dict(asked),
@@ -252,7 +254,7 @@ def _reason(member: MemberRollout) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure."""
     given = options("load", arguments)
-    groups = 12 if given.quick else 250
+    groups, deadline_s = (12, QUICK_DEADLINE_S) if given.quick else (250, DEADLINE_S)
     tokens = tokenizer()
     request = tokens.encode("<knowledge> legs of a spider </knowledge>", add_special_tokens=False)
     facts = Facts(request=tuple(request), end=tokens.eos_token_id, words=VOCABULARY - len(TAGS))
@@ -265,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 server.start()
             for server in servers.values():
                 server.wait()
-            load = Load(servers, facts, groups)
+            load = Load(servers, facts, groups, deadline_s)
             waves = asyncio.run(load.run())
         finally:
             for server in servers.values():

@@ -19,6 +19,6 @@ def test_adapters_are_loaded_as_adapters_and_give_the_trainers_log_probabilities
     print("mismatch", [row["mismatch_max"] for row in metrics])
     log = (run / "policy-server.log").read_text()
     assert log.count('POST /v1/load_lora_adapter HTTP/1.1" 200') == 5
-    assert "/collective_rpc" not in log
+    assert "POST /collective_rpc" not in log
     rollouts = [json.loads(line) for line in (run / "rollouts.jsonl").open()]
     assert {(r["step"], r["weights_version"]) for r in rollouts} == {(1, 0), (2, 1), (3, 2)}

@@ -6,7 +6,7 @@ An unknown key is an error; a resolved `Settings` is complete and immutable.
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from aipo.agents.named import AGENTS
 from aipo.config.agents import AgentSettings
@@ -179,7 +179,7 @@ class AlgorithmSettings(Section):
     )
     shape: float = Field(0.1, gt=0, description="g of `shaped`.")
     truncation: float = Field(2.0, ge=1, description="Largest p/q of `agent`.")
-    mismatch_truncation: Annotated[NonNegativeFloat | Literal["auto"], MayBeAuto()] = Field(
+    mismatch_truncation: Annotated[float | Literal["auto"], MayBeAuto()] = Field(
         "auto",
         description="Correct for a sampler that computes differently from the trainer (truncated importance "
         "sampling): largest weight of a POLICY token; 0: off. `auto`: 0 where rollouts are sampled in the "
@@ -227,6 +227,13 @@ class AlgorithmSettings(Section):
         description="Taken off a consulting rollout's reward for each token that agents wrote for it, where "
         "its consulting siblings' rewards differ.",
     )
+
+    @field_validator("mismatch_truncation")
+    @classmethod
+    def _a_weight(cls, value: float | Literal["auto"]) -> float | Literal["auto"]:
+        if value != "auto" and value < 0:
+            raise ValueError(f"{value:g} is no weight; make it 2, 0 for none, or 'auto'")
+        return value
 
 
 class TrainSettings(Section):

@@ -6,7 +6,9 @@ key is never in a message. What can be asked twice is, where a server or a proxy
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import cycle
+from math import ceil
 from random import Random
 from typing import Any
 
@@ -17,6 +19,9 @@ from aipo.engines.base import EngineError
 
 KEEP_ALIVE_S = 1.0
 """Idle connections are dropped sooner than any server does it, so that none breaks while it is being used."""
+CONNECTIONS_OF_A_CLIENT = 64
+"""A client looks at each of its connections before each request: with 2,000 that was half of a process's time
+and held up its event loop for 80 ms (benchmarks/load.py)."""
 ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S = 6, 0.5, 8.0
 """Of what can be asked twice: the longest wait before the second attempt is doubled for each further one."""
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -46,7 +51,7 @@ class HttpLink:
         self.timeout_s = timeout_s
         self._concurrency, self._key = concurrency, key
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: httpx2.AsyncClient
+        self._clients: Iterator[httpx2.AsyncClient]
         self._slots: asyncio.Semaphore
         self._jitter = Random(self.url)
 
@@ -95,8 +100,12 @@ class HttpLink:
             return
         limits = httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        # trust_env: a proxy of the environment must not stand between a run and its own server.
-        self._client = httpx2.AsyncClient(limits=limits, headers=headers, timeout=None, trust_env=False)
+        secure = httpx2.create_ssl_context()  # takes longer than all the rest, and may be shared
+        self._clients = cycle(
+            # trust_env: a proxy of the environment must not stand between a run and its own server.
+            httpx2.AsyncClient(verify=secure, limits=limits, headers=headers, timeout=None, trust_env=False)
+            for _ in range(ceil(self._concurrency / CONNECTIONS_OF_A_CLIENT))
+        )
         self._slots = asyncio.Semaphore(self._concurrency)
         self._loop = loop
 
@@ -140,10 +149,11 @@ class HttpLink:
 
     async def _sent(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx2.Response:
         """Send a request, once more where the connection broke: a draw depends on its seed, not on when."""
+        client = next(self._clients)
         try:
-            return await self._client.request(method, self.url + path, json=body)
+            return await client.request(method, self.url + path, json=body)
         except (httpx2.NetworkError, httpx2.RemoteProtocolError):
-            return await self._client.request(method, self.url + path, json=body)
+            return await client.request(method, self.url + path, json=body)
 
 
 def _said(response: httpx2.Response) -> str:

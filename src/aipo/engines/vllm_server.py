@@ -138,16 +138,14 @@ class VllmServer:
 
 
 def start_together(servers: Sequence[VllmServer]) -> None:
-    """Start servers at the same time; all are healthy then, or none is left. Raises `EngineError`."""
-    try:
-        for server in servers:
-            server.launch()
-        for server in servers:
-            server.wait()
-    except BaseException:  # Ctrl-C while they start
-        for server in servers:
-            server.stop()
-        raise
+    """Start servers at the same time and wait until all are healthy.
+
+    Raises `EngineError`; whoever called stops those that run then, as after Ctrl-C.
+    """
+    for server in servers:
+        server.launch()
+    for server in servers:
+        server.wait()
 
 
 def _inherited() -> dict[str, str]:
