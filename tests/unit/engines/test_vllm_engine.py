@@ -257,7 +257,7 @@ def test_log_probabilities_of_another_distribution_are_refused(
     ("mode", "sampling"),
     [
         ("raw_logprobs", Sampling(temperature=0.7, exact_log_probs=False)),
-        ("raw_logprobs", Sampling(top_p=0.5, top_k=9)),
+        *(("raw_logprobs", each) for each in (Sampling(temperature=0.0), Sampling(top_p=0.5, top_k=9))),
         ("processed_logprobs", Sampling(temperature=0.7)),
     ],
 )
