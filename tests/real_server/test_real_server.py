@@ -52,6 +52,9 @@ def engine_of(parts: Parts) -> VllmEngine:
     return engine
 
 
+UNREAD = Sampling(exact_log_probs=False)
+
+
 def ask(session: int, new: int = 48, **more: Any) -> GenerationRequest:
     return GenerationRequest(
         session=f"s{session}",
@@ -124,14 +127,15 @@ def test_stop_strings_across_token_boundaries(parts: Parts) -> None:
 def test_a_tag_that_is_one_special_token_stops_too(parts: Parts) -> None:
     end = parts.tokenizer.convert_tokens_to_ids("</knowledge>")
     everything_else = tuple((i,) for i in range(len(parts.tokenizer)) if i not in (end, 300, 301, 302))
-    [stopped] = sample(parts, ask(1, stop=("</knowledge>",), banned_sequences=everything_else))
+    request = ask(1, stop=("</knowledge>",), banned_sequences=everything_else, sampling=UNREAD)
+    [stopped] = sample(parts, request)
     assert stopped.stop is StopReason.STOP_STRING and stopped.ids[-1] == end and end not in stopped.ids[:-1]
 
 
 def test_an_end_of_turn_id_is_kept(parts: Parts) -> None:
     end = parts.tokenizer.eos_token_id
     others = tuple((i,) for i in range(len(parts.tokenizer)) if i not in (end, 300, 301, 302))
-    [ended] = sample(parts, ask(1, banned_sequences=others))
+    [ended] = sample(parts, ask(1, banned_sequences=others, sampling=UNREAD))
     assert ended.stop is StopReason.END and ended.ids[-1] == end and end not in ended.ids[:-1]
     assert set(ended.ids) <= {end, 300, 301, 302}
 

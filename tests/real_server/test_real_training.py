@@ -16,9 +16,11 @@ from support.policies import run_cli, succeed
 def test_a_killed_server_stops_the_run_and_the_same_command_trains_to_the_end(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At temperature 0.8, for which the started server reports processed log-probabilities."""
+    """At temperature 0.8, and without request tags in half of the rollouts: the started server reports
+    processed log-probabilities, and they are the trainer's."""
     run = tmp_path / "run"
-    command = ("train", recipe, "rollout.temperature=0.8", "agents.enabled=[]")
+    changes = ("rollout.temperature=0.8", "rollout.banned_fraction=0.5", "agents.enabled=[]")
+    command = ("train", recipe, *changes)
     started: list[VllmServer] = []
     original = VllmServer.start
     monkeypatch.setattr(VllmServer, "start", lambda server: (started.append(server), original(server))[1])

@@ -121,7 +121,8 @@ async def write(
 
 def true_log_probs(model: PreTrainedModel, written: Written) -> list[float]:
     with torch.no_grad():
-        log_p = model(input_ids=torch.tensor([written.ids]), use_cache=False).logits[0].log_softmax(-1)
+        logits = model(input_ids=torch.tensor([written.ids]), use_cache=False).logits[0]
+    log_p = logits.index_fill(-1, torch.tensor(NO_END[0]), -torch.inf).log_softmax(-1)
     return [float(log_p[place - 1, written.ids[place]]) for place in written.places]
 
 

@@ -22,6 +22,8 @@ from aipo.engines.vllm_facts import refuse_other_policy
 from support.policies import random_policy
 from support.vllm_twin import Twin
 
+UNREAD = Sampling(exact_log_probs=False)
+
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -178,13 +180,10 @@ def test_no_more_requests_at_once_than_allowed(twin: Twin, model: PreTrainedMode
     assert run(most()) == 3
 
 
-# bans
-
-
 def test_banned_ids_are_never_sampled(twin: Twin, model: PreTrainedModel) -> None:
     [free] = sample(twin, model, ask(new=20))
     banned = tuple((i,) for i in sorted(set(free.ids))[:5])
-    [kept] = sample(twin, model, ask(new=20, banned_sequences=banned))
+    [kept] = sample(twin, model, ask(new=20, banned_sequences=banned, sampling=UNREAD))
     assert not {i for (i,) in banned} & set(kept.ids)
     assert twin.completions()[-1]["logit_bias"] == {str(i): -100.0 for (i,) in banned}
 
@@ -217,7 +216,7 @@ def test_what_a_server_cannot_ban_is_refused(twin: Twin, model: PreTrainedModel,
 
 def test_a_ban_that_a_server_ignored_is_seen(twin: Twin, model: PreTrainedModel) -> None:
     [free] = sample(twin, model, ask())
-    request = ask(banned_sequences=((free.ids[2],),))
+    request = ask(banned_sequences=((free.ids[2],),), sampling=UNREAD)
 
     async def ignoring() -> Completion:
         engine = await ready(engine_of(twin, model), model)
