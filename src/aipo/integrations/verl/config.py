@@ -78,7 +78,7 @@ def plan_of(settings: Settings) -> Plan:
         aggregation=base.aggregation,
         feedback_advantage=algorithm.feedback_advantage,
         split_baselines=algorithm.split_baselines,
-        mismatch_truncation=algorithm.mismatch_truncation,
+        mismatch_truncation=settings.mismatch_truncation,
         max_response_tokens=settings.rollout.max_response_tokens,
         overlong_buffer_tokens=algorithm.overlong_buffer_tokens,
         consulting=shape.consulting,
@@ -230,6 +230,7 @@ def _not_on_verl(settings: Settings) -> Iterator[str]:
         (r.experts_per_prompt > 0, f"rollout.experts_per_prompt = {r.experts_per_prompt}", "set it to 0"),
         (r.rollouts_per_prompt < 1, "rollout.rollouts_per_prompt = 0", "make it at least 1"),
         (t.dynamic_sampling_rounds > 0, "train.dynamic_sampling_rounds", "set it to 0"),
+        (r.max_staleness_steps > 0, f"rollout.max_staleness_steps = {r.max_staleness_steps}", "set it to 0"),
         (
             bool(settings.task.reward),
             f"task.reward = {settings.task.reward}",
