@@ -138,10 +138,11 @@ def test_the_bound_holds_each_group_is_learnt_from_once_and_updates_go_on(
     assert sorted(order) == list(range(STEPS * PROMPTS))
     assert all(numbers == sorted(numbers) for numbers in learnt.values())
     assert all(0 <= step - began[number] <= most for step in learnt for number in learnt[step])
-    assert order != sorted(order), "nothing has overtaken a slow group: the test shows nothing"
+    if most > 1:  # else whoever waits is due in the next step already
+        assert order != sorted(order), "nothing has overtaken a slow group: the test shows nothing"
+        assert any(later > before for before, later in slow.during), "no update while an agent was asked"
     ids = Counter((row["problem"], row["rollout"]) for row in lines(run, "rollouts.jsonl"))
     assert len(ids) == STEPS * PROMPTS * ROLLOUTS and set(ids.values()) == {1}
-    assert any(later > before for before, later in slow.during), "no update while an agent was waited for"
 
 
 def test_without_it_every_step_waits_for_its_agents(start: Start, slow: Slow, base: Path) -> None:
