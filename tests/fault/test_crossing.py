@@ -229,7 +229,8 @@ def test_a_kill_repeats_no_step_otherwise_and_loses_no_reply(start: Start, slow:
     paid = set(slow.paid)
     assert before.count(b"\n") == 6 and len(paid) >= 6
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000004"]
-    (newest := max((run / "under_way").iterdir())).write_bytes(newest.read_bytes() + b'{"group": 9, "st')
+    newest, torn = max((run / "under_way").iterdir()), b'{"group": 9, "st'
+    newest.write_bytes(newest.read_bytes() + torn)
     ran = start("killed", *own)
     assert ran.status == 0, ran.output
     assert (run / "metrics.jsonl").read_bytes().startswith(before)
@@ -238,7 +239,8 @@ def test_a_kill_repeats_no_step_otherwise_and_loses_no_reply(start: Start, slow:
     assert paid <= set(said), paid - set(said)
     assert max(Counter(filter(None, said)).values()) == 1, "a reply was used twice"
     assert len(lines(run)) == STEPS and max(ages(run)) <= 2
-    assert min((run / "under_way").iterdir()).name == "step-000003", "what no step needs is still there"
+    assert min((run / "under_way").iterdir()).stem == "step-000003", "what no step needs is still there"
+    assert torn in newest.read_bytes().splitlines(), "what was written behind it is torn too"
 
 
 def test_agents_that_failed_are_asked_again_by_the_run_that_goes_on(

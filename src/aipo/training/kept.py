@@ -47,9 +47,12 @@ class Kept:
         self._step = 0
 
     def in_step(self, step: int) -> None:
-        """Write to the file of this step from now on."""
+        """Write to the file of this step from now on, behind a line that a crash has torn if there is one."""
         self._folder.mkdir(exist_ok=True)
         self._step = step
+        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+            with self._path.open("ab") as file:
+                file.write(b"\n")
 
     def began(self, group: int, step: int) -> None:
         """Keep that a group has begun."""
@@ -67,14 +70,17 @@ class Kept:
         """Keep what a step that is over has learnt from."""
         self._write({"step": step, "learnt": list(groups)})
 
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"step-{self._step:06d}.jsonl"
+
     def _write(self, line: dict[str, Any]) -> None:
-        path = self._folder / f"step-{self._step:06d}.jsonl"
         try:
-            with path.open("a") as file:
+            with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise NotRecordedError(
-                f"{str(path)!r} could not be written ({error}); make room. The same command continues from "
+                f"{str(self._path)!r} could not be written ({error}); make room. The same command continues from "
                 "the newest checkpoint"
             ) from error
 
