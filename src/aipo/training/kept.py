@@ -80,8 +80,8 @@ class Kept:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise NotRecordedError(
-                f"{str(self._path)!r} could not be written ({error}); make room. The same command continues from "
-                "the newest checkpoint"
+                f"{str(self._path)!r} could not be written ({error}); make room. The same command "
+                "continues from the newest checkpoint"
             ) from error
 
     def forget_before(self, step: int) -> None:
