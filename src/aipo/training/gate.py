@@ -48,7 +48,7 @@ class Gate:
             self._open.set()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GroupEngine:
     """`aipo.engines.base.Engine` of one group's rollouts."""
 

@@ -27,7 +27,7 @@ Place = tuple[int, int]
 """The number of a group, and which of its rollouts."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Found:
     """What an earlier process has left."""
 

@@ -27,7 +27,7 @@ from aipo.training.ranks import Ranks
 from aipo.training.schedule import shape_at
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class _Begun:
     """A group that has begun and was not learnt from."""
 
@@ -137,7 +137,7 @@ class UnderWay:
             decoding = sum(len(group.engine.decoding) for group in self._groups if group.engine)
             if len(self._groups) >= self._size and decoding + rollouts > room:
                 break
-            group = _Begun(next(self._numbers), self._step)
+            group = _Begun(number=next(self._numbers), step=self._step)
             self._groups.append(group)
             self._kept.began(group.number, self._step)
             self._go_on(group)
@@ -157,7 +157,7 @@ class UnderWay:
         batch, place = divmod(number, self._size)
         problem, shape = self._batch(batch + 1)[place], shape_at(settings, group.step)
         path = (settings.run.seed, "rollout", batch + 1)
-        group.engine = GroupEngine(self._gate, f"{number}/", self._notice)
+        group.engine = GroupEngine(gate=self._gate, name=f"{number}/", ended=self._notice)
         sampler = replace(self._sampler, engine=group.engine)
         specs = sampler.specs(problem, shape, path)
         group.engine.expect(spec.id for spec in specs)
@@ -217,7 +217,7 @@ class UnderWay:
         """Take in what an earlier process has left, now that it is `step` that comes first."""
         found = self._found = self._kept.read()
         over = {number for before in found.learnt if before < step for number in found.learnt[before]}
-        self._groups = [_Begun(n, found.began[n]) for n in sorted(found.began) if n not in over]
+        self._groups = [_Begun(number=n, step=found.began[n]) for n in sorted(found.began) if n not in over]
         first = max([*found.began, *over, (step - 1) * self._size - 1]) + 1
         self._numbers = count(first)
 
