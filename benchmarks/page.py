@@ -19,6 +19,7 @@ Written by `benchmarks/page.py` from the records in `results/benchmarks/`; do no
     OMP_NUM_THREADS=1 python benchmarks/prefill.py        # tokens forwarded over distinct tokens
     OMP_NUM_THREADS=1 python benchmarks/decode.py         # tokens per CPU-second beside `generate` and vLLM
     OMP_NUM_THREADS=1 python benchmarks/rollout_loop.py   # consultations per CPU-second, nothing to wait for
+    OMP_NUM_THREADS=1 python benchmarks/load.py           # 2,000 rollouts in flight on servers that fail
     OMP_NUM_THREADS=1 python benchmarks/report.py         # `aipo report` of 50,000 rollouts: time and memory
     OMP_NUM_THREADS=1 python benchmarks/log_prob_memory.py  # memory of log-probabilities beside all logits
     OMP_NUM_THREADS=1 AIPO_SMOLLM2=FOLDER python benchmarks/memory.py  # a run's memory beside the estimate

@@ -71,8 +71,11 @@ ADVANTAGES = [
     ("{i: max(0.0, advantage) for", "{i: min(0.0, advantage) for"),
     ("{i: max(0.0, advantage) for", "{i: abs(advantage) for"),
     ("condition is Condition.SOLO and", "condition is Condition.CONSULTING and"),
-    ("fmean(solo or rewards.values())", "fmean(rewards.values())"),
-    ("fmean(solo or rewards.values()) if rewards else 0.0", "fmean(solo) if solo else 0.0"),
+    ("for i in chosen or solo or rewards)", "for i in chosen or rewards)"),
+    ("for i in chosen or solo or rewards)", "for i in solo or rewards)"),
+    ("if group[i].banned] if banned else []", "if not group[i].banned] if banned else []"),
+    ("if group[i].banned] if banned else []", "if group[i].banned]"),
+    ("(group[i].condition, group[i].banned) == kind]", "group[i].condition is kind[0]]"),
     ("max(0.0, r - baseline)", "r - baseline"),
     ('feedback: str = "over_solo"', 'feedback: str = "signed"'),
 ]

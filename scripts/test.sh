@@ -20,4 +20,4 @@ check mypy
 check lint-imports
 check python scripts/size_caps.py
 check mkdocs build --strict # the documentation as a site, in build/site; --quiet would silence strictness too
-check python -m pytest -q -n "${AIPO_TEST_WORKERS:-2}" "$@" # src (doctests) and tests: unit, property, e2e
+check python -m pytest -q -n "${AIPO_TEST_WORKERS:-2}" --dist worksteal "$@" # src (doctests) and tests: unit, property, e2e

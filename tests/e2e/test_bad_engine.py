@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support.policies import counting_recipe, random_policy, run_cli
-from support.vllm_twin import Twin
+from support.vllm_twin import PATHS, Twin
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def recipe(tmp_path: Path, policy: Path, twin: Twin) -> Path:
     return counting_recipe(
         tmp_path,
         policy={"model": str(policy)},
-        engine={"name": "vllm", "url": twin.url},
+        engine={"name": "vllm", "urls": [twin.url]},
         run={"output": str(tmp_path / "run")},
         rollout={"max_prompt_tokens": 400},
     )
@@ -49,9 +49,11 @@ def test_an_unknown_engine_is_named_with_those_that_exist(recipe: Path) -> None:
 
 
 def test_an_address_where_nothing_listens(recipe: Path) -> None:
-    said = refused(recipe, "engine.url=http://127.0.0.1:1")
+    said = refused(recipe, "engine.urls=http://127.0.0.1:1")
     assert (
-        "engine.url = 'http://127.0.0.1:1'" in said and "is it running" in said and "docs/engines.md" in said
+        "engine.urls = ['http://127.0.0.1:1']" in said
+        and "is it running" in said
+        and "docs/engines.md" in said
     )
 
 
@@ -69,6 +71,22 @@ def test_a_server_without_its_developer_endpoints(
     original = twin._simple
     monkeypatch.setattr(twin, "_simple", plain)
     assert "VLLM_SERVER_DEV_MODE=1" in refused(recipe)
+
+
+def test_a_version_that_lacks_what_is_needed(
+    recipe: Path, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM before it had stamps; it is refused at the start, with a version that has them."""
+
+    def older(path: str, body: object) -> tuple[int, object]:
+        if path == "/openapi.json":
+            return 200, {"paths": dict.fromkeys(p for p in PATHS if "weight_" not in p)}
+        return (200, {"version": "0.24.0"}) if path == "/version" else original(path, body)
+
+    original = twin._simple
+    monkeypatch.setattr(twin, "_simple", older)
+    said = refused(recipe)
+    assert "is vLLM 0.24.0, which lacks /update_weight_version, /weight_info; take 0.32.0" in said
 
 
 def test_a_server_of_another_tokenizer(recipe: Path, twin: Twin) -> None:
@@ -105,7 +123,7 @@ def test_a_server_that_does_not_take_the_weights_is_seen_by_its_log_probabilitie
 
 def test_a_server_with_too_little_room(recipe: Path, policy: Path) -> None:
     with Twin(policy, max_tokens=100) as small:
-        said = refused(recipe, f"engine.url={small.url}")
+        said = refused(recipe, f"engine.urls={small.url}")
     assert "start it with --max-model-len 464" in said
 
 

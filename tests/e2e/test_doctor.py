@@ -1,5 +1,6 @@
 """`aipo doctor`: a table, exit code 1 where the settings need what is missing, the fix of each line."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -55,14 +56,24 @@ def test_a_recipe_that_works(recipe: Path, tmp_path: Path) -> None:
 
 def test_through_a_policy_server(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with Twin(counting_policy(tmp_path_factory)) as twin:
-        output = said(recipe, "engine.name=vllm", f"engine.url={twin.url}", code=0)
+        output = said(recipe, "engine.name=vllm", f"engine.urls={twin.url}", code=0)
     assert "vllm, float32" in output and "sampler agrees" in output
 
 
+def test_through_several_policy_servers(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    policy = counting_policy(tmp_path_factory)
+    with Twin(policy) as one, Twin(policy) as other:
+        urls = json.dumps([one.url, other.url])
+        output = said(recipe, "engine.name=vllm", f"engine.urls={urls}", code=0)
+        assert one.completions() and other.completions()
+    assert "vllm, float32, 2 servers" in output and "sampler agrees" in output
+
+
 def test_an_unreachable_policy_server_fails_and_the_rest_is_looked_at(recipe: Path) -> None:
-    output = said(recipe, "engine.name=vllm", "engine.url=http://127.0.0.1:1")
+    output = said(recipe, "engine.name=vllm", "engine.urls=http://127.0.0.1:1")
     assert (
-        "engine: engine.url = 'http://127.0.0.1:1': policy server" in output and "cannot be reached" in output
+        "engine: engine.urls = ['http://127.0.0.1:1']: policy server" in output
+        and "cannot be reached" in output
     )
     assert "agent verify" in output and "gold correct" in output
 

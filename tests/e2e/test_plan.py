@@ -62,7 +62,7 @@ def test_every_option_reaches_the_plan() -> None:
         "--agent-timeout-s": "1",
         "--agent-servers": "1", "--agent-concurrency": "1", "--agent-tokens-s": "50", "--agent-gpus": "4",
         "--minibatches": "1", "--steps": "7", "--mfu": "0.2", "--shard-gpus": "4", "--seed": "3",
-        "--microbatch-tokens": "20000",
+        "--microbatch-tokens": "20000", "--servers": "3",
     }.items():  # fmt: skip
         changed = planned(*SMALL, option, value)
         assert changed != base, option
@@ -98,6 +98,21 @@ def test_sizes_come_from_a_recipe_and_options_win(tmp_path: Path) -> None:
     assert work["consultations"] == {"verify": 0.5} and work["latency_s"]["most"] == 9.0
     assert (setting["steps"], setting["training"]["minibatches"]) == (50, 2)
     assert setting["model"]["name"] == "qwen2.5-7b"
+
+
+def test_policy_servers_of_a_recipe_have_gpus_of_their_own(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    shape = '[policy]\nmodel = "Qwen/Qwen2.5-7B-Instruct"\n[rollout]\nmax_response_tokens = 2000\n'
+    recipe.write_text(shape + '[engine]\nname = "vllm"\nurls = ["http://a:1", "http://b:1"]\n')
+    alone = planned(str(recipe), "engine.name=transformers", "--sizes", "", "--gpus", "4")
+    named = planned(str(recipe), "--sizes", "", "--gpus", "4")
+    started = planned(str(recipe), "engine.start=true", "engine.servers=3", "--sizes", "", "--gpus", "4")
+    assert (named["replicas"], started["replicas"]) == (2, 3)
+    assert (alone["setting"]["servers"], named["setting"]["servers"]) == (None, 2)
+    assert named["memory_bytes"]["rollout_resident"] == 0 < alone["memory_bytes"]["rollout_resident"]
+    gpus = named["gpu_hours_per_step"] / (named["step_s"] / 3600)
+    of_alone = alone["gpu_hours_per_step"] / (alone["step_s"] / 3600)
+    assert gpus == pytest.approx(of_alone + 2 * named["tensor_parallel"])
 
 
 def test_rates_come_from_a_run(tmp_path: Path) -> None:

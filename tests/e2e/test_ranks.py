@@ -7,27 +7,28 @@ that dies or is silent ends the run with an error; a rank that has done all ends
 still hold.
 """
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from aipo.training.update import Updater, UpdateSettings
 from support.policies import counting_policy, counting_recipe, succeed
+from support.ranks import (
+    SMALL,
+    assert_same_policy,
+    assert_same_series,
+    metrics,
+    started,
+    torchrun,
+    workers_after_a_step,
+)
 from support.updates import (
     LONGEST,
     OBJECTIVE,
@@ -42,15 +43,6 @@ from support.updates import (
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 UPDATES = Path(__file__).with_name("updates_on_ranks.py")
 LAST_EXCHANGE = Path(__file__).with_name("last_exchange_of_ranks.py")
-SMALL = [
-    "train.steps=3",
-    "train.checkpoint_every_steps=1",
-    "train.reward=random",  # so that there is something to learn in every step
-    "train.microbatch_tokens=400",  # several in each mini-batch, and not as many on both ranks
-    "rollout.rollouts_per_prompt=4",
-    "rollout.max_response_tokens=40",
-    "run.rank_timeout_s=120",
-]
 SILENT_S = 20
 GIVEN_UP_S = 60
 """torchrun gives the processes that are left 30 s to end, and a stopped one needs all of them."""
@@ -60,19 +52,6 @@ Train = Callable[..., Path]
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return counting_policy(tmp_path_factory)
-
-
-def torchrun(log: Path, ranks: int, *arguments: str | Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    paths = os.pathsep.join(path for path in sys.path if path)
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [*command, *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
 
 
 @pytest.fixture
@@ -90,31 +69,6 @@ def train(policy: Path, tmp_path: Path) -> Train:
         return tmp_path / name
 
     return run
-
-
-@contextmanager
-def started(folder: Path, policy: Path, *overrides: str) -> "Iterator[subprocess.Popen[bytes]]":
-    """Start two ranks in `folder/run`; at the end of the block none is left."""
-    own = [f"policy.model={policy}", f"run.output={folder / 'run'}", *SMALL, *overrides]
-    process = torchrun(folder / "run.log", 2, "-m", "aipo", "train", counting_recipe(folder), *own)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            for left in [*psutil.Process(process.pid).children(recursive=True), process]:
-                left.kill()
-            process.wait()
-
-
-def workers_after_a_step(process: "subprocess.Popen[bytes]", run: Path) -> list[psutil.Process]:
-    """Wait for the first checkpoint; return the processes of rank 0 and 1."""
-    until = time.monotonic() + 200
-    while not (run / "checkpoints" / "step-000001" / "manifest.json").exists():
-        assert process.poll() is None and time.monotonic() < until, run.with_suffix(".log").read_text()
-        time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    ranks = {child.environ().get("RANK"): child for child in children}
-    return [ranks["0"], ranks["1"]]
 
 
 def update_on_two_ranks(
@@ -139,22 +93,6 @@ def update_of_one(microbatch_tokens: int) -> tuple[list[torch.Tensor], Updater, 
     )
     found = updater.apply([UNEVEN_ROWS], OBJECTIVE, by_source=True, keep_feedback=True)
     return gradient_of(UNEVEN_ROWS), updater, found
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_series(one: Path, several: Path) -> None:
-    for expected, found in zip(metrics(one), metrics(several), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    assert all(row["grad_norm"] > 1e-3 for row in metrics(one))
-
-
-def assert_same_policy(one: Path, several: Path) -> None:
-    expected, found = (load_file(run / "policy" / "model.safetensors") for run in (one, several))
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("ranks", ["ddp", "fsdp"])

@@ -13,8 +13,19 @@ from support.policies import succeed
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 SMOLLM2 = os.environ.get("AIPO_SMOLLM2", "")
 SHORTER = {
-    "warmstart": ["warmstart.examples=16", "warmstart.held_out=2", "warmstart.check_problems=1"],
-    "train": ["train.steps=1", "train.prompts_per_step=2", "evaluate.curve_problems=2"],
+    "warmstart": [
+        "warmstart.examples=16",
+        "warmstart.held_out=2",
+        "warmstart.check_problems=1",
+        "warmstart.check_samples=1",
+    ],
+    "train": [
+        "train.steps=1",
+        "train.prompts_per_step=2",
+        "rollout.rollouts_per_prompt=4",
+        "evaluate.curve_problems=1",
+        "evaluate.curve_samples_per_problem=1",
+    ],
     "evaluate recipe": ["evaluate.problems=1", "evaluate.samples_per_problem=2", "evaluate.pass_at=[1, 2]"],
     "evaluate checkpoint": ["--problems", "2", "--max-response-tokens", "16"],
 }

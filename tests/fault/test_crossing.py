@@ -25,7 +25,7 @@ from aipo.config.settings import AlgorithmSettings, Settings
 from aipo.core.advantages import Member, group_advantages
 from aipo.core.seeds import seed_of
 from aipo.core.types import Condition, Verdict
-from aipo.training.algorithm import base_algorithm
+from aipo.training.algorithm import base_algorithm, with_truncation
 from aipo.training.ranks import Ranks
 from aipo.training.under_way import refuse_crossing
 from support.checkpoints import lines
@@ -322,7 +322,10 @@ def test_settings_that_contradict_are_refused_before_anything(tmp_path: Path, se
 
 def test_several_ranks_and_an_engine_that_cannot_are_refused() -> None:
     settings = Settings.model_validate({"rollout": {"max_staleness_steps": 1}})
-    assert settings.mismatch_truncation == 2.0 and Settings().mismatch_truncation == 0.0
+    decided = [
+        with_truncation(s, in_process=True).algorithm.mismatch_truncation for s in (settings, Settings())
+    ]
+    assert decided == [2.0, 0.0]
     with pytest.raises(ValueError, match=r"max_staleness_steps = 1 with several ranks"):
         refuse_crossing(settings, object(), Ranks(0, 2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="can neither hold still"):

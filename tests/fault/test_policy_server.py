@@ -50,7 +50,7 @@ def recipe(tmp_path: Path, policy: Path, twin: Twin) -> Path:
     table: dict[str, Any] = {
         "run": {"output": str(tmp_path / "run")},
         "policy": {"model": str(policy)},
-        "engine": {"name": "vllm", "url": twin.url, "request_timeout_s": DEADLINE_S},
+        "engine": {"name": "vllm", "urls": [twin.url], "request_timeout_s": DEADLINE_S},
         "task": {
             "name": "jsonl",
             "train_file": str(files["train"]),
@@ -190,14 +190,16 @@ def test_consultations_and_weights_by_version_through_a_server(
 ) -> None:
     policy = counting_policy(tmp_path_factory)
     with Twin(policy) as twin:
-        engine = {"name": "vllm", "url": twin.url}
+        engine = {"name": "vllm", "urls": [twin.url]}
         recipe = counting_recipe(
             tmp_path, policy={"model": str(policy)}, engine=engine, run={"output": str(tmp_path / "run")}
         )
-        succeed("train", recipe)
+        said = succeed("train", recipe).output
         asked = [len(body["prompt"]) for body in twin.completions()]
     metrics, rollouts = run_lines(tmp_path), run_lines(tmp_path, "rollouts.jsonl")
     assert all(row["mismatch_max"] < 1e-4 and row["mismatch_outside_share"] == 0 for row in metrics)
+    assert "algorithm.mismatch_truncation = 2" in said
+    assert load_settings(tmp_path / "run" / "settings.toml").algorithm.mismatch_truncation == 2
     assert sum(bool(r["consultations"]) for r in rollouts) > 3
     assert len(asked) > len(rollouts)  # a consultation is one more request, with a longer prefix
     assert {(r["step"], r["weights_version"]) for r in rollouts} == {(1, 0), (2, 1), (3, 2)}

@@ -26,7 +26,12 @@ from aipo.core.rewards import REWARD
 from aipo.core.types import Condition, Verdict
 
 GRADED = [Verdict.CORRECT, Verdict.INCORRECT]
-MEMBERS = st.builds(Member, verdict=st.sampled_from(Verdict), condition=st.sampled_from(Condition))
+KINDS = [(Condition.CONSULTING, False), (Condition.SOLO, False), (Condition.SOLO, True)]
+MEMBERS = st.builds(
+    lambda verdict, kind: Member(verdict=verdict, condition=kind[0], banned=kind[1]),
+    st.sampled_from(Verdict),
+    st.sampled_from(KINDS),
+)
 GROUPS = st.lists(MEMBERS, max_size=10)
 REWARDS = st.lists(st.integers(-40, 40).map(lambda eighths: eighths / 8), max_size=10)
 RULES = st.sampled_from(list(FEEDBACK_ADVANTAGES))
@@ -50,6 +55,11 @@ def compared(rewards: Sequence[float], estimator: str) -> Callable[[float], floa
     return lambda reward: float((reward - np.mean(values)) / scale)
 
 
+def kind_of(member: Member) -> tuple[Condition, bool]:
+    """Whose siblings a member's reward is compared with."""
+    return member.condition, member.banned
+
+
 def reference(
     group: Sequence[Member], estimator: str, split: bool, rule: str
 ) -> list[tuple[float, float] | None]:
@@ -62,14 +72,17 @@ def reference(
             result.append(None)
             continue
         reward = float(member.verdict is Verdict.CORRECT)
-        siblings = [m for m in graded if not split or m.condition is member.condition]
+        siblings = [m for m in graded if not split or kind_of(m) == kind_of(member)]
         policy = compared([float(m.verdict is Verdict.CORRECT) for m in siblings], estimator)(reward)
         helped = reward - float(np.mean([m.verdict is Verdict.CORRECT for m in solo]))
+        banned = [m for m in graded if m.banned] or solo
+        needed = reward - float(np.mean([m.verdict is Verdict.CORRECT for m in banned]))
         feedback = {
             "signed": policy,
             "signed_unit": policy,
             "positive": max(policy, 0.0),
             "over_solo": max(helped, 0.0),
+            "over_banned": max(needed, 0.0),
             "always": 1.0,
         }[rule]
         result.append((policy, feedback))
@@ -211,11 +224,11 @@ def test_an_ungraded_rollout_has_no_reward() -> None:
 @quiet
 @given(GROUPS, BASELINES)
 def test_a_condition_without_variance_gets_exactly_zero(group: list[Member], estimator: str) -> None:
-    for condition in Condition:
-        own = [m.verdict for m in group if m.condition is condition and m.verdict is not Verdict.UNGRADED]
+    for kind in KINDS:
+        own = [m.verdict for m in group if kind_of(m) == kind and m.verdict is not Verdict.UNGRADED]
         if len(set(own)) < 2:
             given_to = zip(group, policy(group, estimator=estimator), strict=True)
-            assert all(a in (None, 0.0) for m, a in given_to if m.condition is condition)
+            assert all(a in (None, 0.0) for m, a in given_to if kind_of(m) == kind)
     graded = {m.verdict for m in group} - {Verdict.UNGRADED}
     if len(graded) < 2:
         assert all(a in (None, 0.0) for a in policy(group, split=False, estimator=estimator))
@@ -226,9 +239,9 @@ def test_a_condition_without_variance_gets_exactly_zero(group: list[Member], est
 def test_with_split_baselines_the_other_condition_does_not_matter(
     group: list[Member], others: list[Member], estimator: str
 ) -> None:
-    for condition in Condition:
-        own = [m for m in group if m.condition is condition]
-        other = [m for m in others if m.condition is not condition]
+    for kind in KINDS:
+        own = [m for m in group if kind_of(m) == kind]
+        other = [m for m in others if kind_of(m) != kind]
         assert policy(own + other, estimator=estimator)[: len(own)] == policy(
             own, split=False, estimator=estimator
         )

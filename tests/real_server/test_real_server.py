@@ -32,7 +32,7 @@ OWN = {KNOWLEDGE: ScriptedAgent(name=KNOWLEDGE, oracle=lambda *_: KNOWN)}
 
 @pytest.fixture
 def overrides(server: VllmServer) -> list[str]:
-    return ["engine.start=false", f"engine.url={server.url}"]
+    return ["engine.start=false", f"engine.urls={server.url}"]
 
 
 @pytest.fixture

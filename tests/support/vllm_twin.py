@@ -21,6 +21,9 @@ from aipo.core.types import StopReason
 from aipo.engines.base import Completion, GenerationRequest, Sampling
 from aipo.engines.transformers import TransformersEngine
 
+PATHS = ["/v1/completions", "/tokenize", "/collective_rpc", "/reset_prefix_cache", "/weight_info"]
+PATHS += ["/update_weight_version", "/server_info", "/version"]
+
 
 class Fault(StrEnum):
     """What a request for a completion meets."""
@@ -46,7 +49,7 @@ class Twin:
         self.policy, self.port, self.max_tokens = policy, port, max_tokens
         self.mode, self.dtype = "raw_logprobs", "torch.float32"
         self.fault: Callable[[dict[str, Any]], Fault | None] = lambda body: None
-        self.refuse_weights = False
+        self.refuse_weights = self.takes_adapters = False
         self.more: dict[str, Any] = {}
         self.requests: list[tuple[str, Any]] = []
         self.version = "default"
@@ -81,7 +84,16 @@ class Twin:
     def _load_from_disk(self) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(self.policy, dtype=torch.float32).eval()
         self.engine = TransformersEngine(self.model, self.tokenizer, slots=32, capacity=self.max_tokens)
-        self.version = "default"
+        self.version, self.adapter = "default", ""
+
+    def _load_adapters(self, body: dict[str, str]) -> None:
+        """Put them beside the weights that are on the disk."""
+        from peft import PeftModel
+
+        plain = AutoModelForCausalLM.from_pretrained(self.policy, dtype=torch.float32)
+        whole = PeftModel.from_pretrained(plain, body["lora_path"]).merge_and_unload()
+        self.model.load_state_dict(whole.state_dict())
+        self.adapter = body["lora_name"]
 
     def _serve(self, ready: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
@@ -124,7 +136,7 @@ class Twin:
         if path == "/v1/completions":
             return await self._completion(body, writer)
         status, answer = self._simple(path, body)
-        await _send(writer, status, json.dumps(answer).encode())
+        await _send(writer, status, b"" if answer is None else json.dumps(answer).encode())
         return True
 
     def _simple(self, path: str, body: Any) -> tuple[int, Any]:
@@ -135,7 +147,11 @@ class Twin:
             return 200, {"data": [{"id": name, "root": name, "max_model_len": self.max_tokens}]}
         if path == "/server_info":
             config = {"logprobs_mode": self.mode, "dtype": self.dtype, "max_model_len": self.max_tokens}
-            return 200, {"vllm_config": {"model_config": config, **self.more}}
+            lora = {"lora_config": {"max_lora_rank": 16}} if self.takes_adapters else {}
+            return 200, {"vllm_config": {"model_config": config, **lora, **self.more}}
+        if path == "/openapi.json":
+            paths = [*PATHS, *(["/v1/load_lora_adapter"] if self.takes_adapters else [])]
+            return 200, {"paths": {name: {} for name in paths}}
         if path == "/tokenize":
             return 200, {"tokens": self.tokenizer.encode(body["prompt"], add_special_tokens=False)}
         if path == "/weight_info":
@@ -147,6 +163,11 @@ class Twin:
             return 200, {"success": True}
         if path == "/collective_rpc" and self.refuse_weights:
             return 500, {"error": {"message": "Call to collective_rpc method failed: Worker failed"}}
+        if path == "/v1/load_lora_adapter" and self.takes_adapters:
+            self._load_adapters(body)
+            return 200, None
+        if path == "/v1/unload_lora_adapter" and self.takes_adapters:
+            return 200, None
         if path == "/collective_rpc":
             weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
             self.model.load_state_dict(weights, strict=False)
@@ -155,6 +176,9 @@ class Twin:
 
     async def _completion(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
         fault = self.fault(body)
+        if body["model"] not in (self.adapter or str(self.policy),):
+            await _send(writer, 404, b'{"error":{"message":"The model does not exist.","code":404}}')
+            return True
         if fault is Fault.HANG:
             await self._stopping.wait()
             return False

@@ -19,6 +19,15 @@ class Usage:
     cached: bool = False
     """Whether the reply came from the disk: the tokens and the cost are then those of the first time."""
 
+    def __add__(self, other: "Usage") -> "Usage":
+        """Return what both took; from the disk if both were."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cost=self.cost + other.cost,
+            cached=self.cached and other.cached,
+        )
+
 
 NOTHING_USED = Usage()
 

@@ -33,6 +33,7 @@ from aipo.tasks.registry import TASKS, task_spec
 from aipo.training.credit import REWARDS
 from aipo.training.device import settled, the_device, use_tf32
 from aipo.training.model import load_policy
+from aipo.training.ranks import ALONE, Ranks
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _TRIM_FROM_BYTES = 2**31 - 1
@@ -110,10 +111,12 @@ def assemble(
     use_cache: bool = True,
     log_folder: Path | None = None,
     task: Task | None = None,
+    ranks: Ranks = ALONE,
 ) -> Parts:
     """Build all parts; `agents` and a `task` of your own take the place of those in the settings.
 
-    A policy server that is started (engine.start) logs to `log_folder`; `Parts.close` ends it.
+    Called on all `ranks` at once. Policy servers that are started (engine.start) log to `log_folder`;
+    `Parts.close` ends them.
     Raises `ValueError` subclasses, each one sentence with the fix.
     """
     refuse_unknown_names(settings)
@@ -127,7 +130,7 @@ def assemble(
     model, tokenizer = load_policy(settings.policy, settings.run.device)
     prompts = build_prompts(settings, tokenizer, agent_set.agents)
     _check_room(settings, prompts.consult.codec)
-    engine = build_engine(settings, model, tokenizer, log_folder)
+    engine = build_engine(settings, model, tokenizer, log_folder, ranks)
     sampler = Sampler(
         engine=engine.engine, consult=prompts.consult, task=task, prompts=prompts, reward=reward
     )

@@ -24,7 +24,7 @@ from aipo.config.policy import Precision
 from aipo.config.settings import Settings
 from aipo.evaluation.model_card import write_model_card
 from aipo.tasks.base import Split, Task
-from aipo.training.algorithm import objective_settings
+from aipo.training.algorithm import objective_settings, with_truncation
 from aipo.training.compiling import check_compile
 from aipo.training.device import settled
 from aipo.training.eliciting import elicit_of
@@ -87,23 +87,24 @@ def train(
         raise ValueError(
             "policy.model is empty; name a model folder or hub id, or first run `aipo warmstart`"
         )
-    begun = settings.run.output / SETTINGS
-    settings = settled(settings, load_settings(begun) if begun.exists() else None)
+    recorded = settings.run.output / SETTINGS
+    begun = load_settings(recorded) if recorded.exists() else None
+    engine = ENGINES[settings.engine.name]
+    settings = with_truncation(settled(settings, begun), engine.in_process, begun)
     check_trackers(settings.run.trackers)
     objective_settings(settings.algorithm)  # looks up its names, those from outside the package too
     elicit_of(settings)
-    in_process = ENGINES[settings.engine.name].in_process
-    ranks = join(settings, in_process)
+    ranks = join(settings, engine.on_several_ranks)
     reporter = reporter or Reporter() if ranks.is_main else Silent()
     ranks.first(lambda: refuse_other_run(settings, may_change))
     own = by_name(agents)
     check_optimizer(settings, ranks.size)
     check_compile(settings)
-    if line := memory_line(settings, ranks.size, in_process):
+    if line := memory_line(settings, ranks.size, engine.in_process):
         reporter.note(line)
     with end_now_is_an_error(), ExitStack() as stack:
         with reporter.doing(f"loading the task, the agents and {settings.policy.model}"):
-            parts = assemble(settings, own, use_cache, settings.run.output, task)
+            parts = assemble(settings, own, use_cache, settings.run.output, task, ranks)
         stack.enter_context(closing(parts))
         try:
             step = _train(settings, parts, may_change, ranks, reporter)
@@ -147,7 +148,7 @@ def _report_start(settings: Settings, parts: Parts, trainer: Trainer, reporter: 
     reporter.note(parameter_line(parts.model))
     forward = PolicyForward(parts.model, settings.train.logit_chunk_tokens)
     notice = forward.check() if forward.chunk_of(settings.train.microbatch_tokens) else ""
-    for line in (notice, _bfloat16_warning(settings)):
+    for line in (_correction_line(settings), notice, _bfloat16_warning(settings)):
         if line:
             reporter.note(line)
     if line := _nothing_learnt_of_agents(settings):
@@ -156,6 +157,17 @@ def _report_start(settings: Settings, parts: Parts, trainer: Trainer, reporter: 
         reporter.warn(note)
     if 0 < trainer.step < settings.train.steps:
         reporter.note(f"going on from step {trainer.step}")
+
+
+def _correction_line(settings: Settings) -> str:
+    """Return what to say where the sampler is corrected for, else ''."""
+    truncation = settings.algorithm.mismatch_truncation
+    if not truncation:
+        return ""
+    return (
+        f"algorithm.mismatch_truncation = {truncation:g}: a POLICY token weighs the trainer's p over that of "
+        f"engine {settings.engine.name!r}, at most {truncation:g}; costs a forward pass an update (0: off)"
+    )
 
 
 def _bfloat16_warning(settings: Settings) -> str:

@@ -241,10 +241,10 @@ def _together(settings: Settings, doing: Doing) -> list[Finding]:
         parts = assemble(settings, use_cache=False)
     with closing(parts):
         size = sum(p.numel() for p in parts.model.parameters())
-        dtype = parts.policy_engine.dtype
+        dtype, more = parts.policy_engine.dtype, parts.policy_engine.said
         findings = [
             Finding(what="policy", found=f"{type(parts.model).__name__}, {size / 1e6:,.1f} M parameters"),
-            Finding(what="engine", found=f"{settings.engine.name}, {dtype}"),
+            Finding(what="engine", found=", ".join(filter(None, (settings.engine.name, dtype, more)))),
         ]
         findings += _said("checkpoints", lambda: room_for_checkpoints(parts.model, settings))
         findings += _said("evaluation", lambda: schedule(settings, parts).line)

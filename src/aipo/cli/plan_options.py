@@ -21,6 +21,7 @@ from aipo.planning.setting import Setting
 from aipo.planning.workload import Spread, Workload
 
 if TYPE_CHECKING:
+    from aipo.config.engines import EngineSettings
     from aipo.config.settings import Settings
 
 PlanOptions = Mapping[str, Any]
@@ -73,6 +74,8 @@ OPTIONS = (
     _option("gpus_per_node", _MACHINE, "8 if not given.", kind=int, min=1),
     _option("tensor_parallel", _MACHINE, "GPUs of a rollout replica; without, as few as fit.",
             "training.tensor_parallel", min=1),
+    _option("servers", _MACHINE, "Policy servers on GPUs of their own; without, the trainer's GPUs sample.",
+            "servers", min=1),
     _option("max_sequences", _MACHINE, "Rollouts that a replica decodes at the same time.",
             "max_sequences", min=1),
     _option("like", _WORK, "Run folder that rates are taken from: consultations by agent, lengths, latency.",
@@ -199,9 +202,19 @@ def _of_recipe(settings: "Settings") -> Setting:
         "workload": workload,
         "training": training,
         "max_sequences": rollout.slots,
+        "servers": _servers(settings.engine),
         "steps": train.steps,
     }
     return _changed(Setting(), changes)
+
+
+def _servers(engine: "EngineSettings") -> int | None:
+    """Return how many policy servers a recipe names; None where it samples in the trainer's process."""
+    from aipo.assembly.engines import ENGINES
+
+    if engine.name == type(engine)().name or ENGINES[engine.name].in_process:
+        return None
+    return engine.servers if engine.start else len(engine.urls)
 
 
 def _within(spread: Spread, most: int) -> Spread:

@@ -95,6 +95,8 @@ def headline(step: Step) -> str:
     s, w = step.setting, step.setting.workload
     machine = f"{s.cluster.gpus} x {s.cluster.gpu.name}, nodes: {s.cluster.nodes}"
     layout = f"{step.replicas} rollout replicas of {step.tensor_parallel} GPU"
+    if s.servers:
+        layout = f"{s.servers} policy servers of {step.tensor_parallel} GPU beside them"
     return (
         f"{s.model.name}, {_count(s.model.parameters)} parameters; {machine}; {layout}; "
         f"{w.prompts_per_step} x {w.rollouts_per_prompt} rollouts a step, "

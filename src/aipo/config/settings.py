@@ -6,7 +6,7 @@ An unknown key is an error; a resolved `Settings` is complete and immutable.
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from aipo.agents.named import AGENTS
 from aipo.config.agents import AgentSettings
@@ -30,9 +30,6 @@ CHECKPOINTED_PARAMETERS = 1_000_000_000
 """From this size on activations are computed again by default. A Qwen2.5-1.5B holds 3 MB of them for each
 token in bfloat16 [estimated from its shapes], 53 GB for train.microbatch_tokens = 16,384 beside 24 GB of
 weights and optimiser: hardly what a GPU of 80 GB has beside logits and kernels; a 0.5B has 25 and 8 GB."""
-
-STALE_TRUNCATION = 2.0
-"""`algorithm.mismatch_truncation` where rollouts cross steps."""
 
 
 class RunSettings(Section):
@@ -150,12 +147,11 @@ class AlgorithmSettings(Section):
     )
     shape: float = Field(0.1, gt=0, description="g of `shaped`.")
     truncation: float = Field(2.0, ge=1, description="Largest p/q of `agent`.")
-    mismatch_truncation: float | None = Field(
-        None,
-        ge=0,
+    mismatch_truncation: Annotated[float | Literal["auto"], MayBeAuto()] = Field(
+        "auto",
         description="Correct for a sampler that computes differently from the trainer (truncated importance "
-        "sampling): largest weight of a POLICY token; 0: off. None: 2 where rollouts cross steps "
-        "(rollout.max_staleness_steps), else 0. Statistics are always recorded.",
+        "sampling): largest weight of a POLICY token; 0: off. `auto`: 0 where rollouts are sampled in the "
+        "trainer's process and end with their step, else 2. Statistics are always recorded.",
     )
     feedback_weight: float = Field(1.0, ge=0, description="lambda.")
     feedback_weight_end: float | None = Field(
@@ -179,6 +175,16 @@ class AlgorithmSettings(Section):
     stripped_copies: bool = Field(
         True, description="Learn from consult-stripped copies of successful consulting rollouts."
     )
+    copies_advantage: Annotated[str | None, NameIn("aipo.core.advantages:FEEDBACK_ADVANTAGES")] = Field(
+        None,
+        description="What copies are credited with: `over_banned` goes on teaching until the policy needs no "
+        "request (rollout.banned_fraction). None: `feedback_advantage`.",
+    )
+    copies_without_requests: bool = Field(
+        False,
+        description="Learn copies in the policy from which request tags are taken away: they do not compete "
+        "with the requests that were cut out.",
+    )
     verified_copies: bool = Field(
         False,
         description="Only from copies that the agent that checks (Verify), asked once more, approves of.",
@@ -189,6 +195,13 @@ class AlgorithmSettings(Section):
         description="Taken off a consulting rollout's reward for each token that agents wrote for it, where "
         "its consulting siblings' rewards differ.",
     )
+
+    @field_validator("mismatch_truncation")
+    @classmethod
+    def _a_weight(cls, value: float | Literal["auto"]) -> float | Literal["auto"]:
+        if value != "auto" and value < 0:
+            raise ValueError(f"{value:g} is no weight; make it 2, 0 for none, or 'auto'")
+        return value
 
 
 class TrainSettings(Section):
@@ -328,20 +341,13 @@ class Settings(Section):
             self.agents.refuse_other_names("consult.tags", self.consult.tags, known)
         return self
 
-    @property
-    def mismatch_truncation(self) -> float:
-        """The largest weight of a POLICY token in truncated importance sampling; 0: no correction."""
-        if (own := self.algorithm.mismatch_truncation) is not None:
-            return own
-        return STALE_TRUNCATION if self.rollout.max_staleness_steps else 0.0
-
     @model_validator(mode="after")
     def _stale(self) -> "Settings":
         if not self.rollout.max_staleness_steps:
             return self
         others = {
             "algorithm.mismatch_truncation = 0": (
-                self.mismatch_truncation == 0,
+                self.algorithm.mismatch_truncation == 0,
                 "tokens of older weights need the correction; leave it out, or make it 2",
             ),
             "train.dynamic_sampling_rounds": (

@@ -7,6 +7,7 @@ one entry of `ESTIMATORS`, a rule for FEEDBACK tokens one of `FEEDBACK_ADVANTAGE
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 from aipo.core.registry import Registry
@@ -31,6 +32,8 @@ class Member:
     """An expert trajectory: a sibling like any other (LUFFY), but nothing that the policy can do alone."""
     reward: float | None = None
     """A finite reward in the verdict's place; None: the verdict's, `REWARD`."""
+    banned: bool = False
+    """A solo rollout from which request tags were banned: a condition of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,8 @@ def group_relative(rewards: Sequence[float], estimator: str) -> list[float]:
     Degenerate cases: equal rewards, hence also a group of one, give exactly 0, but for `batch_normalised`,
     which has no baseline in the group and returns the rewards; no rewards give an empty list.
 
-    >>> group_relative([1.0, 0.0], "group_centred"), group_relative([1.0, 0.0], "leave_one_out")
-    ([0.5, -0.5], [1.0, -1.0])
-    >>> group_relative([1.0, 1.0, 1.0], "group_normalised")
-    [0.0, 0.0, 0.0]
+    >>> group_relative([1.0, 0.0], "group_centred"), group_relative([1.0, 1.0], "group_normalised")
+    ([0.5, -0.5], [0.0, 0.0])
     """
     return ESTIMATORS[estimator].relative(rewards)
 
@@ -147,9 +148,9 @@ def group_advantages(
 ) -> list[Advantage | None]:
     """Return each rollout's advantages, None for UNGRADED ones, which must leave the batch.
 
-    With `split_baselines` a rollout is compared with graded siblings of its own condition only, so that solo
-    failures do not push down what consulting siblings show [ours]. `over_solo` falls back on the mean of all
-    graded rollouts in a group without graded solo members.
+    With `split_baselines` a rollout is compared with graded siblings of its own condition only, banned ones
+    apart, so that solo failures do not push down what others show [ours]. `over_solo` falls back on the mean
+    of all graded rollouts in a group without graded solo members.
 
     >>> won, lost = Verdict.CORRECT, Verdict.INCORRECT
     >>> with_help, solo = Condition.CONSULTING, Condition.SOLO
@@ -175,7 +176,8 @@ def group_advantages(
 def _baseline_sets(group: Sequence[Member], graded: list[int], split: bool) -> list[list[int]]:
     if not split:
         return [graded]
-    return [[i for i in graded if group[i].condition is condition] for condition in Condition]
+    kinds = [(condition, banned) for condition in Condition for banned in (False, True)]
+    return [[i for i in graded if (group[i].condition, group[i].banned) == kind] for kind in kinds]
 
 
 def _own(group: Sequence[Member], rewards: ByIndex, own: ByIndex) -> ByIndex:
@@ -186,9 +188,10 @@ def _positive(group: Sequence[Member], rewards: ByIndex, own: ByIndex) -> ByInde
     return {i: max(0.0, advantage) for i, advantage in own.items()}
 
 
-def _over_solo(group: Sequence[Member], rewards: ByIndex, own: ByIndex) -> ByIndex:
-    solo = [r for i, r in rewards.items() if group[i].condition is Condition.SOLO and not group[i].expert]
-    baseline = fmean(solo or rewards.values()) if rewards else 0.0
+def _over_solo(group: Sequence[Member], rewards: ByIndex, own: ByIndex, banned: bool = False) -> ByIndex:
+    solo = [i for i in rewards if group[i].condition is Condition.SOLO and not group[i].expert]
+    chosen = [i for i in solo if group[i].banned] if banned else []
+    baseline = fmean(rewards[i] for i in chosen or solo or rewards) if rewards else 0.0
     return {i: max(0.0, r - baseline) for i, r in rewards.items()}
 
 
@@ -204,5 +207,8 @@ FEEDBACK_ADVANTAGES.register("signed_unit", FeedbackAdvantage(credit=_own, about
 FEEDBACK_ADVANTAGES.register("positive", FeedbackAdvantage(credit=_positive, about="max(0, A)"))
 _HELP = "max(0, R - mean R of the solo siblings): what help added over what the policy can do alone"
 FEEDBACK_ADVANTAGES.register("over_solo", FeedbackAdvantage(credit=_over_solo, about=_HELP))
+_ALONE = "max(0, R - mean R of the solo siblings that were banned from requests); without any, `over_solo`"
+_OVER_BANNED = FeedbackAdvantage(credit=partial(_over_solo, banned=True), about=_ALONE)
+FEEDBACK_ADVANTAGES.register("over_banned", _OVER_BANNED)
 _ECHO = "1, whatever the reward; with `likelihood` the cross-entropy on the agents' words of ECHO"
 FEEDBACK_ADVANTAGES.register("always", FeedbackAdvantage(credit=_always, about=_ECHO))

@@ -34,6 +34,8 @@ class Row:
     stream: TokenStream
     advantage: Advantage
     weight: float
+    without_requests: bool = False
+    """Whether its tokens have their probabilities in the policy from which request tags are taken away."""
     recomputed: tuple[float, ...] | None = None
     """log p of every token under the policy that sampled, by a forward pass; read at FEEDBACK tokens, which
     no sampler reported, and only by coefficients that need it."""

@@ -6,7 +6,7 @@ Token ids in, token ids out: an engine never re-tokenises, and knows neither age
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from aipo.core.types import StopReason
 
@@ -45,11 +45,25 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     """One seed per rollout; draws depend on it and on the token's position only, never on the batch."""
+    group: str = ""
+    """Requests of a group begin alike, and are best sampled where that is cached; '': the session's own."""
+
+
+def taken_away(banned_sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the banned tokens that can never come: sampler and trainer speak of what is left without them.
+
+    The last token of a longer sequence is banned where the others stand before it, and nowhere taken away.
+
+    >>> taken_away([(5,), (6, 7)])
+    (5,)
+    """
+    return tuple(sequence[0] for sequence in banned_sequences if len(sequence) == 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """Newly sampled tokens; `log_probs` are the sampler's, one for each id."""
+    """Newly sampled tokens; `log_probs` are the sampler's, one for each id: before truncation, without the
+    tokens that are `taken_away`."""
 
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
@@ -109,4 +123,33 @@ class WeightSink(Protocol):
         Every later completion is made with them and says so. Raises `EngineError`; the engine then refuses to
         sample until weights were loaded.
         """
+        ...
+
+
+@runtime_checkable
+class AdapterSink(WeightSink, Protocol):
+    """A `WeightSink` that may be given the adapters alone, beside the frozen weights that it has."""
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether `load_weights` takes a folder with adapters, as peft saves them, for whole weights."""
+        ...
+
+
+@runtime_checkable
+class SharedSink(WeightSink, Protocol):
+    """A `WeightSink` that several ranks sample from: one gives it the weights, the others are told of it."""
+
+    @property
+    def stamp(self) -> Any:
+        """What another rank must know to tell these weights from others; it is sent to that rank."""
+        ...
+
+    @property
+    def lost(self) -> Sequence[str]:
+        """What is to be said of servers that took no weights at the last change, and are not sampled from."""
+        ...
+
+    def follow(self, stamp: Any) -> None:
+        """Take what another rank has loaded: every later completion is of these weights, or an error."""
         ...

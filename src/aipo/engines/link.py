@@ -1,21 +1,39 @@
 """One HTTP client for a policy server: JSON in, JSON out, within a deadline.
 
 A call ends within its deadline, in an answer or in an `EngineError` that names the server and the fix; the
-key is never in a message.
+key is never in a message. What can be asked twice is, where a server or a proxy before it is busy for now.
 """
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from itertools import cycle
+from math import ceil
+from random import Random
 from typing import Any
 
 import httpx2
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from aipo.engines.base import EngineError
 
 KEEP_ALIVE_S = 1.0
 """Idle connections are dropped sooner than any server does it, so that none breaks while it is being used."""
+CONNECTIONS_OF_A_CLIENT = 64
+"""A client looks at each of its connections before each request: with 2,000 that was half of a process's time
+and held up its event loop for 80 ms (benchmarks/load.py)."""
+ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S = 6, 0.5, 8.0
+"""Of what can be asked twice: the longest wait before the second attempt is doubled for each further one."""
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""What a server says that may answer a moment later."""
 SHOWN_CHARACTERS = 300
 """Of what a server says in an error."""
+
+
+class _BusyError(EngineError):
+    """The server cannot answer for now; `retry_after_s`: when it wants to be asked again, if it says so."""
+
+    retry_after_s: float | None = None
 
 
 class HttpLink:
@@ -33,22 +51,47 @@ class HttpLink:
         self.timeout_s = timeout_s
         self._concurrency, self._key = concurrency, key
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: httpx2.AsyncClient
+        self._clients: Iterator[httpx2.AsyncClient]
         self._slots: asyncio.Semaphore
+        self._jitter = Random(self.url)
 
     async def get(self, path: str) -> Any:
         """Return the JSON behind a path. Raises `EngineError`."""
-        return await self._call("GET", path, None, self.timeout_s)
+        return await self._asked("GET", path, None, self.timeout_s)
 
     async def post(
         self, path: str, body: Mapping[str, Any], timeout_s: float | None = None, bounded: bool = False
     ) -> Any:
-        """Return what the server answers. The wait for one of the bounded places is outside the deadline."""
+        """Return what the server answers: JSON, or {} for a confirmation in words.
+
+        `bounded`: it is one of the many calls that change nothing and can be made again; the wait for one of
+        the places is outside the deadline. Raises `EngineError`.
+        """
         self._open()
         if not bounded:
             return await self._call("POST", path, body, timeout_s or self.timeout_s)
         async with self._slots:
-            return await self._call("POST", path, body, timeout_s or self.timeout_s)
+            return await self._asked("POST", path, body, timeout_s or self.timeout_s)
+
+    async def _asked(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Any:
+        """Call, and call again while the server is busy, all within one deadline."""
+        deadline = time.monotonic() + timeout_s
+
+        def stop(state: RetryCallState) -> bool:
+            too_late = time.monotonic() + (state.upcoming_sleep or 0.0) >= deadline
+            return state.attempt_number >= ATTEMPTS or too_late
+
+        again = retry_if_exception_type(_BusyError)
+        async for attempt in AsyncRetrying(retry=again, wait=self._wait_s, stop=stop, reraise=True):
+            with attempt:
+                return await self._call(method, path, body, timeout_s, deadline - time.monotonic())
+
+    def _wait_s(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        stated = error.retry_after_s if isinstance(error, _BusyError) else None
+        # Full jitter: rollouts that were turned away together must not come back together.
+        longest = min(FIRST_WAIT_S * 2 ** (state.attempt_number - 1), LONGEST_WAIT_S)
+        return (stated or 0.0) + longest * self._jitter.random()
 
     def _open(self) -> None:
         """Make a client of the running loop's; one of an ended loop cannot be used, or closed, any more."""
@@ -57,16 +100,28 @@ class HttpLink:
             return
         limits = httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        # trust_env: a proxy of the environment must not stand between a run and its own server.
-        self._client = httpx2.AsyncClient(limits=limits, headers=headers, timeout=None, trust_env=False)
+        secure = httpx2.create_ssl_context()  # takes longer than all the rest, and may be shared
+        self._clients = cycle(
+            # trust_env: a proxy of the environment must not stand between a run and its own server.
+            httpx2.AsyncClient(verify=secure, limits=limits, headers=headers, timeout=None, trust_env=False)
+            for _ in range(ceil(self._concurrency / CONNECTIONS_OF_A_CLIENT))
+        )
         self._slots = asyncio.Semaphore(self._concurrency)
         self._loop = loop
 
-    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Any:
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        timeout_s: float,
+        left_s: float | None = None,
+    ) -> Any:
+        """Call once. `left_s`: what earlier attempts have left of `timeout_s`; None: all of it."""
         self._open()
         where = f"policy server {self.url}{path}"
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s if left_s is None else left_s):
                 response = await self._sent(method, path, body)
         except TimeoutError as error:
             raise EngineError(
@@ -77,9 +132,15 @@ class HttpLink:
                 f"{where} cannot be reached ({type(error).__name__}: {error}); is it running, and is "
                 "its address right?"
             ) from error
+        if response.status_code in BUSY:
+            busy = _BusyError(f"{where} answered {response.status_code}: {_said(response)}")
+            after = response.headers.get("Retry-After", "")
+            busy.retry_after_s = float(after) if after.isdecimal() else None
+            raise busy
         if response.status_code >= 400:
             raise EngineError(f"{where} answered {response.status_code}: {_said(response)}")
-        if not response.content:
+        confirmed = response.headers.get("Content-Type", "text/plain").startswith("text/plain")
+        if not response.content or (confirmed and method == "POST"):
             return {}
         try:
             return response.json()
@@ -88,10 +149,11 @@ class HttpLink:
 
     async def _sent(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx2.Response:
         """Send a request, once more where the connection broke: a draw depends on its seed, not on when."""
+        client = next(self._clients)
         try:
-            return await self._client.request(method, self.url + path, json=body)
+            return await client.request(method, self.url + path, json=body)
         except (httpx2.NetworkError, httpx2.RemoteProtocolError):
-            return await self._client.request(method, self.url + path, json=body)
+            return await client.request(method, self.url + path, json=body)
 
 
 def _said(response: httpx2.Response) -> str:

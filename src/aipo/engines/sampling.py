@@ -40,13 +40,17 @@ class Drawing(Protocol):
     sampling: Sampling
     uniforms: Uniforms
     banned: Sequence[int]
+    """Tokens that cannot be drawn now."""
+    taken: Sequence[int]
+    """Those of them that can never be: the distribution is one without them."""
 
 
 def draw(logits: Tensor, rows: Sequence[Drawing]) -> tuple[list[int], list[float]]:
     """Return a token and its log-probability for each row of `logits` (n, vocabulary).
 
-    The log-probability is that of the tempered distribution before truncation and bans: what the training
-    forward can recompute. Greedy rows (temperature 0) report it at temperature 1.
+    The log-probability is that of the tempered distribution before truncation, without the tokens that are
+    taken from it: what the training forward can recompute. Greedy rows (temperature 0) report it at
+    temperature 1.
     """
     log_p = torch.log_softmax(_tempered(logits.float(), rows), dim=-1)
     allowed = _truncated(log_p, rows)
@@ -59,7 +63,12 @@ def draw(logits: Tensor, rows: Sequence[Drawing]) -> tuple[list[int], list[float
     if any(greedy):
         likeliest = allowed.argmax(dim=-1, keepdim=True)
         token = torch.where(torch.tensor(greedy, device=logits.device).unsqueeze(1), likeliest, token)
-    return token.squeeze(1).tolist(), log_p.gather(1, token).squeeze(1).tolist()
+    reported = log_p.gather(1, token).squeeze(1)
+    for i, row in enumerate(rows):
+        if row.taken:
+            taken = torch.tensor(row.taken, device=logits.device)
+            reported[i] -= log_p[i].index_fill(0, taken, -torch.inf).logsumexp(0)
+    return token.squeeze(1).tolist(), reported.tolist()
 
 
 def _tempered(logits: Tensor, rows: Sequence[Drawing]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.core.types import StopReason
-from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
+from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling, taken_away
 from aipo.engines.precision import CastWeights, compute_dtype
 from aipo.engines.sampling import Uniforms, draw
 from aipo.engines.slots import CacheFilled, SlotCache
@@ -45,6 +45,7 @@ class _Row:
     uniforms: Uniforms = field(default_factory=lambda: Uniforms(0, 0))
     sampling: Sampling = field(default_factory=Sampling)
     banned: Sequence[int] = ()
+    taken: Sequence[int] = ()
 
     @property
     def pending(self) -> int:
@@ -284,7 +285,8 @@ class TransformersEngine:
             return
         drawn = [active[i] for i in sampling]
         for row in drawn:
-            row.banned = _banned_now(row)
+            assert row.request is not None
+            row.banned, row.taken = _banned_now(row), taken_away(row.request.banned_sequences)
         if len(sampling) < len(active):
             logits = logits[sampling]
         tokens, log_probs = draw(logits, drawn)

@@ -9,32 +9,42 @@ the forward pass of whole cached blocks (128 tokens on CPU, 16 on GPU), never th
 
 import asyncio
 import math
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.core.seeds import seed_of
 from aipo.core.types import StopReason
-from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling
+from aipo.engines.base import Completion, EngineError, GenerationRequest, Sampling, taken_away
 from aipo.engines.link import HttpLink
 from aipo.engines.stops import StopFinder, end_ids
-from aipo.engines.vllm_facts import ServerFacts, read_facts
+from aipo.engines.vllm_facts import ADAPTERS_MARK, LOAD_ADAPTER, WEIGHTS_MARK, ServerFacts, read_facts
 from aipo.engines.vocabulary import filler_ids
+from aipo.engines.weight_files import weight_files
 
 BAN_BIAS = -100.0
 """The lowest bias that vLLM keeps: e^-100 of its probability is left to a banned token."""
 LOWEST_TEMPERATURE = 0.01
 """vLLM raises a lower one, but for 0, to this without saying so."""
+ADAPTERS_FILE = "adapter_config.json"
+"""What peft writes beside adapters, and nobody beside whole weights."""
 RESET_ATTEMPTS, RESET_WAIT_S = 25, 0.2
 """Requests that a deadline cut off hold their cache blocks until the server has noticed."""
-MEMORY_FOLDER = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which weights a server has: how many updates are behind them, and the name that the server was told."""
+
+    version: int
+    name: str
+    adapter: str = ""
+    """Under which name their adapters are sampled with; '': they have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,10 @@ class VllmSettings:
 
 
 class VllmEngine:
-    """`aipo.engines.base.Engine` and `WeightSink` around a server started with VLLM_SERVER_DEV_MODE=1."""
+    """`aipo.engines.base.Engine` and `SharedSink` around a server started with VLLM_SERVER_DEV_MODE=1."""
+
+    lost: Sequence[str] = ()
+    """Nothing: if the only server takes no weights, that is an error."""
 
     def __init__(
         self,
@@ -64,9 +77,28 @@ class VllmEngine:
         self._filler = filler_ids(model, tokenizer)
         self._facts: ServerFacts | None = None
         self._run = uuid4().hex[:12]
-        self._version: int | None = None
-        self._stamp = ""
+        self._stamp: Stamp | None = None
+        self._adapter = ""
         self._confirmations: _Shared | None = None
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._link.url
+
+    @property
+    def takes_adapters(self) -> bool:
+        """See `AdapterSink`. Raises `EngineError` before `connect`."""
+        return self._connected().takes_adapters
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """The weights that it samples with; None: it was given none."""
+        return self._stamp
+
+    def follow(self, stamp: Stamp | None) -> None:
+        """See `SharedSink`."""
+        self._stamp = stamp
 
     @property
     def dtype(self) -> str:
@@ -80,22 +112,24 @@ class VllmEngine:
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Sample a continuation; see `Engine`."""
-        self.refuse(request.sampling, banned=bool(request.banned_sequences))
-        if self._version is None:
+        self.refuse(request.sampling, request.banned_sequences)
+        stamp = self._stamp
+        if stamp is None:
             raise EngineError(
                 f"policy server {self._link.url} was given no weights; load_weights comes first"
             )
-        version, stamp = self._version, self._stamp
-        answer = await self._link.post("/v1/completions", self._body(request), bounded=True)
+        body = self._body(request) | ({"model": stamp.adapter} if stamp.adapter else {})
+        answer = await self._link.post("/v1/completions", body, bounded=True)
         completion = self._read(answer, request)
-        await self._confirm(stamp)
-        return replace(completion, weights_version=version)
+        await self._confirm(stamp.name)
+        return replace(completion, weights_version=stamp.version)
 
     async def release(self, session: str) -> None:
         """Do nothing: the server's cache forgets by itself."""
 
-    def refuse(self, sampling: Sampling, *, banned: bool = False) -> None:
+    def refuse(self, sampling: Sampling, banned_sequences: Sequence[Sequence[int]] = ()) -> None:
         """Raise `EngineError` where this server cannot report the log-probabilities that are asked for."""
+        banned = taken_away(banned_sequences)
         mode, t = self._connected().logprobs_mode, sampling.temperature
         if 0 < t < LOWEST_TEMPERATURE:
             raise EngineError(f"temperature {t} is below vLLM's lowest, {LOWEST_TEMPERATURE}; use 0 or more")
@@ -107,45 +141,60 @@ class VllmEngine:
                 f"the policy server reports raw log-probabilities, which are not those of temperature {t}; "
                 "start it with --logprobs-mode processed_logprobs, or sample at temperature 1"
             )
-        if mode == "processed_logprobs" and (truncated or banned):
+        if mode == "raw_logprobs" and banned:
+            raise EngineError(
+                "the policy server reports raw log-probabilities, as if nothing were banned; start it with "
+                "--logprobs-mode processed_logprobs, or set rollout.banned_fraction = 0"
+            )
+        if mode == "processed_logprobs" and (truncated or (banned_sequences and not banned)):
             raise EngineError(
                 "the policy server reports log-probabilities after truncation and bans; start it with "
-                "--logprobs-mode raw_logprobs and sample at temperature 1, or without top_p, top_k and bans"
+                "--logprobs-mode raw_logprobs and sample at temperature 1, or without top_p, top_k and bans "
+                "of several tokens"
             )
 
     # weights
 
     async def load_weights(self, write: Callable[[Path], object], version: int) -> None:
-        """Hand weights to the server through a folder; see `WeightSink`.
+        """Hand weights to the server through a folder; see `WeightSink`."""
+        self._stamp = None
+        with weight_files(write, self._settings.weights_folder) as folder:
+            await self.take_weights(folder, version)
+
+    async def take_weights(self, folder: Path, version: int) -> None:
+        """Have the server load the weights or the adapters of a folder.
+
+        Raises `EngineError`; it then has no weights.
 
         The server's own stamp is spoilt first and set last, so that weights that arrived in part, or a server
         that began anew from its disk, cannot pass for these.
         """
-        self._version, loading = None, f"aipo-{self._run}-loading"
-        folder = self._folder()
-        try:
-            await self._link.post("/update_weight_version", {"new_version": loading})
-            partial = folder / "partial"
-            write(partial)
-            whole = partial.rename(folder / "whole")
-            reload = {"method": "reload_weights", "kwargs": {"weights_path": str(whole)}}
+        self._stamp = None
+        adapters = (folder / ADAPTERS_FILE).exists()
+        name = f"{ADAPTERS_MARK if adapters else WEIGHTS_MARK}{self._run}"
+        await self._tell_version(f"{name}-loading")
+        stamp = Stamp(version, f"{name}-{version}")
+        if adapters:
+            stamp = replace(stamp, adapter=await self._take_adapters(folder, stamp.name))
+        else:
+            reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
             await self._link.post("/collective_rpc", reload, self._settings.weights_timeout_s)
-            await self._forget_prefixes()
-            stamp = f"aipo-{self._run}-{version}"
-            await self._link.post("/update_weight_version", {"new_version": stamp})
-        except (OSError, SafetensorError) as error:
-            raise EngineError(f"the policy's weights cannot be written to {folder}: {error}") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        self._version, self._stamp = version, stamp
+        await self._forget_prefixes()
+        await self._tell_version(stamp.name)
+        self._stamp = stamp
 
-    def _folder(self) -> Path:
-        """Make a folder for weights on their way."""
-        parent = self._settings.weights_folder or (MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None)
-        try:
-            return Path(tempfile.mkdtemp(prefix="aipo-weights-", dir=parent))
-        except OSError as error:
-            raise EngineError(f"engine.weights_folder = {str(parent)!r} cannot be used: {error}") from error
+    async def _take_adapters(self, folder: Path, name: str) -> str:
+        """Load adapters under a name of their own, which no later ones get; forget those before them."""
+        before, self._adapter = self._adapter, f"{name}-{uuid4().hex[:6]}"
+        adapter = {"lora_name": self._adapter, "lora_path": str(folder)}
+        await self._link.post(LOAD_ADAPTER, adapter, self._settings.weights_timeout_s)
+        if before:
+            with suppress(EngineError):  # a server that was started anew never had them
+                await self._link.post("/v1/unload_lora_adapter", {"lora_name": before})
+        return self._adapter
+
+    async def _tell_version(self, name: str) -> None:
+        await self._link.post("/update_weight_version", {"new_version": name})
 
     async def _forget_prefixes(self) -> None:
         for _ in range(RESET_ATTEMPTS):

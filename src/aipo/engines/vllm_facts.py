@@ -5,7 +5,7 @@ and compared by its log-probabilities, later.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,15 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from aipo.engines.base import EngineError
 from aipo.engines.link import HttpLink
 
+NO_WEIGHTS = "default"
+"""The stamp of a server that was given no weights yet."""
+WEIGHTS_MARK, ADAPTERS_MARK = "aipo-", "aipo-lora-"
+"""How the stamps begin that we give: to a server with whole weights, and with its own beside adapters."""
+LOAD_ADAPTER = "/v1/load_lora_adapter"
+NEEDED = {"/v1/completions", "/tokenize", "/collective_rpc", "/reset_prefix_cache"}
+NEEDED |= {"/weight_info", "/update_weight_version"}
+KNOWN_VERSION = "0.32.0"
+"""The version that all was run on."""
 MODES = ("raw_logprobs", "processed_logprobs")
 SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 SAMPLE = "1 + 12 = 13?\n\nSo <b>x</b>, \u201cnaïve\u201d 你好 \U0001f600 "
@@ -34,6 +43,8 @@ class ServerFacts:
     """Of a prompt and its continuation together."""
     dtype: str
     logprobs_mode: str
+    takes_adapters: bool
+    """Whether LoRA adapters can be loaded beside the weights that it began with, and still has."""
 
 
 async def read_facts(link: HttpLink) -> ServerFacts:
@@ -59,6 +70,8 @@ async def read_facts(link: HttpLink) -> ServerFacts:
         raise EngineError(
             f"policy server {link.url} runs with --logprobs-mode {mode}; start it with {' or '.join(MODES)}"
         )
+    paths = await _paths(link)
+    await _refuse_lacking(link, paths)
     scheduler, device = whole.get("scheduler_config") or {}, whole.get("device_config") or {}
     if "cpu" in str(device) and dict(scheduler).get("enable_chunked_prefill"):
         raise EngineError(
@@ -72,7 +85,36 @@ async def read_facts(link: HttpLink) -> ServerFacts:
         max_tokens=int(longest),
         dtype=str(dtype).removeprefix("torch."),
         logprobs_mode=str(mode),
+        takes_adapters=bool(whole.get("lora_config")) and LOAD_ADAPTER in paths and await _is_itself(link),
     )
+
+
+async def _refuse_lacking(link: HttpLink, paths: Collection[str]) -> None:
+    """Raise `EngineError` for a version without what aipo asks for. Degenerate case: it lists nothing."""
+    lacking = sorted(NEEDED - set(paths)) if paths else []
+    if lacking:
+        told = await link.get("/version")
+        version = told.get("version") if isinstance(told, Mapping) else None
+        raise EngineError(
+            f"policy server {link.url} is vLLM {version or 'of an unknown version'}, which lacks "
+            f"{', '.join(lacking)}; take {KNOWN_VERSION}, which has all that is needed (docs/engines.md)"
+        )
+
+
+async def _is_itself(link: HttpLink) -> bool:
+    """Say whether it was given no whole weights since it began."""
+    told = await link.get("/weight_info")
+    version = str(told.get("weight_version")) if isinstance(told, Mapping) else ""
+    return version == NO_WEIGHTS or version.startswith(ADAPTERS_MARK)
+
+
+async def _paths(link: HttpLink) -> Collection[str]:
+    """Return what the server can be asked, by its own description; nothing where it gives none."""
+    try:
+        described = await link.get("/openapi.json")
+        return set(described["paths"])
+    except (EngineError, KeyError, TypeError):
+        return ()
 
 
 async def refuse_other_policy(

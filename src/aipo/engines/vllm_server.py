@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,11 @@ STARTS = 2
 """A start that dies is tried once more: 2 of 14 did on a loaded machine (docs/engines.md), cause unknown."""
 POLL_S = 0.25
 LOG_LINES_SHOWN = 12
-ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+NOT_INHERITED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_")
+"""What torchrun tells each rank, by beginnings and ends of names: a server would take itself for one."""
+OPENS = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+"""What opens the paths through which weights and adapters are changed."""
+ENVIRONMENT = dict.fromkeys((*OPENS, "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +50,24 @@ class VllmServer:
     def __init__(self, plan: ServerPlan) -> None:
         self._plan = plan
         self._process: subprocess.Popen[bytes] | None = None
+        self._deadline_s = 0.0
         self.url = ""
 
     def start(self) -> None:
         """Start it and wait until it is healthy. Raises `EngineError` with the end of its log."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it; `wait` comes next. From a thread that lives as long as the server: it ends with it."""
         atexit.register(self.stop)
-        deadline = time.monotonic() + self._plan.start_timeout_s
+        self._deadline_s = time.monotonic() + self._plan.start_timeout_s
+        self._launch()
+
+    def wait(self) -> None:
+        """Wait until it is healthy, and start it once more if it dies. Raises `EngineError`; see `start`."""
         for attempt in range(1, STARTS + 1):
-            self._launch()
-            if self._wait(deadline):
+            if self._wait(self._deadline_s):
                 return
             code = self._process.poll() if self._process is not None else None
             self.stop()
@@ -65,6 +78,8 @@ class VllmServer:
                 )
             if attempt < STARTS:
                 self._plan.log.replace(self._plan.log.with_suffix(".died.log"))
+                atexit.register(self.stop)
+                self._launch()
         raise EngineError(f"the policy server ended with status {code} while it started; {self.log_end()}")
 
     def stop(self) -> None:
@@ -104,7 +119,7 @@ class VllmServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | ENVIRONMENT | dict(self._plan.environment),
+                env=_inherited() | ENVIRONMENT | dict(self._plan.environment),
                 start_new_session=True,
             )
 
@@ -120,6 +135,25 @@ class VllmServer:
                     pass  # not listening yet
                 time.sleep(POLL_S)
         return False
+
+
+def start_together(servers: Sequence[VllmServer]) -> None:
+    """Start servers at the same time and wait until all are healthy.
+
+    Raises `EngineError`; whoever called stops those that run then, as after Ctrl-C.
+    """
+    for server in servers:
+        server.launch()
+    for server in servers:
+        server.wait()
+
+
+def _inherited() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(NOT_INHERITED) and not name.endswith(("_RANK", "_WORLD_SIZE"))
+    }
 
 
 def free_port() -> int:

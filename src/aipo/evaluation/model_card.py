@@ -27,7 +27,18 @@ LIBRARIES = ("aipo", "torch", "transformers", "tokenizers", "peft")
 MAX_VALUE_CHARACTERS = 300
 MAX_SETTINGS = 200
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_PRIVATE = ("url", "command", "arguments", "environment", "api_key_env", "output", "folder", "file")
+_PRIVATE = (
+    "url",
+    "urls",
+    "devices",
+    "command",
+    "arguments",
+    "environment",
+    "api_key_env",
+    "output",
+    "folder",
+    "file",
+)
 """Last words of settings that say more of a machine than of a policy."""
 
 

@@ -77,7 +77,8 @@ def memory_of(setting: Setting) -> tuple[Memory, int]:
 
 def _splits(setting: Setting, split: int) -> bool:
     cluster = setting.cluster
-    return cluster.gpus % split == 0 and setting.model.heads % split == 0 and split <= cluster.per_node
+    fits = cluster.gpus % split == 0 or setting.servers is not None
+    return fits and setting.model.heads % split == 0 and split <= cluster.per_node
 
 
 def _fix(setting: Setting) -> str:
@@ -143,7 +144,7 @@ def trainer_memory(setting: Setting, usable: float) -> Memory:
     return Memory(
         trainer=held,
         reserved=RESERVED_BYTES,
-        rollout_resident=0.0 if training.offload else held.weights + held.optimiser,
+        rollout_resident=0.0 if training.offload or setting.servers else held.weights + held.optimiser,
         rollout_weights=0.0,
         rollout_cache=0.0,
         usable=usable,
@@ -219,7 +220,8 @@ def sync_of(setting: Setting, tensor_parallel: int) -> float:
     """Return the seconds that the new weights need from the trainer's shards to the engine.
 
     Trainer and engine share GPUs: each gathers the whole model layer by layer in bfloat16 and keeps its part.
-    With `offload`, the trainer's state also leaves for the host's memory and comes back.
+    With `offload`, the trainer's state also leaves for the host's memory and comes back. To servers with GPUs
+    of their own, the whole model goes through the host's memory, once out and once in, to all at once.
     """
     model, cluster, efficiency = setting.model, setting.cluster, setting.efficiency
     shards = setting.training.shards(cluster)
@@ -227,7 +229,9 @@ def sync_of(setting: Setting, tensor_parallel: int) -> float:
     taken = gathered_s(cluster, size, shards, efficiency)
     taken += model.layers * ring_latency_s(cluster, shards, efficiency)
     taken += 2 * size / tensor_parallel / (cluster.gpu.hbm_bytes_s * efficiency.memory)
-    if setting.training.offload:
+    if setting.servers:
+        taken += (size + size / tensor_parallel) / (cluster.gpu.pcie_bytes_s * efficiency.collective)
+    if setting.training.offload and not setting.servers:
         moved = 2 * (BYTES_FP32 + ADAM_BYTES) * model.parameters / shards
         taken += moved / (cluster.gpu.pcie_bytes_s * efficiency.collective)
     return taken

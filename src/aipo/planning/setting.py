@@ -80,5 +80,7 @@ class Setting:
     training: Training = field(default_factory=Training)
     efficiency: Efficiency = field(default_factory=Efficiency)
     max_sequences: int = 256
+    servers: int | None = None
+    """Policy servers on GPUs of their own, each of which is a replica; None: the trainer's GPUs sample."""
     steps: int = 300
     seed: int = 0

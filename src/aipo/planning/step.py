@@ -80,11 +80,12 @@ class Step:
 
     @property
     def gpus(self) -> int:
-        """The policy's and the agents'."""
+        """The trainer's, the policy servers' where those have their own, and the agents'."""
         servers = self.setting.service.servers
         count = self.agents.servers_useful if servers is None else servers
         asked = count if self.phase.consultations else 0
-        return self.setting.cluster.gpus + asked * self.setting.service.gpus_per_server
+        sampling = (self.setting.servers or 0) * self.tensor_parallel
+        return self.setting.cluster.gpus + sampling + asked * self.setting.service.gpus_per_server
 
     @property
     def gpu_hours(self) -> float:
@@ -102,7 +103,7 @@ def plan_step(setting: Setting, *, search: bool = True) -> Step:
     trajectories = draw_trajectories(setting.workload, setting.seed)
     cache = memory.rollout_cache * split / setting.model.kv_bytes_per_token
     rates = gpu_rates(setting, split, cache)
-    replicas = setting.cluster.gpus // split
+    replicas = setting.servers or setting.cluster.gpus // split
 
     def run(service: AgentService) -> Phase:
         return simulate(trajectories, rates, replicas, service)

@@ -86,9 +86,7 @@ class Begun:
     """A rollout as its latest consultation left it: it can go on from there, in another process too."""
 
     segments: tuple[Segment, ...]
-    """All of them, the prompt first."""
     segment_versions: tuple[int | None, ...]
-    """As in `Rollout`."""
     consultations: tuple[Consultation, ...]
     consult_spans: tuple[tuple[int, int], ...]
 
@@ -108,10 +106,12 @@ class RolloutSpec:
     """How the leak guard finds and hides this problem's answer; None: there is no guard."""
     opening: Opening | None = None
     """Which agent's tag the system is to open, and how; None: it opens none."""
+    group: str = ""
+    """Rollouts of a group begin alike, and an engine of several servers keeps them together."""
     begun: Begun | None = None
     """Where to go on, in a rollout whose tags the system does not open; None: from the prompt."""
     keep: Callable[[Begun], object] | None = None
-    """Told after each consultation where the rollout is."""
+    """Told after each consultation."""
 
 
 async def rollout(engine: Engine, spec: RolloutSpec, consult: ConsultContext) -> Rollout:
@@ -187,7 +187,7 @@ class _Episode:
 
     async def _written(self) -> StopReason:
         """Write the response to its end."""
-        while self._room() >= 1:
+        while self._room() > 0:
             self._open_if_due()
             stop = await self._generate()
             self._turn_ended = stop is StopReason.END
@@ -228,6 +228,7 @@ class _Episode:
                 banned_sequences=consult.codec.banned_sequences() if banned else (),
                 sampling=spec.sampling,
                 seed=spec.seed,
+                group=spec.group,
             )
         )
         if not all(map(isfinite, completion.log_probs)):

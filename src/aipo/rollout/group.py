@@ -111,9 +111,7 @@ class GroupShape:
     solo_mode: SoloMode = SoloMode.UNANSWERED
     sampling: Sampling = field(default_factory=Sampling)
     banned: int = 0
-    """How many of the solo rollouts use the mode BANNED, whatever `solo_mode` says. Simplification: a ban
-    renormalises the distribution that is sampled from, and the update ignores that. This matters while
-    requests are likely."""
+    """How many of the solo rollouts use the mode BANNED, whatever `solo_mode` says."""
     elicit: Elicit | None = None
     """How consultations are elicited in some of the consulting rollouts; None: they are not."""
 
@@ -126,6 +124,8 @@ class MemberRollout:
     condition: Condition
     rollout: Rollout | None
     grade: Grade
+    banned: bool = False
+    """Whether it was sampled without request tags."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +175,7 @@ class Sampler:
         return [
             RolloutSpec(
                 id=f"{problem.id}#{index}",
+                group=problem.id,
                 problem=problem.text,
                 prompt_ids=prompt_ids[condition],
                 condition=condition,
@@ -191,17 +192,16 @@ class Sampler:
 
     async def member(self, spec: RolloutSpec, problem: Problem) -> MemberRollout:
         """Return one rollout with its verdict; a failure of the engine, or a bug in the task, is UNGRADED."""
+        produced: Rollout | None = None
         try:
             produced = await rollout(self.engine, spec, self.consult)
+            grade = await self.grade(problem, produced, spec.condition)
         except EngineError as error:
-            return MemberRollout(
-                id=spec.id,
-                condition=spec.condition,
-                rollout=None,
-                grade=Grade(Verdict.UNGRADED, f"engine: {error}"),
-            )
-        grade = await self.grade(problem, produced, spec.condition)
-        return MemberRollout(id=spec.id, condition=spec.condition, rollout=produced, grade=grade)
+            grade = Grade(Verdict.UNGRADED, f"engine: {error}")
+        banned = spec.condition is Condition.SOLO and spec.solo_mode is SoloMode.BANNED
+        return MemberRollout(
+            id=spec.id, condition=spec.condition, rollout=produced, grade=grade, banned=banned
+        )
 
     async def grade(self, problem: Problem, produced: Rollout, condition: Condition) -> Grade:
         """Return a rollout's verdict and reward; a bug in the task or in a reward is UNGRADED."""

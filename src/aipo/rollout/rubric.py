@@ -2,7 +2,8 @@
 
 What the policy wrote is hostile. It stands between two lines with a code that it cannot hold, the marks that
 chat templates are made of are broken in it, and a score counts in the last line of the judge's reply alone.
-A score that is absent, outside the scale or perhaps cut off is no reward, and never 0.
+A score that is absent, outside the scale or perhaps cut off is no reward, unless it was the response that the
+judge came to nothing about: of a judge that scores an empty response to the same problem, the worst.
 """
 
 import asyncio
@@ -13,18 +14,21 @@ from hashlib import sha256
 from importlib.resources import files
 from weakref import WeakKeyDictionary
 
-from aipo.agents.base import AgentError, AgentQuery, AgentReply
+from aipo.agents.base import AgentError, AgentFailure, AgentQuery, AgentReply
 from aipo.agents.prompting import HASH_DIGITS, AgentPrompt, packaged_prompt
 from aipo.agents.replies import Reading, excerpt, unreadable
 from aipo.agents.spec import AgentSpec
 from aipo.config.judge import JudgeSettings
 from aipo.config.settings import TaskSettings
+from aipo.core.types import ConsultOutcome
 from aipo.rollout.asking import ask
 from aipo.rollout.rewarded import Judge, JudgeMaker, Judgement, MadeAgent, MakeAgent, RewardedRollout
 from aipo.tasks.base import Problem
 
 NAME = "judge"
 _CODE_DIGITS = 16
+_ANSWERED = (AgentFailure.UNREADABLE, AgentFailure.REFUSED)
+"""Failures that a response can bring about: a reply without a score, a request that the server refuses."""
 _SAID_CHARACTERS = 4_000
 """Of a judge's words that are recorded."""
 _LINE_CHARACTERS = 200
@@ -111,7 +115,22 @@ class RubricJudge(Judge):
     )
 
     async def judge(self, problem: Problem, response: str, rollout: RewardedRollout) -> Judgement:
-        """Return where its score lies on the scale, from 0 to 1."""
+        """Return where its score lies on the scale, from 0 to 1.
+
+        Or else a policy could have itself left out of its group by what it writes.
+        """
+        found, scoreless = await self._asked(problem, response)
+        if not scoreless:
+            return found
+        control, _ = await self._asked(problem, "")
+        usage = found.usage + control.usage
+        if control.value is None:
+            return replace(found, usage=usage)
+        detail = f"the worst, as the judge scores an empty response and not this one: {found.detail}"
+        return replace(found, value=0.0, detail=detail, usage=usage)
+
+    async def _asked(self, problem: Problem, response: str) -> tuple[Judgement, bool]:
+        """Return what came of a question, and whether the judge answered, with no score in it."""
         question = _question(problem)
         text, code = fenced(question, response)
         gold = problem.gold if self.settings.show_answer else ""
@@ -119,10 +138,11 @@ class RubricJudge(Judge):
         async with self._place():  # who waits for one must not use up the deadline of a judgement
             answer = await ask(self.made.agent, query, self.settings.timeout_s)
         if answer.reply is None:
-            return Judgement(value=None, detail=answer.detail, usage=answer.usage)
+            answered = answer.outcome is ConsultOutcome.EMPTY or answer.failure in _ANSWERED
+            return Judgement(value=None, detail=answer.detail, usage=answer.usage), answered
         value, detail = self._read(answer.reply)
         said = answer.reply.text[:_SAID_CHARACTERS]
-        return Judgement(value=value, detail=detail, said=said, usage=answer.usage)
+        return Judgement(value=value, detail=detail, said=said, usage=answer.usage), value is None
 
     def _read(self, reply: AgentReply) -> tuple[float | None, str]:
         """Return the reward, or None and why there is none."""

@@ -63,7 +63,12 @@ def minibatches(
             feedback_trained=objective_settings(algorithm).feedback_trained,
             horizon_tokens=max_response_tokens,
         )
-        result.append(rows)
+        result.append(
+            [
+                replace(row, without_requests=credit.without_requests)
+                for row, credit in zip(rows, flat, strict=True)
+            ]
+        )
     return result
 
 

@@ -29,6 +29,8 @@ class Credit:
     """Id of the rollout that this is a consult-stripped copy of; '' for what is no copy."""
     problem: str = ""
     """The problem's text, of a copy."""
+    without_requests: bool = False
+    """Whether it is learnt in the policy from which request tags are taken away."""
 
     @property
     def teaches(self) -> bool:
@@ -45,26 +47,30 @@ def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: 
     """
     expert = Member(verdict=Verdict.CORRECT, condition=Condition.SOLO, expert=True)
     members = _members(group, algorithm, max_response_tokens)
-    advantages = group_advantages(
-        members + [expert] * len(group.experts),
-        estimator=base_algorithm(algorithm).estimator,
-        split_baselines=algorithm.split_baselines,
-        feedback=algorithm.feedback_advantage,
+    advantages, of_copies = (
+        group_advantages(
+            members + [expert] * len(group.experts),
+            estimator=base_algorithm(algorithm).estimator,
+            split_baselines=algorithm.split_baselines,
+            feedback=rule,
+        )
+        for rule in (algorithm.feedback_advantage, algorithm.copies_advantage or algorithm.feedback_advantage)
     )
     sampled = any(m.verdict is not Verdict.UNGRADED for m in members)
     result: list[Credit] = []
-    for member, advantage in zip(group.members, advantages, strict=False):
-        if advantage is None or member.rollout is None:
+    for member, advantage, of_copy in zip(group.members, advantages, of_copies, strict=False):
+        if advantage is None or of_copy is None or member.rollout is None:
             continue
-        result.append(Credit(stream=member.rollout.stream, advantage=advantage))
-        if algorithm.stripped_copies and advantage.feedback > 0 and _deserves_copy(member):
-            copy = stripped_copy(member.rollout.stream, member.rollout.consult_spans, group.solo_prompt_ids)
+        stream = member.rollout.stream
+        result.append(Credit(stream=stream, advantage=advantage, without_requests=member.banned))
+        if algorithm.stripped_copies and of_copy.feedback > 0 and _deserves_copy(member):
             result.append(
                 Credit(
-                    stream=copy,
-                    advantage=Advantage(0.0, advantage.feedback),
+                    stream=stripped_copy(stream, member.rollout.consult_spans, group.solo_prompt_ids),
+                    advantage=Advantage(0.0, of_copy.feedback),
                     copy_of=member.id,
                     problem=group.problem.text,
+                    without_requests=algorithm.copies_without_requests,
                 )
             )
     for stream, advantage in zip(group.experts, advantages[len(group.members) :], strict=True):
@@ -91,7 +97,13 @@ def _members(group: Group, algorithm: AlgorithmSettings, max_response_tokens: in
         penalty = overlong_penalty(length, max_response_tokens, buffer_tokens) - price * asked
         grade = member.grade
         result.append(
-            Member(verdict=grade.verdict, condition=member.condition, penalty=penalty, reward=grade.reward)
+            Member(
+                verdict=grade.verdict,
+                condition=member.condition,
+                penalty=penalty,
+                reward=grade.reward,
+                banned=member.banned,
+            )
         )
     return result
 

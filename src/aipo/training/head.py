@@ -86,12 +86,15 @@ class Plan:
     reference: States | Tensor | None = None
     """For an estimator over the vocabulary, the reference at the same positions: its hidden states, or its
     logits where those are held whole."""
+    without: tuple[int, ...] = ()
+    """Tokens to take away: the log of what probability the others have is returned last."""
 
 
 class ChunkedLogProbs(torch.autograd.Function):
     """Hidden states (n, size), head and targets (n,) to log p and entropy (n,), part by part.
 
-    With `plan.kl`, an estimator over the vocabulary, also to its estimate (n,).
+    With `plan.kl`, an estimator over the vocabulary, also to its estimate (n,); with `plan.without`, last, to
+    the log of the probability that all other tokens have (n,).
     """
 
     @staticmethod
@@ -158,11 +161,20 @@ def _parts_of_reference(plan: Plan, precision: torch.dtype, positions: int) -> S
 
 def _of_distribution(plan: Plan, log_p: Tensor, there: States | None) -> list[Tensor]:
     """Return the entropy (n,), and where a reference is given the divergence from it, of (n, vocabulary)."""
-    if plan.kl is None or there is None:
-        return [entropy_of(log_p)]
-    with torch.no_grad():
-        log_q = torch.log_softmax(_scores(plan, there), dim=-1)
-    return [entropy_of(log_p), plan.kl.term(log_p, log_q)]
+    found = [entropy_of(log_p)]
+    if plan.kl is not None and there is not None:
+        with torch.no_grad():
+            log_q = torch.log_softmax(_scores(plan, there), dim=-1)
+        found.append(plan.kl.term(log_p, log_q))
+    return [*found, *_left_over(plan, log_p)]
+
+
+def _left_over(plan: Plan, log_p: Tensor) -> list[Tensor]:
+    """Return the log of what is left without some tokens, summed over the others: 1 - p would round to 0."""
+    if not plan.without:
+        return []
+    taken = torch.tensor(plan.without, device=log_p.device)
+    return [log_p.index_fill(-1, taken, -torch.inf).logsumexp(-1)]
 
 
 def _scores(plan: Plan, states: States) -> Tensor:
@@ -194,11 +206,11 @@ def _product_gradient(
 def of_logits(logits: Tensor, targets: Tensor, plan: Plan) -> tuple[Tensor, ...]:
     """Return what `ChunkedLogProbs` does, (...) each, of logits (..., vocabulary) that are held whole."""
     of_all = _log_softmax(logits, plan)
-    log_p, entropy = of_all.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy_of(of_all)
-    if plan.kl is None:
-        return log_p, entropy
-    assert isinstance(plan.reference, Tensor)
-    return log_p, entropy, plan.kl.term(of_all, _log_softmax(plan.reference, plan))
+    found = [of_all.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy_of(of_all)]
+    if plan.kl is not None:
+        assert isinstance(plan.reference, Tensor)
+        found.append(plan.kl.term(of_all, _log_softmax(plan.reference, plan)))
+    return *found, *_left_over(plan, of_all)
 
 
 def _log_softmax(logits: Tensor, plan: Plan) -> Tensor:

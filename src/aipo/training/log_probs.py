@@ -9,7 +9,7 @@ Simplification: the head must be a plain linear layer, and what follows it one o
 tells which it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,27 +54,38 @@ def logit_chunk(chunk_tokens: int | None, positions: int, vocabulary: int) -> in
 
 
 def token_log_probs(
-    model: nn.Module, ids: Tensor, temperature: float, first: int = 1, kl: KLEstimator | None = None
+    model: nn.Module,
+    ids: Tensor,
+    temperature: float,
+    first: int = 1,
+    kl: KLEstimator | None = None,
+    without: Sequence[int] = (),
 ) -> tuple[Tensor, ...]:
     """Return log p of each token given what stands before it, and the entropy there; (B, T) float32 each.
 
-    With `kl`, thirdly what it estimates of the distance from the reference policy, which has no gradient.
+    With `kl`, thirdly what it estimates of the distance from the reference policy, which has no gradient;
+    with `without`, last the log of the probability that all tokens but these have together.
 
     `ids` is (B, T), right-padded: behind a causal mask padding needs no attention mask. Positions before
     `first`, at least 1, are 0, and their logits are not computed: nobody reads those of a prompt.
     `model` is a `PolicyForward`, however wrapped, or a transformers model. One in float64 answers in that.
     """
     forward = PolicyForward(model) if isinstance(model, PreTrainedModel) else model
-    found: tuple[Tensor, ...] = forward(ids, temperature, first, kl=kl)
+    found: tuple[Tensor, ...] = forward(ids, temperature, first, kl=kl, without=without)
     return found
 
 
 def packed_log_probs(
-    model: nn.Module, rows: PackedRows, temperature: float, kl: KLEstimator | None = None
+    model: nn.Module,
+    rows: PackedRows,
+    temperature: float,
+    kl: KLEstimator | None = None,
+    without: Sequence[int] = (),
 ) -> tuple[Tensor, ...]:
     """Return what `token_log_probs` says of the batch that the rows were packed from; (B, T) each."""
     forward = PolicyForward(model) if isinstance(model, PreTrainedModel) else model
-    return tuple(rows.spread(found) for found in forward(rows.ids, temperature, packed=rows, kl=kl))
+    found = forward(rows.ids, temperature, packed=rows, kl=kl, without=without)
+    return tuple(map(rows.spread, found))
 
 
 def attention_masks(model: PreTrainedModel, rows: PackedRows) -> Tensor | dict[str, Tensor]:
@@ -135,6 +146,7 @@ class PolicyForward(nn.Module):
         first: int = 1,
         packed: PackedRows | None = None,
         kl: KLEstimator | None = None,
+        without: Sequence[int] = (),
     ) -> tuple[Tensor, ...]:
         """See `token_log_probs`, and `packed_log_probs`, whose rows take the place of `ids`.
 
@@ -144,7 +156,8 @@ class PolicyForward(nn.Module):
         chunk = self.chunk_of(wanted.targets.numel())
         by_states = (chunk > 0 or packed is not None) and self._usable_head(ids)
         number = wanted.targets.numel()
-        plan = Plan(head=self._head or Head(), temperature=temperature, chunk=chunk or number)
+        head, without = self._head or Head(), tuple(without)
+        plan = Plan(head=head, temperature=temperature, chunk=chunk or number, without=without)
         if kl is not None and kl.over_vocabulary:
             with self._as_reference() as reference, computing(self.policy):
                 there = reference._states(wanted) if by_states else reference._logits(wanted)
@@ -155,7 +168,10 @@ class PolicyForward(nn.Module):
         # A context of its own: autocast keeps what it cast, and what it cast without a gradient has none.
         with _checkpointing(self._layers), computing(self.policy):
             found = self._from_states(wanted, plan, chunk) if by_states else self._from_logits(wanted, plan)
-        return found if kl is None or kl.over_vocabulary else (*found, kl.term(found[0], log_q))
+        if kl is None or kl.over_vocabulary:
+            return found
+        log_p, entropy, *left_over = found
+        return log_p, entropy, kl.term(log_p, log_q), *left_over
 
     @contextmanager
     def _as_reference(self) -> Iterator["PolicyForward"]:

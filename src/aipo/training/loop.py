@@ -19,12 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import Settings
 from aipo.core.seeds import seed_of
-from aipo.engines.base import EngineError, MemoryHolder, Pausable, WeightSink
+from aipo.engines.base import EngineError, MemoryHolder, Pausable, WeightSink, taken_away
 from aipo.rollout.group import Group, Sampler
 from aipo.rollout.records import consultation_times, rollout_records
 from aipo.tasks.base import Problem
 from aipo.training import generators
-from aipo.training.algorithm import objective_settings
+from aipo.training.algorithm import objective_settings, truncation_of
 from aipo.training.aside import Aside
 from aipo.training.batch import minibatches
 from aipo.training.compiling import compile_layers
@@ -33,10 +33,11 @@ from aipo.training.durable import sync_tree
 from aipo.training.events import LastConsultation, Progress, SignalledError, StopRunError
 from aipo.training.experience import Experience
 from aipo.training.guards import Guards, RollBackError, SkipStepError
+from aipo.training.handover import hand_over
 from aipo.training.journal import METRICS, ROLLOUTS, TIMINGS, Journal, read_lines
 from aipo.training.log_probs import PolicyForward
 from aipo.training.metrics import last_consultation, rollout_metrics, spending
-from aipo.training.model import checkpoints_activations, pad_id, save_plain, save_policy
+from aipo.training.model import checkpoints_activations, pad_id, save_policy
 from aipo.training.optimizers import OPTIMIZERS
 from aipo.training.ranks import ALONE, Ranks, disable_buffer_broadcast
 from aipo.training.reference import check_reference, frozen_reference
@@ -79,7 +80,7 @@ class Trainer:
         self._policy = Sharded(model) if sharded else Whole(model)
         for watched_model in {model, self._policy.trained}:
             self.waits.watch_forward_passes(watched_model)
-        self._engine = sampler.engine  # the watched one has no `free`
+        self._engine = sampler.engine  # the watched one has neither `free` nor weights
         self.sampler = watched(sampler, self.waits)
         if ranks.several:
             ranks.waiting = partial(self.waits.track, "the other ranks", f"rank {ranks.rank}")
@@ -93,7 +94,7 @@ class Trainer:
         if sharded:
             use_fsdp(self._accelerator, model)
         prepared, self._optimiser = self._prepared()
-        update, self._guards = _update_settings(settings, pad_id(tokenizer)), Guards(settings)
+        update, self._guards = _update_settings(settings, pad_id(tokenizer), sampler), Guards(settings)
         self._updater = Updater(self._accelerator, prepared, self._optimiser, update, self._guards, ranks)
         self._journal = ranks.in_turn(lambda: Journal(settings, may_change, claim=ranks.is_main))
         self._writer = Writer(settings.guards.stall_s, self.waits.progress)
@@ -265,14 +266,15 @@ class Trainer:
 
     async def _load_weights_into_engine(self) -> None:
         """Load the weights into an engine that holds its own copy, while nothing is being sampled."""
-        engine, crossing = self.sampler.engine, self._experience.under_way
-        if crossing and isinstance(self._engine, Pausable):
-            self._engine.resume(self.step)
+        engine, crossing = self._engine, self._experience.under_way
+        if crossing and isinstance(engine, Pausable):
+            engine.resume(self.step)
         if not isinstance(engine, WeightSink):
             return
         try:
             async with crossing.weights_held() if crossing else nullcontext():
-                await engine.load_weights(partial(save_plain, self._model), self.step)
+                with self.waits.track("the policy's engine", f"the weights after step {self.step}"):
+                    self._state.warnings += await hand_over(engine, self._ranks, self._model, self.step)
         except EngineError as error:
             raise StopRunError(
                 f"after step {self.step} the policy's engine did not load the new weights: {error}\n"
@@ -372,13 +374,16 @@ class Trainer:
         self._ranks.first(lambda: sync_tree(folder))
 
 
-def _update_settings(settings: Settings, pad: int) -> UpdateSettings:
+def _update_settings(settings: Settings, pad: int, sampler: Sampler) -> UpdateSettings:
+    in_process = not (isinstance(sampler.engine, WeightSink) or settings.rollout.max_staleness_steps)
+    banned = sampler.consult.codec.banned_sequences()
     return UpdateSettings(
         temperature=settings.rollout.temperature,
         microbatch_tokens=settings.train.microbatch_tokens,
         max_grad_norm=settings.train.max_grad_norm,
         pad_id=pad,
-        mismatch_truncation=settings.mismatch_truncation,
+        mismatch_truncation=truncation_of(settings.algorithm, in_process),
+        request_ids=taken_away(banned),
         share_prefixes=settings.train.share_prefixes,
     )
 

@@ -121,6 +121,14 @@ class Ranks:
             if self.is_main:
                 do()
 
+    def from_main(self, do: Callable[[], Item]) -> Item:
+        """Let rank 0 make something while the others wait; return it on all. Its errors are those of all."""
+        made: list[Item] = []
+        with self.together():
+            if self.is_main:
+                made.append(do())
+        return self.all_gather(made)[0][0]
+
     def in_turn(self, do: Callable[[], Item]) -> Item:
         """Do something on rank 0, and when it is done on all the others; return each one's own result."""
         result: list[Item] = []
@@ -135,18 +143,18 @@ ALONE = Ranks()
 """The one process of a run that was started as one."""
 
 
-def join(settings: Settings, in_process: bool = True) -> Ranks:
+def join(settings: Settings, engine_allows: bool = True) -> Ranks:
     """Meet the other processes that torchrun has started, if it has; before the policy is loaded.
 
-    `in_process`: whether the engine samples in each of them (`aipo.assembly.engines.EngineSpec`).
+    `engine_allows`: whether each of them can sample its share (`EngineSpec.on_several_ranks`).
     Raises `ValueError` for settings with which only one process can run.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
-    if not in_process:
+    if not engine_allows:
         raise ValueError(
-            f"engine.name = {settings.engine.name!r} with several ranks is not supported; use "
-            "'transformers', with which each rank samples its share, or start one process"
+            f"engine.name = {settings.engine.name!r} cannot be sampled from by several ranks (its entry says "
+            "neither `in_process` nor `shared`); take another engine, or start one process"
         )
     device = the_device(settings.run.device)
     if device not in ("cpu", "cuda"):

@@ -53,6 +53,9 @@ class UpdateSettings:
     pad_id: int
     mismatch_truncation: float = 0.0
     """Largest weight of the correction for a sampler that differs from the trainer; 0: no correction."""
+    request_ids: tuple[int, ...] = ()
+    """Single tokens that open requests: what rows without requests have their probabilities without.
+    Simplification: a tag of several tokens, which is banned at its last one, is not taken away here."""
     share_prefixes: bool = False
     """Whether a prefix that several rows share goes through the model once, where that is cheaper."""
 
@@ -256,15 +259,24 @@ class Updater:
 
     def _log_probs(self, batch: TokenBatch, part: Microbatch, *kl: KLEstimator) -> tuple[Tensor, ...]:
         """Return log p and entropy of each token after the prompt, and with `kl` also its estimate of the
-        divergence from the reference; (B, T) each."""
-        temperature = self._settings.temperature
+        divergence from the reference; (B, T) each. Rows without requests have the log p of that policy."""
+        alone = torch.tensor([row.without_requests for row in part.rows], device=batch.ids.device)
+        if not (self._settings.request_ids and alone.any()):
+            return self._of_policy(batch, part, *kl)
+        log_p, *others, left_over = self._of_policy(batch, part, *kl, without=self._settings.request_ids)
+        return torch.where(alone.unsqueeze(-1), log_p - left_over, log_p), *others
+
+    def _of_policy(
+        self, batch: TokenBatch, part: Microbatch, *kls: KLEstimator, without: Sequence[int] = ()
+    ) -> tuple[Tensor, ...]:
+        temperature, kl = self._settings.temperature, next(iter(kls), None)
         if part.trees:
             rows = packed_streams([row.stream for row in part.rows], part.trees, self._settings.pad_id)
             self.room.note_pass(len(part.rows), rows.ids.numel())
-            return packed_log_probs(self._model, rows.to(batch.ids.device), temperature, *kl)
+            return packed_log_probs(self._model, rows.to(batch.ids.device), temperature, kl, without)
         self.room.note_pass(len(part.rows), batch.ids.numel())
         prompt = int((batch.sources == Source.PROMPT).sum(-1).min())
-        return token_log_probs(self._model, batch.ids, temperature, prompt, *kl)
+        return token_log_probs(self._model, batch.ids, temperature, prompt, kl, without)
 
     def _forward(self, batch: TokenBatch, part: Microbatch) -> tuple[Tensor, TokenBatch]:
         """Return log p, and the batch with what else the objective's terms need from the forward pass."""

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 
 import torch
 
 from aipo.agents.base import Agent, AgentQuery, AgentReply
 from aipo.core.types import Condition
-from aipo.engines.base import Completion, Engine, GenerationRequest, WeightSink
+from aipo.engines.base import Completion, Engine, GenerationRequest
 from aipo.rollout.episode import Rollout
 from aipo.rollout.group import Sampler
 from aipo.rollout.reward import Rewarding
@@ -128,8 +127,7 @@ class Waits:
 
 def watched(sampler: Sampler, waits: Waits) -> Sampler:
     """Return the sampler with its engine, agents and task on the list of waits."""
-    sink = isinstance(sampler.engine, WeightSink)
-    engine = (_WatchedSink if sink else _WatchedEngine)(sampler.engine, waits)
+    engine = _WatchedEngine(sampler.engine, waits)
     agents = {name: _WatchedAgent(agent, waits) for name, agent in sampler.consult.agents.items()}
     consult = replace(sampler.consult, agents=agents)
     task, reward = _WatchedTask(sampler.task, waits), sampler.reward and _WatchedReward(sampler.reward, waits)
@@ -146,13 +144,6 @@ class _WatchedEngine:
 
     async def release(self, session: str) -> None:
         await self.engine.release(session)
-
-
-class _WatchedSink(_WatchedEngine):
-    async def load_weights(self, write: Callable[[Path], object], version: int) -> None:
-        assert isinstance(self.engine, WeightSink)
-        with self._waits.track("the policy's engine", f"the weights after step {version}"):
-            await self.engine.load_weights(write, version)
 
 
 @dataclass(frozen=True, slots=True)

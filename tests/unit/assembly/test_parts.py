@@ -6,9 +6,12 @@ import pytest
 
 import aipo
 from aipo.agents.scripted import ScriptedAgent
+from aipo.assembly.engines import EngineSpec
 from aipo.assembly.parts import build_prompts
 from aipo.config.loader import load_settings
+from support import outside_engine
 from support.critic import CRITIC
+from support.outside_engine import CountingEngine
 from support.tokenizers import byte_level_bpe
 
 CHECKING = replace(CRITIC, approves=True)
@@ -33,8 +36,13 @@ def test_copies_are_shown_to_whoever_may_approve_of_them(enabled: list[str], che
     assert consult.checker is (agents[checks] if checks else None)
 
 
-def test_a_server_is_refused_where_several_ranks_would_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_several_ranks_cannot_share_is_refused_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lone = EngineSpec(make=lambda request: CountingEngine(request))
+    monkeypatch.setattr(outside_engine, "LONE", lone, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    settings = load_settings(None, ["task.name=gsm8k", "policy.model=nowhere", "engine.name=vllm"])
-    with pytest.raises(ValueError, match=r"engine.name = 'vllm' with several ranks .* 'transformers'"):
+    own = "engine.name=support.outside_engine:LONE"
+    settings = load_settings(None, ["task.name=gsm8k", "policy.model=nowhere", own])
+    with pytest.raises(ValueError, match="LONE' cannot be sampled from by several ranks"):
         aipo.train(settings)

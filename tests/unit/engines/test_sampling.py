@@ -113,10 +113,13 @@ def test_top_p_keeps_the_smallest_set_of_the_likeliest_that_reaches_it(top_p: fl
     assert drawn == set(order[:size].tolist())
 
 
-def test_truncation_and_bans_leave_the_reported_log_probs_alone() -> None:
-    p = probabilities()
-    for completion in sample(40, banned_sequences=((END,),), sampling=Sampling(top_k=3, top_p=0.9)):
-        assert completion.log_probs[0] == pytest.approx(float(p[completion.ids[0]].log()), abs=1e-5)
+def test_what_is_reported_knows_nothing_of_truncation_and_is_without_the_tokens_that_can_never_come() -> None:
+    p, longer = probabilities(), (*PROMPT[1:], 10)
+    for completion in sample(
+        40, banned_sequences=((END,), (5,), longer), sampling=Sampling(top_k=3, top_p=0.9)
+    ):
+        left = p[completion.ids[0]] / (1 - p[END] - p[5])
+        assert completion.log_probs[0] == pytest.approx(float(left.log()), abs=1e-5)
 
 
 def test_rows_with_and_without_truncation_share_a_batch() -> None:

@@ -236,26 +236,27 @@ async def _one(twin: Twin, model: PreTrainedModel, request: GenerationRequest) -
 
 
 @pytest.mark.parametrize(
-    ("mode", "sampling", "fix"),
+    ("mode", "sampling", "banned", "fix"),
     [
-        ("raw_logprobs", Sampling(temperature=0.7), "--logprobs-mode processed_logprobs"),
-        ("processed_logprobs", Sampling(top_p=0.9), "--logprobs-mode raw_logprobs"),
-        ("processed_logprobs", Sampling(temperature=0.7, top_k=5), "--logprobs-mode raw_logprobs"),
-        ("raw_logprobs", Sampling(temperature=0.001), "below vLLM's lowest"),
+        ("raw_logprobs", Sampling(temperature=0.7), (), "--logprobs-mode processed_logprobs"),
+        ("raw_logprobs", Sampling(), ((40,),), "rollout.banned_fraction = 0"),
+        ("processed_logprobs", Sampling(top_p=0.9), (), "--logprobs-mode raw_logprobs"),
+        ("processed_logprobs", Sampling(temperature=0.7, top_k=5), (), "--logprobs-mode raw_logprobs"),
+        ("processed_logprobs", Sampling(), ((40, 41),), "bans of several tokens"),
+        ("raw_logprobs", Sampling(temperature=0.001), (), "below vLLM's lowest"),
     ],
 )
 def test_log_probabilities_of_another_distribution_are_refused(
-    twin: Twin, model: PreTrainedModel, mode: str, sampling: Sampling, fix: str
+    twin: Twin, model: PreTrainedModel, mode: str, sampling: Sampling, banned: Any, fix: str
 ) -> None:
     twin.mode = mode
-    assert fix in error_of(_one(twin, model, ask(sampling=sampling)))
+    assert fix in error_of(_one(twin, model, ask(sampling=sampling, banned_sequences=banned)))
 
 
 @pytest.mark.parametrize(
     ("mode", "sampling"),
     [
         ("raw_logprobs", Sampling(temperature=0.7, exact_log_probs=False)),
-        ("raw_logprobs", Sampling(temperature=0.0)),
         ("raw_logprobs", Sampling(top_p=0.5, top_k=9)),
         ("processed_logprobs", Sampling(temperature=0.7)),
     ],

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from aipo.engines.base import EngineError
-from aipo.engines.vllm_server import ServerPlan, VllmServer
+from aipo.engines.vllm_server import ServerPlan, VllmServer, start_together
 
 SERVER = """
 import http.server, pathlib, subprocess, sys, time
@@ -74,6 +74,29 @@ def test_a_server_is_healthy_when_start_returns_and_all_of_it_is_gone_after_stop
     assert "server.py" in (tmp_path / "logs" / "policy-server.log").read_text()
 
 
+def test_several_servers_start_together_and_none_is_taken_for_a_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun's variables would make a server take itself for one of its processes."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    servers = [VllmServer(plan_of(folder)) for folder in folders]
+    start_together(servers)
+    assert len({server.url for server in servers}) == 2
+    for server, folder in zip(servers, folders, strict=True):
+        assert httpx2.get(f"{server.url}/health", trust_env=False).status_code == 200
+        child = int((folder / "child").read_text())
+        inherited = Path(f"/proc/{child}/environ").read_text()
+        assert "VLLM_SERVER_DEV_MODE=1" in inherited
+        assert not any(name in inherited for name in ("RANK=", "WORLD_SIZE=", "TORCHELASTIC"))
+        server.stop()
+        assert is_gone(child)
+
+
 def test_a_start_that_dies_is_tried_once_more_and_its_log_is_kept(tmp_path: Path) -> None:
     server = VllmServer(plan_of(tmp_path, "dies-once"))
     server.start()
@@ -115,7 +138,7 @@ def test_a_server_does_not_outlive_a_killed_run(tmp_path: Path, number: signal.S
         import signal, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from pathlib import Path
-        from aipo.engines.vllm_server import ServerPlan, VllmServer
+        from aipo.engines.vllm_server import ServerPlan, VllmServer, start_together
         plan = ServerPlan(
             command={plan.command!r}, log=Path({str(plan.log)!r}), start_timeout_s=30.0, environment={{}}
         )

@@ -30,6 +30,18 @@ def test_a_quick_run_records_each_figure_beside_its_bound_or_peer(name: str, tmp
         importlib.import_module("page").page(tmp_path)
 
 
+@pytest.mark.timeout(300)
+def test_a_quick_load_on_failing_servers_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
+    importlib.import_module("load").main(["--quick", "--output", str(tmp_path)])
+    record = json.loads((tmp_path / "load.json").read_text())
+    none_of = [figure for figure in record["figures"] if figure["asked"] == "0"]
+    assert len(none_of) == 3 and all(figure["ours"] == 0 and figure["passed"] for figure in none_of)
+    waves = {wave["name"]: wave for wave in record["details"]["waves"]}
+    assert waves["policy restarted"]["reasons"]["has weights"] > 0, "it served what it has from its disk"
+    assert waves["plain"]["ungraded"] < waves["policy restarted"]["ungraded"]
+    assert waves["plain"]["consultations"]["answered"] > 0
+
+
 @pytest.mark.timeout(900)
 def test_the_gpu_benchmark_runs_on_a_cpu_at_a_tiny_size(tmp_path: Path) -> None:
     own = {"AIPO_PYTHON": sys.executable, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}

@@ -235,15 +235,19 @@ def test_a_run_samples_from_its_adapters_resumes_to_the_bit_and_exports_them(
     assert (policy / "model.safetensors").read_bytes() == weights
 
 
-def test_a_policy_server_is_handed_merged_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_policy_server_is_handed_adapters_alone_where_it_takes_them_else_merged_weights(
+    tmp_path: Path, alone: bool
+) -> None:
     """The mismatch says so: after a step, only they give the log-probabilities that the trainer computes."""
     made = make_family_policy(tmp_path / "start", "llama3", taught=True)
     with Twin(made) as twin:
+        twin.takes_adapters = alone
         recipe = counting_recipe(
             tmp_path,
             run={"output": str(tmp_path / "run")},
             policy={"model": str(made), "lora_rank": 4},
-            engine={"name": "vllm", "url": twin.url},
+            engine={"name": "vllm", "urls": [twin.url]},
             agents={"enabled": []},
             rollout={"rollouts_per_prompt": 4, "max_prompt_tokens": 160, "max_response_tokens": 40},
             train={
@@ -256,6 +260,11 @@ def test_a_policy_server_is_handed_merged_weights(tmp_path: Path) -> None:
             },
         )
         aipo.train(load_settings(recipe))
+    asked = [path for path, _ in twin.requests]
+    assert asked.count("/v1/load_lora_adapter") == (5 if alone else 0)
+    assert asked.count("/collective_rpc") == (0 if alone else 5)
+    served = {body["model"] for body in twin.completions()}
+    assert len(served) == (4 if alone else 1), "adapters have a name of their own after each step"
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) == 3 and min(row["grad_norm"] for row in metrics[:2]) > 0.01
     assert all(row["mismatch_max"] < 1e-4 for row in metrics)

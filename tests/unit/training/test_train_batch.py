@@ -4,6 +4,7 @@ Also: UNGRADED rollouts leave no row, and each optimiser step is one global batc
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,6 +150,33 @@ def test_a_rollout_that_is_better_than_its_siblings_and_yet_wrong_is_not_copied(
 def test_only_an_answered_consultation_earns_a_copy(outcome: ConsultOutcome) -> None:
     members = [member(WON, CONSULTING, [outcome]), member(LOST, SOLO)]
     assert len(copies(credits_of(group(*members), algorithm(), LONGEST), members)) == (outcome is ANSWERED)
+
+
+def test_copies_may_be_credited_over_banned_siblings_and_learnt_without_requests() -> None:
+    """The solo sibling that answers its own request succeeds; the banned one does not: copies still teach."""
+    helped, alone = member(WON, CONSULTING, [ANSWERED]), member(WON, SOLO)
+    members = [helped, alone, replace(member(LOST, SOLO), banned=True)]
+    plain = credits_of(group(*members), algorithm(), LONGEST)
+    assert [credit.advantage.feedback for credit in copies(plain, members)] == [0.5]
+    settings = algorithm(copies_advantage="over_banned", copies_without_requests=True)
+    credits = credits_of(group(*members), settings, LONGEST)
+    [copy] = copies(credits, members)
+    assert copy.advantage == Advantage(0.0, 1.0)
+    assert credits[0].advantage.feedback == 0.5  # the agent's words in place are credited as before
+    assert [credit.without_requests for credit in credits] == [False, True, False, True]
+    assert [row.without_requests for row in batched([group(*members)], settings, 1, LONGEST)[0]] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert not copies(credits_of(group(helped, alone), algorithm(), LONGEST), [helped, alone])
+
+
+def test_banned_rollouts_are_compared_with_one_another() -> None:
+    banned = [replace(member(verdict, SOLO), banned=True) for verdict in (WON, LOST)]
+    credits = credits_of(group(member(WON, SOLO), member(WON, SOLO), *banned), algorithm(), LONGEST)
+    assert [credit.advantage.policy for credit in credits] == [0.0, 0.0, 0.5, -0.5]
 
 
 def test_one_answer_among_refusals_is_enough_and_none_is_too_few() -> None:

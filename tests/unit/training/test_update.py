@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -97,10 +98,10 @@ def test_rows_that_teach_nothing_are_never_backpropagated_and_yet_counted(
     learnt: list[int] = []
 
     def watched(
-        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int, *more: Any
+    ) -> tuple[torch.Tensor, ...]:
         learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
-        return token_log_probs(model, ids, temperature, first)
+        return token_log_probs(model, ids, temperature, first, *more)
 
     monkeypatch.setattr(update, "token_log_probs", watched)
     _, metrics = updated(rows_of(ADVANTAGES, FLOORED), FLOORED)
@@ -204,10 +205,10 @@ def test_how_a_mini_batch_is_cut_changes_no_gradient(
     learnt: list[int] = []
 
     def watched(
-        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int = 1
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int = 1, *more: Any
+    ) -> tuple[torch.Tensor, ...]:
         learnt.extend([len(ids)] if torch.is_grad_enabled() else [])
-        return token_log_probs(model, ids, temperature, first)
+        return token_log_probs(model, ids, temperature, first, *more)
 
     monkeypatch.setattr(update, "token_log_probs", watched)
     model = double_model()
@@ -223,3 +224,31 @@ def test_how_a_mini_batch_is_cut_changes_no_gradient(
     assert learnt == [rows_in_each] * parts
     for old, new, expected in zip(before, model.parameters(), gradient_of(EVEN_ROWS), strict=True):
         torch.testing.assert_close(old - new.detach(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("given", [(1, 2), ()], ids=["tags", "none"])
+def test_rows_without_requests_are_learnt_in_the_policy_from_which_those_tags_are_taken(
+    given: tuple[int, ...],
+) -> None:
+    """The gradient is that of a model whose logits of the tags are as good as -inf; of other rows as ever."""
+    rows = [replace(row, without_requests=i % 2 == 0) for i, row in enumerate(rows_of(ADVANTAGES, FLOORED))]
+    model = random_model(CONFIG)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    batch = collate(rows, 0)
+    logits = model(batch.ids).logits[:, :-1].float()
+    taken = torch.zeros_like(logits)
+    for i, row in enumerate(rows):
+        taken[i, :, list(given)] = -1e9 if row.without_requests else 0.0
+    log_p = torch.log_softmax(logits + taken, -1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+    objective_loss(torch.nn.functional.pad(log_p, (1, 0)), batch, FLOORED).backward()
+    optimiser = torch.optim.SGD((after := random_model(CONFIG)).parameters(), lr=1.0)
+    settings = UpdateSettings(
+        temperature=1.0, microbatch_tokens=24, max_grad_norm=1e6, pad_id=0, request_ids=(1, 2)
+    )
+    Updater(Accelerator(cpu=True), after, optimiser, settings).apply([rows], FLOORED)
+    expected = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    error = max(
+        float((before[n] - p.detach() - expected[n]).norm() / expected[n].norm())
+        for n, p in after.named_parameters()
+    )
+    assert error < 1e-4 if given else error > 1e-3

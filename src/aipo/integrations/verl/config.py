@@ -14,7 +14,7 @@ from aipo.core.advantages import ESTIMATORS
 from aipo.integrations.verl.estimators import PREFIX
 from aipo.integrations.verl.plan import Plan
 from aipo.integrations.verl.refusals import TRAINER
-from aipo.training.algorithm import base_algorithm, objective_settings
+from aipo.training.algorithm import base_algorithm, objective_settings, truncation_of
 from aipo.training.device import PRODUCTS, WEIGHTS
 from aipo.training.schedule import shape_at
 
@@ -78,7 +78,7 @@ def plan_of(settings: Settings) -> Plan:
         aggregation=base.aggregation,
         feedback_advantage=algorithm.feedback_advantage,
         split_baselines=algorithm.split_baselines,
-        mismatch_truncation=settings.mismatch_truncation,
+        mismatch_truncation=truncation_of(algorithm, in_process=False),
         max_response_tokens=settings.rollout.max_response_tokens,
         overlong_buffer_tokens=algorithm.overlong_buffer_tokens,
         consulting=shape.consulting,
