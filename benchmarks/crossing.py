@@ -5,6 +5,11 @@ latency is log-normal: median 2 s, 99th percentile 30 s, no longest. The bound o
 a step whose agents answer at once (decoding and update), and the mean consultation chain of a rollout times a
 step's rollouts over the rollouts that may be in flight.
 
+A group is complete with its slowest rollout, and a step waits for groups that are due: the bound can be reached
+only where N steps take longer than the longest chain of consultations.
+
+Not here: TRL's tool loop with these latencies; overlap.py has it with shorter ones.
+
 The clock is that of a core to itself (`measure.FreeCore`): CPU-seconds of this process and waits, which is
 right under load too. A thread's update takes its time on it, and timers go on meanwhile. Steps are counted
 from the one on in which as many groups are under way as may be.
@@ -37,7 +42,7 @@ MEDIAN_S, P99_S = 2.0, 30.0
 SIGMA = math.log(P99_S / MEDIAN_S) / 2.3263
 """2.3263 standard deviations are the 99th percentile of a normal distribution."""
 MOST = 1.15
-STALENESS = (0, 4, 16)
+STALENESS = (0, 16)
 WARM = {"hidden_size": 64, "intermediate_size": 128, "steps": 250, "sequences_per_step": 32}
 
 
