@@ -5,8 +5,8 @@ latency is log-normal: median 2 s, 99th percentile 30 s, no longest. The bound o
 a step whose agents answer at once (decoding and update), and the mean consultation chain of a rollout times a
 step's rollouts over the rollouts that may be in flight.
 
-A group is complete with its slowest rollout, and a step waits for groups that are due: the bound can be reached
-only where N steps take longer than the longest chain of consultations.
+A group is complete with its slowest rollout, and a step waits for groups that are due: the bound can be
+reached only where N steps take longer than the longest chain of consultations.
 
 Not here: TRL's tool loop with these latencies; overlap.py has it with shorter ones.
 
