@@ -15,6 +15,7 @@ HEAD = """# Benchmarks
 Written by `benchmarks/page.py` from the records in `results/benchmarks/`; do not edit.
 
     OMP_NUM_THREADS=1 python benchmarks/overlap.py        # rollouts beside their bound and TRL's tool loop
+    OMP_NUM_THREADS=1 python benchmarks/crossing.py       # steps with slow agents beside their bound
     OMP_NUM_THREADS=1 python benchmarks/prefill.py        # tokens forwarded over distinct tokens
     OMP_NUM_THREADS=1 python benchmarks/decode.py         # tokens per CPU-second beside `generate` and vLLM
     OMP_NUM_THREADS=1 python benchmarks/rollout_loop.py   # consultations per CPU-second, nothing to wait for

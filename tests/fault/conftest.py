@@ -40,9 +40,13 @@ def base() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def start(zygote: Zygote, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return counting_policy(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def start(zygote: Zygote, base: Path, policy: Path) -> Callable[..., Ran]:
     """Run the small recipe in a folder `NAME/run`; the same name goes on."""
-    policy = counting_policy(tmp_path_factory)
 
     def run(name: str, *overrides: str, **how: Any) -> Ran:
         folder = base / name

@@ -78,6 +78,8 @@ class ChatServer:
     at_once: int = 0
     most_at_once: int = 0
     latency_s: float = 0.0
+    waits: Callable[[Asked], Awaitable[None]] | None = None
+    """Awaited before a reply, in the place of `latency_s`."""
     says: Callable[[Asked], str] | None = None
     """Answers in place of the fault; a `ConnectionError` hangs up."""
     _attempts: "Counter[tuple[Fault, str]]" = field(default_factory=Counter)
@@ -100,7 +102,7 @@ class ChatServer:
                 self.at_once += 1
                 self.most_at_once = max(self.most_at_once, self.at_once)
                 try:
-                    await asyncio.sleep(self.latency_s)
+                    await (self.waits(asked) if self.waits else asyncio.sleep(self.latency_s))
                     if self.says is not None:
                         await _send(writer, 200, _completion(self.says(asked)))
                         continue

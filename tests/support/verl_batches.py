@@ -110,7 +110,7 @@ def plan_of(algorithm: AlgorithmSettings) -> Plan:
         aggregation=base.aggregation,
         feedback_advantage=algorithm.feedback_advantage,
         split_baselines=algorithm.split_baselines,
-        mismatch_truncation=algorithm.mismatch_truncation,
+        mismatch_truncation=algorithm.mismatch_truncation or 0.0,
         max_response_tokens=HORIZON,
         consulting=2,
         solo=2,

@@ -16,6 +16,7 @@ from aipo.config.guards import GuardSettings
 from aipo.config.policy import PolicySettings as PolicySettings
 from aipo.config.problems import MayBeAuto, NameIn
 from aipo.config.problems import Section as Section
+from aipo.config.rollout import RolloutSettings as RolloutSettings
 from aipo.config.tasks import SandboxSettings as SandboxSettings
 from aipo.config.tasks import TaskSettings as TaskSettings
 from aipo.core.types import LeakPolicy, SoloMode
@@ -114,39 +115,6 @@ class ConsultSettings(Section):
         return self
 
 
-class RolloutSettings(Section):
-    """Groups, lengths and sampling."""
-
-    rollouts_per_prompt: int = Field(8, ge=0, description="Size of a group, experts not counted.")
-    solo_fraction: float = Field(0.5, ge=0, le=1, description="Share of each group that may not consult.")
-    solo_fraction_end: float | None = Field(
-        None, ge=0, le=1, description="That share at the last update, reached linearly; none: it stays."
-    )
-    banned_fraction: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of the solo rollouts that cannot sample request tags, as in the solo mode "
-        "`banned`; the others may write requests that go unanswered.",
-    )
-    experts_per_prompt: int = Field(
-        0,
-        ge=0,
-        description="Expert trajectories added to each group (LUFFY: 1 in 8; SFT: 1 and no rollouts).",
-    )
-    max_prompt_tokens: int = Field(4096, ge=1, description="A longer prompt is an error, never cut.")
-    max_response_tokens: int = Field(16384, ge=1, description="Policy, feedback and notices together.")
-    temperature: float = Field(1.0, gt=0, description="Of training rollouts; the update uses it too.")
-    slots: int = Field(256, ge=1, description="Rollouts that decode at the same time.")
-    cache_gb: float | None = Field(
-        None,
-        gt=0,
-        description="Most memory of the in-process engine's keys and values, in GB; with less than `slots` "
-        "of the longest rollouts take, fewer are in flight and the others wait. None: what the device has "
-        "free beside policy and optimiser.",
-    )
-
-
 class AlgorithmSettings(Section):
     """The objective (docs/method.md#objective)."""
 
@@ -183,7 +151,7 @@ class AlgorithmSettings(Section):
         "auto",
         description="Correct for a sampler that computes differently from the trainer (truncated importance "
         "sampling): largest weight of a POLICY token; 0: off. `auto`: 0 where rollouts are sampled in the "
-        "trainer's process, else 2. Statistics are always recorded.",
+        "trainer's process and end with their step, else 2. Statistics are always recorded.",
     )
     feedback_weight: float = Field(1.0, ge=0, description="lambda.")
     feedback_weight_end: float | None = Field(
@@ -371,6 +339,34 @@ class Settings(Section):
         if not any(":" in name for name in self.agents.enabled):
             known = {*AGENTS, *self.agents.enabled}
             self.agents.refuse_other_names("consult.tags", self.consult.tags, known)
+        return self
+
+    @model_validator(mode="after")
+    def _stale(self) -> "Settings":
+        if not self.rollout.max_staleness_steps:
+            return self
+        others = {
+            "algorithm.mismatch_truncation = 0": (
+                self.algorithm.mismatch_truncation == 0,
+                "tokens of older weights need the correction; leave it out, or make it 2",
+            ),
+            "train.dynamic_sampling_rounds": (
+                self.train.dynamic_sampling_rounds,
+                "which groups a step replaces would depend on the clock; set it to 0",
+            ),
+            "consult.elicit.share": (
+                self.consult.elicit.share,
+                "it follows what the steps before have asked, which is not known yet; set it to 0",
+            ),
+            "a guard's policy 'roll_back'": (
+                self.guards.may_roll_back,
+                "rollouts under way are of weights that it takes back; choose 'skip' or 'stop'",
+            ),
+        }
+        for field, (is_set, fix) in others.items():
+            if is_set:
+                n = self.rollout.max_staleness_steps
+                raise ValueError(f"rollout.max_staleness_steps = {n} does not go with {field}: {fix}")
         return self
 
     @model_validator(mode="after")

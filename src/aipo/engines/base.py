@@ -69,7 +69,10 @@ class Completion:
     log_probs: tuple[float, ...]
     stop: StopReason
     weights_version: int | None = None
-    """The updates behind the weights that sampled; None where the engine shares the trainer's weights."""
+    """The updates behind the weights that sampled, the oldest if they changed midway; None where the engine
+    shares the trainer's weights and was not told."""
+    versions: tuple[int, ...] = ()
+    """The same of each id, where the weights changed midway; else ()."""
 
 
 class Engine(Protocol):
@@ -94,10 +97,24 @@ class MemoryHolder(Protocol):
 
 
 @runtime_checkable
+class Pausable(Protocol):
+    """An engine that samples from the trainer's own weights, also from one step to the next: it holds still
+    while they change, and what was under way goes on with the new ones."""
+
+    def pause(self) -> None:
+        """Sample nothing until `resume`, and forget what the weights have computed: it holds no longer."""
+        ...
+
+    def resume(self, version: int) -> None:
+        """Go on with the weights as they are now; `version` is the number of updates behind them."""
+        ...
+
+
+@runtime_checkable
 class WeightSink(Protocol):
     """An engine with weights of its own, to be given the trainer's after each update.
 
-    Nothing is in flight meanwhile: the loop updates between steps.
+    No request is in flight meanwhile.
     """
 
     async def load_weights(self, write: Callable[[Path], object], version: int) -> None:

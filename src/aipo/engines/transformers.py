@@ -39,6 +39,7 @@ class _Row:
     # Of the request being served; meaningless while the row waits.
     start: int = 0
     log_probs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     request: GenerationRequest | None = None
     future: "asyncio.Future[Completion] | None" = None
     uniforms: Uniforms = field(default_factory=lambda: Uniforms(0, 0))
@@ -73,6 +74,8 @@ class TransformersEngine:
         self._runner: asyncio.Task[None] | None = None
         self._stops = StopFinder(tokenizer)
         self._end_ids = end_ids(model, tokenizer)
+        self._paused = self._recompute = False
+        self._version: int | None = None
         self.forwarded_tokens = 0
         """Tokens put through the model so far, padding excluded."""
 
@@ -115,6 +118,20 @@ class TransformersEngine:
             self._cache.free()
             self._weights.free()
 
+    def pause(self) -> None:
+        """Sample nothing until `resume`; see `Pausable`. Call it in the event loop: no pass is under way."""
+        self._paused = True
+        for row in self._rows:
+            row.cached = 0
+        self._cache.free()
+        self._weights.free()
+
+    def resume(self, version: int) -> None:
+        """Go on with the weights as they are now: what rows hold is computed again by these, so that each
+        token is drawn from exactly what they make of its beginning."""
+        self._paused, self._recompute, self._version = False, True, version
+        self._wake()
+
     def _wake(self) -> None:
         if self._runner is None or self._runner.done():
             self._runner = asyncio.get_running_loop().create_task(self._run())
@@ -122,13 +139,17 @@ class TransformersEngine:
     async def _run(self) -> None:
         try:
             self._weights.refresh()
-            while self._resumed or self._active or (self._new and len(self._rows) < self._slots):
+            while self._has_work():
                 with torch.inference_mode():  # never across an await: it holds for the whole thread
                     self._admit()
                     self._decode()
                 await asyncio.sleep(0)  # lets finished rollouts consult and ask for more
         except Exception as error:
             self._fail(error)
+
+    def _has_work(self) -> bool:
+        waiting = self._resumed or self._active or (self._new and len(self._rows) < self._slots)
+        return bool(waiting) and not self._paused
 
     def _fail(self, error: Exception) -> None:
         """Answer everyone who waits; a broken forward pass must not become a hang."""
@@ -147,6 +168,9 @@ class TransformersEngine:
 
     def _admit(self) -> None:
         first_new = self._active
+        if self._recompute:
+            self._weights.refresh()
+            first_new, self._recompute = 0, False
         while self._resumed:
             request, future = self._resumed.popleft()
             if not future.cancelled():
@@ -164,7 +188,7 @@ class TransformersEngine:
         prefix = list(request.prefix_ids)
         if prefix[: row.cached] != row.ids[: row.cached] or row.cached >= len(prefix):
             row.cached = 0  # not a continuation of what this session holds: begin anew
-        row.ids, row.start, row.log_probs = prefix, len(prefix), []
+        row.ids, row.start, row.log_probs, row.versions = prefix, len(prefix), [], []
         row.request, row.future, row.sampling = request, future, request.sampling
         row.uniforms = Uniforms(request.seed, len(prefix))
         self._swap(self._index[request.session], self._active)
@@ -269,6 +293,8 @@ class TransformersEngine:
         for row, token, log_prob in zip(drawn, tokens, log_probs, strict=True):
             row.ids.append(token)
             row.log_probs.append(log_prob)
+            if self._version is not None:
+                row.versions.append(self._version)
             self._finish_if_done(row)
 
     def _finish_if_done(self, row: _Row) -> None:
@@ -285,8 +311,15 @@ class TransformersEngine:
             return
         self._park(self._index[row.session])
         if not future.done():
+            changed = len(set(row.versions)) > 1
             future.set_result(
-                Completion(ids=tuple(row.ids[row.start :]), log_probs=tuple(row.log_probs), stop=stop)
+                Completion(
+                    ids=tuple(row.ids[row.start :]),
+                    log_probs=tuple(row.log_probs),
+                    stop=stop,
+                    weights_version=min(row.versions, default=None),
+                    versions=tuple(row.versions) if changed else (),
+                )
             )
 
     # places

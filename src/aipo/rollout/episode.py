@@ -6,7 +6,9 @@ an outcome of its consultation, never an exception and never a reward.
 """
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from math import isfinite
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ from aipo.consult.requests import Malformed, Request
 from aipo.core.seeds import seed_of
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Condition, ConsultOutcome, SoloMode, Source, StopReason
-from aipo.engines.base import Engine, EngineError, GenerationRequest, Sampling
+from aipo.engines.base import Completion, Engine, EngineError, GenerationRequest, Sampling
 from aipo.rollout.asking import ask
 from aipo.rollout.elicit import BOUNDARY_STOPS, Opening, Watch, ends_sentence
 from aipo.rollout.leaks import Hide
@@ -75,6 +77,18 @@ class Rollout:
     opened: tuple[int, ...] | None = None
     """Indices of the segments that are tags which the system wrote, to open and perhaps to close a request;
     () if it found no place to open one, None if it was not to open any."""
+    segment_versions: tuple[int | None, ...] = ()
+    """Of the weights that sampled each POLICY segment, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A rollout as its latest consultation left it: it can go on from there, in another process too."""
+
+    segments: tuple[Segment, ...]
+    segment_versions: tuple[int | None, ...]
+    consultations: tuple[Consultation, ...]
+    consult_spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +108,10 @@ class RolloutSpec:
     """Which agent's tag the system is to open, and how; None: it opens none."""
     group: str = ""
     """Rollouts of a group begin alike, and an engine of several servers keeps them together."""
+    begun: Begun | None = None
+    """Where to go on, in a rollout whose tags the system does not open; None: from the prompt."""
+    keep: Callable[[Begun], object] | None = None
+    """Told after each consultation."""
 
 
 async def rollout(engine: Engine, spec: RolloutSpec, consult: ConsultContext) -> Rollout:
@@ -122,7 +140,8 @@ class _Episode:
         self._last_insertion_end = len(self._ids)
         self._consultations: list[Consultation] = []
         self._consult_spans: list[tuple[int, int]] = []
-        self._versions: set[int] = set()
+        self._versions: list[int | None] = []
+        """Of the POLICY segments."""
         self._turn_ended = False
         """Whether the policy has just sampled the end of its turn."""
         self._opened_tags: list[int] = []
@@ -130,24 +149,27 @@ class _Episode:
         self._watch = Watch(spec.opening, spec.problem, spec.seed) if spec.opening else None
         """Looks for the place to open a request; None once that is settled, or if none is to be opened."""
         self._open_request: _OpenRequest | None = None
+        if spec.begun:
+            self._go_on_from(spec.begun)
+
+    def _go_on_from(self, begun: Begun) -> None:
+        self._segments = list(begun.segments)
+        self._ids = [token for segment in begun.segments for token in segment.ids]
+        self._last_insertion_end = len(self._ids)
+        self._versions = list(begun.segment_versions)
+        self._consultations = list(begun.consultations)
+        self._consult_spans = list(begun.consult_spans)
+
+    def _begun(self) -> Begun:
+        return Begun(
+            segments=tuple(self._segments),
+            segment_versions=tuple(self._versions),
+            consultations=tuple(self._consultations),
+            consult_spans=tuple(self._consult_spans),
+        )
 
     async def run(self) -> Rollout:
-        while True:
-            self._open_if_due()
-            stop = await self._generate()
-            self._turn_ended = stop is StopReason.END
-            if self._turn_ended and not self._may_ask_by_ending():
-                break
-            if stop is StopReason.LENGTH and not self._request_is_full():
-                break
-            found = self._end_request()
-            if found is None and self._turn_ended:
-                break
-            if found is None:
-                continue  # it paused at a sentence's end, or at a stop string that is part of other text
-            if not await self._consult(found) or self._room() < 1:
-                stop = StopReason.LENGTH
-                break
+        stop = await self._written()
         stream = TokenStream(tuple(self._segments))
         end = len(self._ids) - 1 if stop is StopReason.END else len(self._ids)
         own = [i for i, source in enumerate(stream.sources[:end]) if source is Source.POLICY]
@@ -158,9 +180,31 @@ class _Episode:
             stop=stop,
             consultations=tuple(self._consultations),
             consult_spans=tuple(self._consult_spans),
-            weights_version=min(self._versions, default=None),
+            weights_version=min((v for v in self._versions if v is not None), default=None),
             opened=tuple(self._opened_tags) if self._spec.opening else None,
+            segment_versions=tuple(self._versions),
         )
+
+    async def _written(self) -> StopReason:
+        """Write the response to its end."""
+        while self._room() > 0:
+            self._open_if_due()
+            stop = await self._generate()
+            self._turn_ended = stop is StopReason.END
+            if self._turn_ended and not self._may_ask_by_ending():
+                return stop
+            if stop is StopReason.LENGTH and not self._request_is_full():
+                return stop
+            found = self._end_request()
+            if found is None and self._turn_ended:
+                return stop
+            if found is None:
+                continue  # it paused at a sentence's end, or at a stop string that is part of other text
+            if not await self._consult(found):
+                break
+            if self._spec.keep:
+                self._spec.keep(self._begun())
+        return StopReason.LENGTH
 
     def _may_ask_by_ending(self) -> bool:
         return self._spec.condition is Condition.CONSULTING and self._context.protocol.ends_with_turn
@@ -189,9 +233,9 @@ class _Episode:
         )
         if not all(map(isfinite, completion.log_probs)):
             raise EngineError(NOT_FINITE)
-        self._append(Segment(Source.POLICY, completion.ids, completion.log_probs))
-        if completion.weights_version is not None:
-            self._versions.add(completion.weights_version)
+        for segment, version in _by_version(completion):
+            self._append(segment)
+            self._versions.append(version)
         # The limit may be reached exactly where a request ends; then no room is left for a reply.
         cut = completion.stop is StopReason.STOP_STRING and self._room() < 1
         return StopReason.LENGTH if cut else completion.stop
@@ -342,3 +386,15 @@ class _Episode:
             context="",
             latency_s=0.0,
         )
+
+
+def _by_version(completion: Completion) -> Iterator[tuple[Segment, int | None]]:
+    """Yield what was sampled, cut where the weights changed, with their versions."""
+    if not completion.versions:
+        yield Segment(Source.POLICY, completion.ids, completion.log_probs), completion.weights_version
+        return
+    start = 0
+    for version, run in groupby(completion.versions):
+        end = start + len(list(run))
+        yield Segment(Source.POLICY, completion.ids[start:end], completion.log_probs[start:end]), version
+        start = end

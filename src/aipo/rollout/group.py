@@ -156,11 +156,23 @@ class Sampler:
         return list(await asyncio.gather(*(self._group(problem, shape, seed_path) for problem in problems)))
 
     async def _group(self, problem: Problem, shape: GroupShape, seed_path: Sequence[str | int]) -> Group:
+        specs = self.specs(problem, shape, seed_path)
+        members = await asyncio.gather(*(self.member(spec, problem) for spec in specs))
+        return self.group(problem, members, shape)
+
+    def group(self, problem: Problem, members: Sequence[MemberRollout], shape: GroupShape) -> Group:
+        """Return the group that some rollouts make, with its experts."""
+        solo_ids = self.prompts.ids(problem, Condition.SOLO)
+        experts = tuple(self._expert(problem, solo_ids) for _ in range(shape.experts))
+        return Group(problem=problem, members=tuple(members), experts=experts, solo_prompt_ids=solo_ids)
+
+    def specs(self, problem: Problem, shape: GroupShape, seed_path: Sequence[str | int]) -> list[RolloutSpec]:
+        """Return which rollouts a group consists of. Raises `ValueError` for a problem that is too long."""
         conditions = [Condition.CONSULTING] * shape.consulting + [Condition.SOLO] * shape.solo
         prompt_ids = {c: self.prompts.ids(problem, c) for c in {*conditions, Condition.SOLO}}
         seeds = [seed_of(*seed_path, problem.id, index) for index in range(len(conditions))]
         first_turn = seed_of(*seed_path, problem.id, "whose tag is opened") if shape.elicit else 0
-        specs = [
+        return [
             RolloutSpec(
                 id=f"{problem.id}#{index}",
                 group=problem.id,
@@ -177,10 +189,6 @@ class Sampler:
             )
             for index, (condition, seed) in enumerate(zip(conditions, seeds, strict=True))
         ]
-        members = await asyncio.gather(*(self.member(spec, problem) for spec in specs))
-        solo_ids = prompt_ids[Condition.SOLO]
-        experts = tuple(self._expert(problem, solo_ids) for _ in range(shape.experts))
-        return Group(problem=problem, members=tuple(members), experts=experts, solo_prompt_ids=solo_ids)
 
     async def member(self, spec: RolloutSpec, problem: Problem) -> MemberRollout:
         """Return one rollout with its verdict; a failure of the engine, or a bug in the task, is UNGRADED."""

@@ -102,12 +102,18 @@ def _judgement(judgement: Judgement) -> dict[str, Any]:
 def _segments(
     produced: Rollout, consult: ConsultContext, learnt: Sequence[float] | None
 ) -> list[dict[str, Any]]:
-    """Return the segments; tags that the system wrote for an elicited request say so (`opened`)."""
+    """Return the segments; tags that the system wrote for an elicited request say so (`opened`), and POLICY
+    segments by which weights they were sampled, where those changed within the rollout."""
     stream = produced.stream
     left = iter(learnt or ())
     records = [_segment(segment, consult) for segment in stream.segments]
     for index in produced.opened or ():
         records[index]["opened"] = True
+    if len(set(produced.segment_versions)) > 1:
+        versions = iter(produced.segment_versions)
+        for segment, record in zip(stream.segments, records, strict=True):
+            if segment.source is Source.POLICY:
+                record["weights_version"] = next(versions)
     for segment, record in zip(stream.segments, records, strict=True):
         if learnt is not None and segment.source is Source.FEEDBACK:
             record["policy_log_probs"] = [round(next(left), LOG_PROB_DECIMALS) for _ in segment.ids]

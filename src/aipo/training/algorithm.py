@@ -20,7 +20,8 @@ USUAL_TRUNCATION = 2.0
 def truncation_of(algorithm: AlgorithmSettings, in_process: bool) -> float:
     """Return the largest weight of the correction for a sampler that computes differently; 0: there is none.
 
-    `in_process`: whether rollouts are sampled in the trainer's process, by its own arithmetic.
+    `in_process`: whether rollouts are sampled in the trainer's process, by its own arithmetic, and by the
+    weights that learn from them.
     """
     if algorithm.mismatch_truncation == "auto":
         return 0.0 if in_process else USUAL_TRUNCATION
@@ -36,7 +37,8 @@ def with_truncation(settings: Settings, in_process: bool, begun: Settings | None
     if algorithm.mismatch_truncation == "auto" and begun:
         kept = begun.algorithm.mismatch_truncation
         algorithm = algorithm.model_copy(update={"mismatch_truncation": kept})
-    decided = {"mismatch_truncation": truncation_of(algorithm, in_process)}
+    exact = in_process and not settings.rollout.max_staleness_steps
+    decided = {"mismatch_truncation": truncation_of(algorithm, exact)}
     return settings.model_copy(update={"algorithm": algorithm.model_copy(update=decided)})
 
 

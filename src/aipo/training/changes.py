@@ -29,6 +29,7 @@ FIXED = {
     "task.train_file": _CURSOR,
     "task.validation_file": _CURSOR,
     "task.problem_field": _CURSOR,
+    "rollout.max_staleness_steps": "rollouts under way are due by a step that hangs on it",
     "train.prompts_per_step": _CURSOR,
     "train.stratum_mix": _CURSOR,
 }

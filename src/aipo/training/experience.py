@@ -11,7 +11,7 @@ from typing import Any
 from aipo.config.settings import AlgorithmSettings, Settings
 from aipo.core.seeds import seed_of
 from aipo.rollout.copies import Approval, approval
-from aipo.rollout.group import Group, Sampler, solution_of
+from aipo.rollout.group import Group, GroupShape, Sampler, solution_of
 from aipo.tasks.base import Problem
 from aipo.training.credit import REWARDS, Credit, credits_of
 from aipo.training.eliciting import Eliciting
@@ -19,6 +19,7 @@ from aipo.training.metrics import ExpertTokens
 from aipo.training.problems import ProblemBatches
 from aipo.training.ranks import ALONE, Ranks
 from aipo.training.schedule import shape_at
+from aipo.training.under_way import UnderWay, staleness
 
 
 class Experience:
@@ -36,6 +37,12 @@ class Experience:
         self._reward = REWARDS[settings.train.reward]
         self._batches = ProblemBatches(problems, settings)
         self._batches_drawn = 0
+        self.under_way: UnderWay | None = None
+        """What crosses steps; None where each step's rollouts end with it."""
+        if settings.rollout.max_staleness_steps:
+            self.under_way = UnderWay(settings, sampler, self._batches)
+        self.staleness: dict[str, float] = {}
+        """The latest step's metrics of how old the weights were that sampled; none where they are its own."""
         self._eliciting = Eliciting(settings)
         self.elicited: dict[str, float] = {}
         """The latest step's metrics of elicited and own consultations; none where none are elicited."""
@@ -61,8 +68,7 @@ class Experience:
             self._batches_drawn += 1
             path: list[str | int] = [settings.run.seed, "rollout", step]
             path += [round_] if round_ else []
-            batch = self._ranks.share(self._batches.batch(self._batches_drawn))
-            sampled = self._ranks.gather_interleaved(await self._sampler.groups(batch, shape, path))
+            sampled = await self._sampled(step, shape, path)
             groups += sampled
             for group in self._reward(sampled, path):
                 credit = credits_of(group, algorithm, settings.rollout.max_response_tokens)
@@ -75,6 +81,14 @@ class Experience:
         self.elicited = self._eliciting.learn(groups)
         credits = credits[: settings.train.prompts_per_step]
         return groups, await self._verified(step, credits) if algorithm.verified_copies else credits
+
+    async def _sampled(self, step: int, shape: GroupShape, path: Sequence[str | int]) -> list[Group]:
+        if self.under_way is not None:
+            groups = await self.under_way.take(step)
+            self.staleness = staleness(groups, step)
+            return groups
+        batch = self._ranks.share(self._batches.batch(self._batches_drawn))
+        return self._ranks.gather_interleaved(await self._sampler.groups(batch, shape, path))
 
     async def _verified(self, step: int, credits: Sequence[Sequence[Credit]]) -> list[list[Credit]]:
         """Leave out the copies that the checking agent does not approve of; its words are paid for."""

@@ -9,7 +9,7 @@ agents it is given.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from math import isfinite
 
@@ -19,12 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aipo.config.settings import Settings
 from aipo.core.seeds import seed_of
-from aipo.engines.base import EngineError, MemoryHolder, WeightSink, taken_away
+from aipo.engines.base import EngineError, MemoryHolder, Pausable, WeightSink, taken_away
 from aipo.rollout.group import Group, Sampler
 from aipo.rollout.records import consultation_times, rollout_records
 from aipo.tasks.base import Problem
 from aipo.training import generators
 from aipo.training.algorithm import objective_settings, truncation_of
+from aipo.training.aside import Aside
 from aipo.training.batch import minibatches
 from aipo.training.compiling import compile_layers
 from aipo.training.credit import Credit
@@ -45,6 +46,7 @@ from aipo.training.sharded import Sharded, Whole, use_fsdp
 from aipo.training.snapshot import Learner
 from aipo.training.state import RunState
 from aipo.training.trackers import FOLDER, start_trackers
+from aipo.training.under_way import refuse_crossing
 from aipo.training.update import Updater, UpdateSettings
 from aipo.training.waits import Waits, watched
 from aipo.training.writer import NotSavedError, Writer
@@ -72,6 +74,7 @@ class Trainer:
         whatever else does not fit, before anything is computed.
         """
         self._settings, self._model, self._tokenizer, self._ranks = settings, model, tokenizer, ranks
+        refuse_crossing(settings, sampler.engine, ranks)
         self.waits = Waits()
         sharded = ranks.several and settings.run.ranks == "fsdp"
         self._policy = Sharded(model) if sharded else Whole(model)
@@ -98,6 +101,7 @@ class Trainer:
         self._signal = 0
         """The number of the signal that asked the run to stop; 0: there was none."""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._aside = Aside()
         self._last_consultation: LastConsultation | None = None
         self._warnings: list[str] = []
         with ExitStack() as on_error:
@@ -181,6 +185,13 @@ class Trainer:
             raise
 
     async def _steps(self, after_step: AfterStep, before_first_step: BeforeFirstStep | None) -> None:
+        try:
+            await self._all_steps(after_step, before_first_step)
+        finally:
+            if self._experience.under_way:
+                await self._experience.under_way.cancel()
+
+    async def _all_steps(self, after_step: AfterStep, before_first_step: BeforeFirstStep | None) -> None:
         await self._load_weights_into_engine()
         if before_first_step is not None and self.step == 0:
             await self._begin(before_first_step)
@@ -246,19 +257,24 @@ class Trainer:
             self._loop.call_soon_threadsafe(self._save_now, finish_step)
 
     def _save_now(self, finish_step: bool) -> None:
+        if self._aside.busy:
+            return  # as where an update has the event loop to itself: the step is finished
         with suppress(StopRunError):  # tried again, and reported, at the end of the step
             self._state.save_for_stop(self._updater.steps_taken > 0)
         if not finish_step and self._signal:
             self.waits.stop(_signalled(self.step, self._signal))
 
     async def _load_weights_into_engine(self) -> None:
-        """Load the weights into an engine that holds its own copy; between steps nothing is being sampled."""
-        engine = self._engine
+        """Load the weights into an engine that holds its own copy, while nothing is being sampled."""
+        engine, crossing = self._engine, self._experience.under_way
+        if crossing and isinstance(engine, Pausable):
+            engine.resume(self.step)
         if not isinstance(engine, WeightSink):
             return
         try:
-            with self.waits.track("the policy's engine", f"the weights after step {self.step}"):
-                self._state.warnings += await hand_over(engine, self._ranks, self._model, self.step)
+            async with crossing.weights_held() if crossing else nullcontext():
+                with self.waits.track("the policy's engine", f"the weights after step {self.step}"):
+                    self._state.warnings += await hand_over(engine, self._ranks, self._model, self.step)
         except EngineError as error:
             raise StopRunError(
                 f"after step {self.step} the policy's engine did not load the new weights: {error}\n"
@@ -269,15 +285,18 @@ class Trainer:
         began_s = time.monotonic()
         if self._ranks.several:  # checkpoints hold only rank 0's generators: seed those of each rank anew
             generators.seed(seed_of(self._settings.run.seed, "rank", self._ranks.rank, step))
-        algorithm = algorithm_at(self._settings, step)
+        algorithm, crossing = algorithm_at(self._settings, step), self._experience.under_way
         self._guards.begin(step)
         self._updater.begin_step()
         with self.waits.track("sampling", f"step {step}"):
             groups, credits = await self._experience.sample_step(step, algorithm)
-        if isinstance(self._engine, MemoryHolder):
+        if crossing and isinstance(self._engine, Pausable):
+            self._engine.pause()
+        elif not crossing and isinstance(self._engine, MemoryHolder):
             self._engine.free()
         sampled_s = time.monotonic()
         metrics = rollout_metrics(groups, self.sampler.consult.agents) | self._experience.elicited
+        metrics |= self._experience.staleness
         metrics["agent_cost"] = metrics.get("agent_cost", 0.0) + self._experience.approval_cost
         metrics["sampled_groups"] = len(groups)
         metrics["teaching_groups"] = sum(any(c.teaches for c in credit) for credit in credits)
@@ -285,8 +304,11 @@ class Trainer:
         try:
             credits = self._guards.check_rollouts(groups, credits)
             with self.waits.track("update", f"step {step}"):
-                metrics |= self._update(step, credits)
+                update = partial(self._update, step, credits)
+                metrics |= await self._aside.run(update) if crossing else update()
             metrics |= self._updater.room.metrics()
+            if crossing:
+                metrics["truncated_weight_share"] = self._updater.truncated_share
             self._policy.sync_to_sampler()
             self._guards.check_step(metrics)
         except SkipStepError:
@@ -304,6 +326,8 @@ class Trainer:
         self._last_consultation = last_consultation(groups)
         self._ranks.first(lambda: self._record(step, groups, metrics, times))
         self._state.end_step(rolled_back)
+        if crossing:
+            crossing.learnt(self._state.oldest_checkpoint)
         return metrics
 
     def _update(self, step: int, credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
@@ -351,7 +375,7 @@ class Trainer:
 
 
 def _update_settings(settings: Settings, pad: int, sampler: Sampler) -> UpdateSettings:
-    in_process = not isinstance(sampler.engine, WeightSink)
+    in_process = not (isinstance(sampler.engine, WeightSink) or settings.rollout.max_staleness_steps)
     banned = sampler.consult.codec.banned_sequences()
     return UpdateSettings(
         temperature=settings.rollout.temperature,

@@ -5,9 +5,12 @@ A share is always over graded rollouts; UNGRADED ones are counted separately.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from math import exp
 from statistics import fmean
 
 from aipo.agents.base import AgentFailure
+from aipo.core.batch import Row
+from aipo.core.surrogates import MAX_LOG_RATIO
 from aipo.core.types import PAPER_AGENTS, Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.rollout.group import Group, MemberRollout, rewards_of
 from aipo.rollout.reward import judgements_of, parts_of
@@ -132,6 +135,19 @@ def _consultations(metrics: dict[str, float], members: Sequence[MemberRollout], 
         for outcome in NO_ANSWER:
             metrics[f"failures/{agent}/{outcome}"] = float(failed[agent, outcome])
         metrics[f"unreadable_replies/{agent}"] = float(unreadable[agent])
+
+
+def truncated_share(rows: Sequence[Row], truncation: float) -> float:
+    """Return the share of POLICY tokens that are likelier than when they were sampled, by more than this."""
+    ratios = [
+        exp(min(trainer - sampled, MAX_LOG_RATIO))
+        for row in rows
+        for trainer, sampled, source in zip(
+            row.recomputed or (), row.stream.log_probs, row.stream.sources, strict=False
+        )
+        if source is Source.POLICY
+    ]
+    return sum(ratio > truncation for ratio in ratios) / max(1, len(ratios))
 
 
 def last_consultation(groups: Sequence[Group]) -> LastConsultation | None:

@@ -85,6 +85,11 @@ class RunState:
         self.step, self._before = self.step + 1, None
         self.after_step_due, self.rolled_back = True, rolled_back
 
+    @property
+    def oldest_checkpoint(self) -> int:
+        """The step that a run may have to go back to; 0: its beginning."""
+        return min(self._checkpoints.steps(), default=0)
+
     def due(self) -> bool:
         """Whether a checkpoint of `step` is due. Of several ranks, the clock of the first one counts."""
         every, minutes = self._train.checkpoint_every_steps, self._train.checkpoint_every_minutes
@@ -176,9 +181,15 @@ class RunState:
         fits = psutil.virtual_memory().available > MEMORY_SPARE * bytes_of_checkpoint(self._learner.model)
         saved = snapshot(self._learner, state, periodic, copy=fits and not wait)
         what = f"the checkpoint of step {state['step']}"
-        self._writer.begin(what, lambda: self._checkpoints.save(saved, before=self._journal.sync))
+        self._writer.begin(what, lambda: self._checkpoints.save(saved, before=self._sync))
         if not fits:
             self._writer.finish()
+
+    def _sync(self) -> None:
+        """See that what the checkpoint counts on is on the disk."""
+        self._journal.sync()
+        if self._experience.under_way:
+            self._experience.under_way.sync()
 
     def _refuse_spoilt_weights(self, step: int) -> None:
         """Raise `NonFiniteError`: a checkpoint of NaNs would push out those that can be gone back to."""

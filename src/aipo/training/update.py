@@ -31,6 +31,7 @@ from aipo.training.batch import (
 )
 from aipo.training.events import NonFiniteError, StopRunError
 from aipo.training.log_probs import packed_log_probs, token_log_probs
+from aipo.training.metrics import truncated_share
 from aipo.training.prefixes import packed_streams
 from aipo.training.ranks import ALONE, Ranks
 from aipo.training.room import Result, Room
@@ -99,6 +100,8 @@ class Updater:
         self._trainer_log_p: dict[int, tuple[float, ...]] = {}
         """log p of each stream's tokens before the first optimiser step, by `id(stream)`; empty without
         the correction."""
+        self.truncated_share = 0.0
+        """Of the latest update's POLICY tokens: those whose correction was cut off; 0 without it."""
         self._keep_feedback = False
         self.feedback_log_p: dict[int, list[float]] = {}
         """log p of each stream's FEEDBACK tokens, by `id(stream)`, when its mini-batch was computed."""
@@ -130,6 +133,8 @@ class Updater:
             if self._settings.mismatch_truncation:
                 pairs = ((row.stream, row.recomputed) for rows in recomputed for row in rows)
                 self._trainer_log_p = {id(stream): log_p for stream, log_p in pairs if log_p}
+                limit = self._settings.mismatch_truncation
+                self.truncated_share = truncated_share([r for rows in recomputed for r in rows], limit)
             if objective.needs_old_feedback_log_p:
                 minibatches = recomputed
         grad_norms = {}

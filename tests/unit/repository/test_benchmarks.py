@@ -17,7 +17,9 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-@pytest.mark.parametrize("name", ["overlap", "prefill", "decode", "rollout_loop", "step", "update", "costs"])
+@pytest.mark.parametrize(
+    "name", ["overlap", "crossing", "prefill", "decode", "rollout_loop", "step", "update", "costs"]
+)
 def test_a_quick_run_records_each_figure_beside_its_bound_or_peer(name: str, tmp_path: Path) -> None:
     importlib.import_module(name).main(["--quick", "--output", str(tmp_path)])
     record = json.loads((tmp_path / f"{name}.json").read_text())

@@ -230,6 +230,7 @@ def _not_on_verl(settings: Settings) -> Iterator[str]:
         (r.experts_per_prompt > 0, f"rollout.experts_per_prompt = {r.experts_per_prompt}", "set it to 0"),
         (r.rollouts_per_prompt < 1, "rollout.rollouts_per_prompt = 0", "make it at least 1"),
         (t.dynamic_sampling_rounds > 0, "train.dynamic_sampling_rounds", "set it to 0"),
+        (r.max_staleness_steps > 0, f"rollout.max_staleness_steps = {r.max_staleness_steps}", "set it to 0"),
         (
             bool(settings.task.reward),
             f"task.reward = {settings.task.reward}",
