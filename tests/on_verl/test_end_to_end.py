@@ -108,7 +108,6 @@ def test_verls_trainer_consults_learns_from_feedback_and_validates_alone(tmp_pat
     changes = (
         f"policy.model={tmp_path / 'warmstart' / 'policy'}",
         f"run.output={tmp_path / 'run'}",
-        "algorithm.stripped_copies=false",
         "evaluate.curve_samples_per_problem=2",
     )
     succeed("data", "export", recipe, *changes, "--output", tmp_path / "data")
@@ -131,7 +130,8 @@ def test_verls_trainer_consults_learns_from_feedback_and_validates_alone(tmp_pat
         # vLLM and the trainer agree on the policy, also after the weights have moved
         assert step["training/rollout_probs_diff_mean"] < 0.02
         assert 0.8 < step["aipo/ratio_mean"] < 1.2
-    assert sum(step["aipo/outcome_answered"] for step in steps) > 0
+    assert sum(step["aipo/outcomes/answered"] for step in steps) > 0
+    assert sum(step["aipo/copies"] for step in steps) > 0
     assert any(step.get("aipo/feedback_prob", 0) > 0 for step in steps)
     assert any(step["actor/grad_norm"] > 0 for step in steps)
     alone = "val-aux/leg_counting/easy/aipo_solo/acc_success_only/mean@2"
