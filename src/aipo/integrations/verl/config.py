@@ -114,6 +114,7 @@ def _actor(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
         "ppo_mini_batch_size": max(1, train.prompts_per_step // train.minibatches_per_step),
         "ppo_epochs": 1,
         "shuffle": False,
+        "checkpoint": _checkpoint(settings),
         "use_dynamic_bsz": True,
         "ppo_max_token_len_per_gpu": cluster.tokens_per_gpu,
         "ulysses_sequence_parallel_size": cluster.sequence_parallel,
@@ -131,6 +132,16 @@ def _actor(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
         "clip_ratio_high": base.clip.high,
         "loss_agg_mode": LOSS_AGG_MODES.get(base.aggregation, "token-mean"),
     }
+
+
+def _checkpoint(settings: Settings) -> dict[str, Any]:
+    """Return what a checkpoint holds: what verl goes on from, and the policy as a plain Hugging Face folder.
+
+    verl writes no such folder of adapters: `aipo verl export` merges them.
+    """
+    resumed = ["model", "optimizer", "extra"]
+    plain = [] if settings.policy.lora_rank else ["hf_model"]
+    return {"save_contents": [*resumed, *plain], "load_contents": resumed}
 
 
 def _rollout(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:

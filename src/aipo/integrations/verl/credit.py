@@ -24,6 +24,15 @@ ALONE = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """Groups, and where their rows are."""
+
+    groups: list[Group]
+    keys: dict[int, str]
+    """The row of each stream, by the stream's `id`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowCredit:
     """What a row takes into the update."""
 

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from aipo.assembly.agents import build_protocol
-from aipo.assembly.parts import build_task
+from aipo.assembly.parts import build_prompts, build_task
 from aipo.config.settings import Settings
-from aipo.consult.codec import TagCodec
-from aipo.consult.prompts import chat_prompt_ids, system_prompt
+from aipo.consult.prompts import system_prompt
 from aipo.consult.protocol import neutralise
 from aipo.core.types import Condition
 from aipo.evaluation.sampling import first_of_each_stratum
 from aipo.integrations.verl.config import TRAIN_FILE, VALIDATION_FILE
 from aipo.integrations.verl.problems import table_of_problem
-from aipo.rollout.group import solution_of
+from aipo.rollout.group import Prompts, solution_of
 from aipo.tasks.base import Problem, Split
 from aipo.training.problems import ProblemBatches
 
@@ -60,20 +59,21 @@ class _Rows:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._protocol = build_protocol(settings)
-        self._tokenizer: Any = None
+        self._prompts: Prompts | None = None
+        self._forbidden: tuple[str, ...] = self._protocol.control_strings
         self._made: dict[tuple[int, str], dict[str, Any]] = {}
         """Rows by their problem's `id` and their loop: a long run draws a problem many times."""
-        self._forbidden: tuple[str, ...] = self._protocol.control_strings
         if settings.policy.model:
             from transformers import AutoTokenizer
 
-            self._tokenizer = AutoTokenizer.from_pretrained(settings.policy.model)
-            self._forbidden = TagCodec(self._tokenizer, self._protocol).forbidden
+            tokenizer = AutoTokenizer.from_pretrained(settings.policy.model)
+            self._prompts = build_prompts(settings, tokenizer, {})
+            self._forbidden = self._prompts.consult.codec.forbidden
 
     @property
     def measured(self) -> bool:
         """Whether prompts are measured."""
-        return self._tokenizer is not None
+        return self._prompts is not None
 
     def row(self, problem: Problem, condition: Condition, loop: str, index: int) -> dict[str, Any]:
         """Return one row. Raises `ValueError` for a prompt that is too long in either condition."""
@@ -83,8 +83,9 @@ class _Rows:
         return row | {"extra_info": {"index": index, **row["extra_info"]}}
 
     def _row(self, problem: Problem, condition: Condition, loop: str) -> dict[str, Any]:
-        for each in {condition, Condition.SOLO}:
-            self._measure(problem, each)
+        if self._prompts is not None:
+            for each in {condition, Condition.SOLO}:
+                self._prompts.ids(problem, each)
         system = self._system(condition)
         messages = [{"role": "system", "content": system}] if system else []
         turns = problem.turns or (("user", problem.text),)
@@ -102,19 +103,6 @@ class _Rows:
         consult = self._settings.consult
         override = consult.solo_prompt if condition is Condition.SOLO else consult.consulting_prompt
         return system_prompt(condition, self._protocol, override)
-
-    def _measure(self, problem: Problem, condition: Condition) -> None:
-        if self._tokenizer is None:
-            return
-        system, most = self._system(condition), self._settings.rollout.max_prompt_tokens
-        date = self._settings.policy.date
-        shown = problem.turns or problem.text
-        tokens = len(chat_prompt_ids(self._tokenizer, system, shown, self._forbidden, date=date))
-        if tokens > most:
-            raise ValueError(
-                f"problem {problem.id}: its prompt has {tokens} tokens; raise rollout.max_prompt_tokens = "
-                f"{most} or leave the problem out"
-            )
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:

@@ -15,20 +15,12 @@ from transfer_queue import KVBatchMeta
 from aipo.core.tokens import Segment, TokenStream
 from aipo.core.types import Source
 from aipo.integrations.verl.about import ABOUT, member_of
+from aipo.integrations.verl.credit import Drawn
 from aipo.integrations.verl.loss import SOURCES, LossError
 from aipo.integrations.verl.problems import place_of, problem_of
 from aipo.rollout.group import Group, MemberRollout
 
 WANTED = ("uid", SOURCES, "extra_fields", "extra_info", "prompts", "responses", "rollout_log_probs")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
-    """Groups, and where their rows are."""
-
-    groups: list[Group]
-    keys: dict[int, str]
-    """The row of each stream, by the stream's `id`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

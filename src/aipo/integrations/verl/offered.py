@@ -25,6 +25,7 @@ OFFERED = (
     *("train.optimizer", "train.learning_rate", "train.learning_rate_schedule", "train.warmup_steps"),
     *("train.weight_decay", "train.max_grad_norm", "train.stratum_mix", "train.dynamic_sampling_rounds"),
     *("train.reward", "train.checkpoint_every_steps", "train.keep_checkpoints"),
+    "train.record_rollouts_every_steps",
     *("train.max_ungraded_share", "train.max_failed_consultations_share", "train.min_consultations_to_stop"),
     *("evaluate.problems", "evaluate.modes", "evaluate.temperature", "evaluate.curve_samples_per_problem"),
 )
@@ -46,13 +47,13 @@ WITHOUT_MEANING: Mapping[str, str] = {
     "train.compile": "verl compiles what it compiles",
     "train.checkpoint_every_minutes": "verl saves by steps",
     "train.keep_best": "every checkpoint that is kept can be evaluated",
-    "train.record_rollouts_every_steps": "`trainer.rollout_data_dir` of verl writes rollouts",
     "evaluate.": "`aipo evaluate --checkpoint` evaluates the policy of a checkpoint",
     "guards.": "verl leaves out a step whose gradient is not finite, and has no other guard",
 }
 """What changes how a run is done and not what is learnt, with what stands in its place."""
 
 REFUSED: Mapping[str, str] = {
+    "consult.format": "tool calls were not tried on verl's servers",
     "policy.tf32": "verl's products have the precision that policy.precision says",
     "consult.elicit.": "it falls with what the latest steps show, which agent-loop processes do not see",
     "train.source_gradients_every_steps": "verl's update makes one backward pass of all sources",
@@ -119,6 +120,10 @@ def _of_the_policy(settings: Settings) -> Iterator[_Refusal]:
 
 def _of_the_method(settings: Settings) -> Iterator[_Refusal]:
     a, r = settings.algorithm, settings.rollout
+    form = settings.consult.format
+    yield _Refusal(
+        form != "tags", f"consult.format = {form!r}", f"{REFUSED['consult.format']}; set it to 'tags'"
+    )
     share = settings.consult.elicit.share
     yield _Refusal(share > 0, f"consult.elicit.share = {share}", f"{REFUSED['consult.elicit.']}; set it to 0")
     estimators = [name for name in KL_ESTIMATORS if not KL_ESTIMATORS[name].over_vocabulary]

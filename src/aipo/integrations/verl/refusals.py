@@ -4,7 +4,7 @@
 check`. It changes nothing, and imports nothing of verl.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from aipo.config.settings import Settings
@@ -32,7 +32,7 @@ def refuse(config: Any) -> None:
         raise RefusedError(
             "the configuration has no table `aipo`; write one with `aipo verl config RECIPE`, run that"
         )
-    settings = recipe_of(_table(_get(config, "aipo")))
+    settings = recipe_of(_plain(_get(config, "aipo")))
     found = [reason for check in _CHECKS for reason in check(config, settings)]
     if found:
         raise RefusedError("AIPO does not run with this configuration of verl:\n  " + "\n  ".join(found))
@@ -165,6 +165,10 @@ def _get(config: Any, dotted: str) -> Any:
     return config
 
 
-def _table(value: Any) -> dict[str, Any]:
-    """Return nested plain dictionaries of an OmegaConf configuration or a mapping."""
-    return {str(k): _table(value[k]) if hasattr(value[k], "keys") else value[k] for k in value}
+def _plain(value: Any) -> Any:
+    """Return nested plain dictionaries and lists of an OmegaConf configuration or a mapping."""
+    if hasattr(value, "keys"):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value

@@ -8,8 +8,7 @@ from typing import Any
 
 from aipo.config.settings import Settings
 from aipo.core.types import Verdict
-from aipo.integrations.verl.credit import RowCredit, Taught, rows_by_minibatch, taught_by
-from aipo.integrations.verl.groups import Drawn
+from aipo.integrations.verl.credit import Drawn, RowCredit, Taught, rows_by_minibatch, taught_by
 from aipo.integrations.verl.parts import parts_of
 from aipo.integrations.verl.verified import Verified, verified
 from aipo.integrations.verl.watch import StepRefusedError, refuse_failing

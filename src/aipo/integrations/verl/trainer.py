@@ -20,7 +20,9 @@ from aipo.integrations.verl.estimators import PREFIX
 from aipo.integrations.verl.groups import read_groups
 from aipo.integrations.verl.loss import SUMS, AipoLoss
 from aipo.integrations.verl.nodes import refuse_nodes_without_plugin
+from aipo.integrations.verl.parts import parts_of
 from aipo.integrations.verl.recipe import recipe_of
+from aipo.integrations.verl.records import Records
 from aipo.integrations.verl.refusals import GROUP_ESTIMATORS, TRAINER, refuse
 from aipo.integrations.verl.rows import (
     Layout,
@@ -49,6 +51,7 @@ class AipoTrainerSync(PPOTrainerSync):
         self._step: Step | None = None
         self._layout: Layout | None = None
         self._loss: AipoLoss | None = None
+        self._records: Records | None = None
         self._runner = asyncio.Runner()
         super().__init__(config)
 
@@ -137,6 +140,20 @@ class AipoTrainerSync(PPOTrainerSync):
         sums = {name.removeprefix(SUMS): metrics.pop(name) for name in list(metrics) if name.startswith(SUMS)}
         metrics.update(token_metrics(sums))
         return batch
+
+    def on_train_begin(self) -> None:
+        """Go on with the run's records where its checkpoint was taken."""
+        super().on_train_begin()
+        self._records = Records(self._settings, self.global_steps - 1)
+
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict[str, Any], *timing: Any, **more: Any
+    ) -> None:
+        """Let verl count, and record the step as `aipo train` does."""
+        super()._compute_metrics(batch, metrics, *timing, **more)
+        assert self._step is not None and self._records is not None
+        consult = parts_of(self._table, self.tokenizer, 1).consult
+        self._records.add(self.global_steps, metrics, self.timing_raw, self._step.groups, consult)
 
     def _set_loss(self, step: int) -> None:
         """Set the loss of a step, if it is another one than that of the step before."""
