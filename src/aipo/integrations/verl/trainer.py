@@ -137,8 +137,9 @@ class AipoTrainerSync(PPOTrainerSync):
         found = rename_dict(output["metrics"], "actor/")
         found["perf/mfu/actor"] = found.pop("actor/mfu")
         metrics.update(reduce_metrics(found))
-        sums = {name.removeprefix(SUMS): metrics.pop(name) for name in list(metrics) if name.startswith(SUMS)}
-        metrics.update(token_metrics(sums))
+        number = len(batch) // self._layout.rows_of_minibatch  # verl has taken means over mini-batches
+        names = [name for name in metrics if name.startswith(SUMS)]
+        metrics.update(token_metrics({n.removeprefix(SUMS): metrics.pop(n) * number for n in names}))
         return batch
 
     def on_train_begin(self) -> None:
