@@ -185,9 +185,8 @@ def ungraded_as_scaffold(found: list[MemberRollout]) -> list[MemberRollout]:
     from dataclasses import replace
 
     members = []
-    for member in found:
+    for session, member in enumerate(found):
         assert member.rollout is not None
-        begin = member.rollout.stream.prompt_length
         lost = member.grade.verdict is UNGRADED
         segments = [
             Segment(Source.SCAFFOLD, s.ids)
@@ -197,8 +196,13 @@ def ungraded_as_scaffold(found: list[MemberRollout]) -> list[MemberRollout]:
             else replace(s, log_probs=(0.0,) * len(s.ids))
             for at, s in enumerate(member.rollout.stream.segments)
         ]
-        assert begin
-        members.append(replace(member, rollout=replace(member.rollout, stream=TokenStream(tuple(segments)))))
+        members.append(
+            replace(
+                member,
+                id=f"p#{session}",
+                rollout=replace(member.rollout, stream=TokenStream(tuple(segments))),
+            )
+        )
     return members
 
 

@@ -144,6 +144,12 @@ def test_adapters_are_verls_and_its_servers_get_them_merged(tmp_path: Path) -> N
     assert found["actor"]["optim"]["optimizer_impl"] == "bitsandbytes.optim"
 
 
+def test_supervised_fine_tuning_has_an_expert_for_its_only_row(tmp_path: Path) -> None:
+    found = written(tmp_path, "rollout.rollouts_per_prompt=0", "rollout.experts_per_prompt=1")
+    assert found["actor_rollout_ref"]["rollout"]["n"] == 1
+    assert found["algorithm"]["rollout_correction"] is None
+
+
 def leaves(section: type[Any], before: str = "") -> list[str]:
     """Return the names of all settings."""
     names = []

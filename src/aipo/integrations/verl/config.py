@@ -46,7 +46,7 @@ def verl_config(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
         "algorithm": {
             "adv_estimator": verls_name(base_algorithm(settings.algorithm).estimator),
             "use_kl_in_reward": False,
-            "rollout_correction": {"rollout_is": None, "rollout_rs": None, "bypass_mode": False},
+            "rollout_correction": _correction(settings),
         },
         "actor_rollout_ref": {
             "model": _model(settings, cluster),
@@ -60,6 +60,13 @@ def verl_config(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
             "recipe": settings.model_dump(mode="json", exclude_none=True),
         },
     }
+
+
+def _correction(settings: Settings) -> dict[str, Any] | None:
+    """Return verl's correction, switched off; None where nothing is sampled, which it would not bear."""
+    if not settings.rollout.rollouts_per_prompt:
+        return None
+    return {"rollout_is": None, "rollout_rs": None, "bypass_mode": False}
 
 
 def _model(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:

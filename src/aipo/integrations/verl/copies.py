@@ -69,7 +69,6 @@ def _fields(of_rollout: dict[str, Any], copy: RowCredit) -> dict[str, Any]:
 def _tag(of_rollout: dict[str, Any], copy: RowCredit) -> dict[str, Any]:
     length, prompt = len(copy.row.stream), copy.row.stream.prompt_length
     return of_rollout | {
-        PADDING: True,
         "prompt_len": prompt,
         "response_len": length - prompt,
         "seq_len": length,

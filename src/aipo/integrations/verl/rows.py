@@ -20,7 +20,7 @@ from verl.utils.seqlen_balancing import (
 )
 
 from aipo.core.types import Source
-from aipo.integrations.verl.copies import add_copies
+from aipo.integrations.verl.copies import PADDING, add_copies
 from aipo.integrations.verl.credit import ALONE, RowCredit
 from aipo.integrations.verl.loss import FEEDBACK_ADVANTAGES, SOURCES, WEIGHTS
 
@@ -73,6 +73,9 @@ def _selected(drawn: KVBatchMeta, credits: Mapping[str, RowCredit]) -> KVBatchMe
     if others := [key for key in drawn.keys if key not in credits]:
         tq.kv_clear(keys=others, partition_id=partition)
     tags = tq.kv_list(partition)[partition]
+    for key, credit in credits.items():
+        if not credit.row.stream.count(Source.POLICY):  # a copy or an expert: nobody sampled it
+            tags[key][PADDING] = True
     keys = list(credits)
     return KVBatchMeta(
         keys=keys,

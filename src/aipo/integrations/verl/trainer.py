@@ -151,7 +151,10 @@ class AipoTrainerSync(PPOTrainerSync):
         self, batch: KVBatchMeta, metrics: dict[str, Any], *timing: Any, **more: Any
     ) -> None:
         """Let verl count, and record the step as `aipo train` does."""
-        super()._compute_metrics(batch, metrics, *timing, **more)
+        if self._settings.rollout.rollouts_per_prompt:
+            super()._compute_metrics(batch, metrics, *timing, **more)
+        else:  # supervised fine-tuning: verl's averages are over what the policy sampled
+            metrics["training/global_step"] = self.global_steps
         assert self._step is not None and self._records is not None
         consult = parts_of(self._table, self.tokenizer, 1).consult
         self._records.add(self.global_steps, metrics, self.timing_raw, self._step.groups, consult)
