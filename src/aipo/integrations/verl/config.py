@@ -11,7 +11,7 @@ from aipo.config.cluster import ClusterSettings
 from aipo.config.policy import Precision
 from aipo.config.settings import Settings
 from aipo.integrations.verl.estimators import verls_name
-from aipo.integrations.verl.offered import not_offered
+from aipo.integrations.verl.offered import VERLS_OPTIMIZERS, not_offered
 from aipo.integrations.verl.recipe import GENERATE_TIMEOUT_S, rows_per_prompt
 from aipo.integrations.verl.refusals import TRAINER
 from aipo.training.algorithm import base_algorithm
@@ -25,8 +25,6 @@ LOSS_AGG_MODES = {
     "horizon": "seq-mean-token-sum-norm",
 }
 """verl's own words, which its losses read; ours brings the weight of each token."""
-OPTIMIZERS = {"adamw": ("torch.optim", "AdamW"), "adamw8bit": ("bitsandbytes.optim", "AdamW8bit")}
-"""Module and class, in verl's words."""
 SAVE_EVERY_STEPS = 20
 """Where a recipe leaves its checkpoints to a clock, which verl does not do."""
 
@@ -105,7 +103,7 @@ def _data(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
 def _actor(settings: Settings, cluster: ClusterSettings) -> dict[str, Any]:
     train, base = settings.train, base_algorithm(settings.algorithm)
     weights, products = _dtypes(settings)
-    implementation, optimizer = OPTIMIZERS[train.optimizer]
+    implementation, optimizer = VERLS_OPTIMIZERS[train.optimizer]
     return {
         "strategy": cluster.strategy,
         "optim": {

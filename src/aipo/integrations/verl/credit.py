@@ -88,7 +88,7 @@ def rows_by_minibatch(
             key=keys[id(rollout)],
             is_copy=is_copy,
             baseline=baseline,
-            siblings=siblings[baseline],
+            siblings=1 if is_copy else siblings[baseline],
             reward=0.0 if is_copy else rewards[id(row.stream)],
         )
 

@@ -14,7 +14,8 @@ from aipo.training.schedule import shape_at
 
 SCHEDULES = ("constant", "cosine")
 """Of the learning rate; verl's optimisers have no others."""
-OPTIMIZERS = ("adamw", "adamw8bit")
+VERLS_OPTIMIZERS = {"adamw": ("torch.optim", "AdamW"), "adamw8bit": ("bitsandbytes.optim", "AdamW8bit")}
+"""Module and class, in verl's words."""
 
 OFFERED = (
     *("run.output", "run.seed"),
@@ -97,9 +98,9 @@ def _of_the_policy(settings: Settings) -> Iterator[_Refusal]:
         "verl's is a whole number; choose one",
     )
     yield _Refusal(
-        t.optimizer not in OPTIMIZERS,
+        t.optimizer not in VERLS_OPTIMIZERS,
         f"train.optimizer = {t.optimizer!r}",
-        f"choose of {', '.join(OPTIMIZERS)}",
+        f"choose of {', '.join(VERLS_OPTIMIZERS)}",
     )
     yield _Refusal(
         t.learning_rate_schedule not in SCHEDULES,
