@@ -35,7 +35,7 @@ for step in steps:
     assert step["aipo/ungraded_share"] < 0.05 and 0.8 < step["aipo/ratio_mean"] < 1.2, step
     assert step["training/rollout_probs_diff_mean"] < 0.05, "vLLM and the trainer disagree on the policy"
 assert any(step["actor/grad_norm"] > 0 for step in steps), "nothing was learnt"
-print(sys.argv[1], "is fine; answered:", sum(step["aipo/outcome_answered"] for step in steps))
+print(sys.argv[1], "is fine; answered:", sum(step["aipo/outcomes/answered"] for step in steps))
 PY
 }
 

@@ -4,13 +4,16 @@ verl's client is scripted; its base class, configuration and outputs, the agents
 """
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from aipo.core.tokens import TokenStream, stripped_copy
 from aipo.core.types import KNOWLEDGE, PAPER_AGENTS, Condition, ConsultOutcome, Source, Verdict
 from support.episodes import Answering
 from support.servers import ChatServer, Fault, chat_server
@@ -22,8 +25,9 @@ pytest.importorskip(
 )
 pytestmark = pytest.mark.verl
 
-from aipo.integrations.verl.about import About  # noqa: E402
+from aipo.integrations.verl.about import member_of  # noqa: E402
 from aipo.integrations.verl.agent_loop import AipoAgentsLoop, AipoSoloLoop  # noqa: E402
+from aipo.integrations.verl.groups import stream_of  # noqa: E402
 from support.verl import (  # noqa: E402
     ROW,
     SAMPLING,
@@ -58,7 +62,7 @@ class Setting:
         self.policy = folder / "policy"
         self.tokenizer.save_pretrained(self.policy)
         self.config = verls_configuration(folder, self.policy, *overrides)
-        if not overrides:
+        if not any(change.startswith("agents.") for change in overrides):
             with_agents(self.config, dict.fromkeys(PAPER_AGENTS, Answering()))
 
     def client(self, text: str) -> ScriptedClient:
@@ -80,8 +84,21 @@ def remote(url: str, timeout_s: float = 5.0) -> list[str]:
     ]
 
 
-def about(output: Any) -> About:
-    return About.from_table(output.extra_fields["aipo"])
+def stream(output: Any) -> TokenStream:
+    return stream_of(output.prompt_ids, output.response_ids, output.token_sources, output.response_logprobs)
+
+
+def about(output: Any) -> SimpleNamespace:
+    """Return what the trainer reads of a rollout."""
+    member = member_of(output.extra_fields["aipo"], "id", stream(output))
+    asked = member.rollout.consultations if member.rollout else ()
+    return SimpleNamespace(
+        member=member,
+        verdict=member.grade.verdict,
+        reason=member.grade.reason,
+        condition=member.condition,
+        outcomes=tuple(consultation.outcome for consultation in asked),
+    )
 
 
 def test_a_real_server_is_consulted_and_every_token_has_its_source(
@@ -167,6 +184,52 @@ def test_a_groups_first_rollouts_consult_and_the_others_are_solo(tmp_path: Path)
         assert ("stop" in client.requests[0][2]) == (conditions[-1] is Condition.CONSULTING)
     assert conditions == [Condition.CONSULTING] * 2 + [Condition.SOLO] * 2
     assert len(set(prompts)) == 2 and prompts[0] == prompts[1] != prompts[2]
+
+
+def test_a_copy_can_be_made_of_what_the_record_holds(tmp_path: Path) -> None:
+    """Behind the solo prompt stands what was said, without the request and the tags."""
+    setting = Setting(tmp_path)
+    output, alone = setting.run(setting.client(ASKS)), setting.run(setting.client(ASKS), session_id=3)
+    table, made = output.extra_fields["aipo"], about(output).member.rollout
+    copy = stripped_copy(stream(output), made.consult_spans, table["solo_prompt_ids"])
+    assert list(copy.ids[: copy.prompt_length]) == alone.prompt_ids
+    assert setting.tokenizer.decode(copy.ids[copy.prompt_length :]) == "dogs 2 spider 8 8 <end>"
+    assert alone.extra_fields["aipo"]["solo_prompt_ids"] == []
+
+
+def test_the_solo_share_is_that_of_the_step(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, "rollout.solo_fraction_end=1.0", "train.steps=3")
+    by_step = [
+        [about(setting.run(setting.client(ASKS), session_id=n, global_steps=step)).condition for n in (0, 1)]
+        for step in (1, 3)
+    ]
+    assert by_step == [[Condition.CONSULTING] * 2, [Condition.SOLO] * 2]
+
+
+def test_the_session_behind_the_rollouts_is_the_expert(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, "rollout.experts_per_prompt=1")
+    client = setting.client(ASKS)
+    problem = ROW["extra_info"]["problem"] | {"more": json.dumps({"solution": "total 8"})}
+    output = setting.run(client, session_id=4, extra_info={"problem": problem})
+    assert client.requests == [] and output.extra_fields["aipo"]["expert"] is True
+    assert setting.tokenizer.decode(output.response_ids) == "total 8 <end>"
+    assert set(output.token_sources) == {int(Source.FEEDBACK)} and not any(output.response_mask)
+    assert setting.config.actor_rollout_ref.rollout.n == 5
+    with pytest.raises(ValueError, match="no solution"):
+        setting.run(client, session_id=4)
+
+
+def brief(response: str, row: Any, rollout: Any) -> float:
+    """A reward of a user's own: it sees the row of the user's file."""
+    return 0.25 if row["weight"] == 2 and rollout.verdict is Verdict.CORRECT else 0.0
+
+
+def test_a_reward_of_ones_own_is_what_is_learnt_from(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, f"task.reward={__name__}:brief")
+    problem = ROW["extra_info"]["problem"] | {"more": json.dumps({"row": {"weight": 2}})}
+    right = setting.run(setting.client("total 8 0 0 <end>"), session_id=3, extra_info={"problem": problem})
+    assert right.reward_score == 0.25 and about(right).verdict is Verdict.CORRECT
+    assert about(right).member.grade.reward == 0.25
 
 
 def test_the_solo_loop_reaches_no_agent_and_the_other_always_does(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 What verl and vLLM lack on a CPU stands in `cpu_for_verl.py`. Everything else is real: the commands `aipo
 warmstart`, `aipo data export`, `aipo verl config`, `verl.trainer.main_ppo`, Ray, the transfer queue, and new
-weights into the server after each step. A second run takes the third step, from the first one's checkpoint.
+weights into the server after each step. A second run takes the third step, from the first one's checkpoint,
+and `aipo report`, `aipo verl export` and `aipo evaluate` read what they left.
 """
 
 import json
@@ -22,6 +23,7 @@ pytest.importorskip(
 )
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(2400)]
 
+from aipo.training.journal import read_lines  # noqa: E402
 from support.policies import counting_recipe, succeed  # noqa: E402
 
 ROLLOUT, ACTOR = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
@@ -108,7 +110,6 @@ def test_verls_trainer_consults_learns_from_feedback_and_validates_alone(tmp_pat
     changes = (
         f"policy.model={tmp_path / 'warmstart' / 'policy'}",
         f"run.output={tmp_path / 'run'}",
-        "algorithm.stripped_copies=false",
         "evaluate.curve_samples_per_problem=2",
     )
     succeed("data", "export", recipe, *changes, "--output", tmp_path / "data")
@@ -131,7 +132,8 @@ def test_verls_trainer_consults_learns_from_feedback_and_validates_alone(tmp_pat
         # vLLM and the trainer agree on the policy, also after the weights have moved
         assert step["training/rollout_probs_diff_mean"] < 0.02
         assert 0.8 < step["aipo/ratio_mean"] < 1.2
-    assert sum(step["aipo/outcome_answered"] for step in steps) > 0
+    assert sum(step["aipo/outcomes/answered"] for step in steps) > 0
+    assert sum(step["aipo/copies"] for step in steps) > 0
     assert any(step.get("aipo/feedback_prob", 0) > 0 for step in steps)
     assert any(step["actor/grad_norm"] > 0 for step in steps)
     alone = "val-aux/leg_counting/easy/aipo_solo/acc_success_only/mean@2"
@@ -141,3 +143,12 @@ def test_verls_trainer_consults_learns_from_feedback_and_validates_alone(tmp_pat
     assert updates[0] > 0 and updates[1] * 2 == updates[0] * 3
     seen = [prompts_of(tmp_path / "rollouts" / f"{step}.jsonl") for step in (1, 2, 3)]
     assert all(seen) and not seen[2] & (seen[0] | seen[1])
+    # and our own verbs take what it leaves
+    records = read_lines(tmp_path / "run" / "journal" / "metrics.jsonl")
+    assert [line["step"] for line in records] == [1, 2, 3]
+    succeed("report", tmp_path / "run", "--output", tmp_path / "report.html")
+    policy = tmp_path / "exported"
+    succeed("verl", "export", tmp_path / "run", "--output", policy)
+    few = ("evaluate.problems=2", "evaluate.samples_per_problem=2", "evaluate.pass_at=[1]")
+    evaluated = (*changes, *few, f"run.output={tmp_path / 'evaluated'}")
+    succeed("evaluate", recipe, *evaluated, "--checkpoint", policy)

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from aipo.core.advantages import Advantage
-from aipo.core.batch import collate, weighted_rows
+from aipo.config.settings import RolloutSettings, Settings, TrainSettings
+from aipo.core.batch import collate
 from aipo.core.objective import ObjectiveSettings, objective_loss
 from aipo.core.tokens import Segment, TokenStream
-from aipo.core.types import Condition, Source, StopReason, Verdict
+from aipo.core.types import Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.grading import Grade
-from aipo.integrations.verl.plan import Plan
-from aipo.rollout.episode import Rollout
+from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import MemberRollout
 
 pytest.importorskip("verl", reason="verl is not installed: scripts/verl.sh makes its environment")
@@ -30,12 +29,23 @@ tq = pytest.importorskip(
 ray = pytest.importorskip("ray", reason="Ray is not installed: scripts/verl.sh makes its environment")
 pytestmark = pytest.mark.verl
 
-from aipo.integrations.verl.credit import credits_of  # noqa: E402
+from aipo.integrations.verl.credit import rows_by_minibatch, taught_by  # noqa: E402
+from aipo.integrations.verl.groups import read_groups  # noqa: E402
 from aipo.integrations.verl.loss import LossError  # noqa: E402
-from aipo.integrations.verl.rows import forget_advantages, read_rows, write_credits  # noqa: E402
+from aipo.integrations.verl.rows import (  # noqa: E402
+    Layout,
+    forget_lone_advantages,
+    laid_out,
+    write_advantages,
+    write_credits,
+)
 
 END = 3
-PLAN = Plan(consulting=2, solo=2, max_response_tokens=16)
+RECIPE = Settings(
+    rollout=RolloutSettings(max_response_tokens=16),
+    train=TrainSettings(minibatches_per_step=1, prompts_per_step=1),
+)
+SOLO = (9, 9, 9)
 WON, LOST, UNGRADED = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNGRADED
 
 
@@ -74,12 +84,27 @@ def members() -> list[MemberRollout]:
         (Condition.SOLO, WON, stream(1, 0, 2)),
         (Condition.SOLO, UNGRADED, stream(4, 0, 2)),
     ]
+    asked = Consultation(
+        agent="verify",
+        request="?",
+        outcome=ConsultOutcome.ANSWERED,
+        reply="!",
+        reply_tokens=2,
+        detail="",
+        context="",
+        latency_s=0.1,
+    )
     return [
         MemberRollout(
-            id=str(i),
+            id=f"p#{i}",
             condition=condition,
             rollout=Rollout(
-                stream=s, response="", policy_text="", stop=StopReason.END, consultations=(), consult_spans=()
+                stream=s,
+                response="",
+                policy_text="",
+                stop=StopReason.END,
+                consultations=(asked,) if condition is Condition.CONSULTING else (),
+                consult_spans=((7, 9), (12, 13)) if i == 0 else (),
             ),
             grade=Grade(verdict, "why"),
         )
@@ -92,13 +117,16 @@ def write(partition: str, found: list[MemberRollout], drop: int | None = None) -
     import transfer_queue as tq
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-    from aipo.integrations.verl.output import Measured, output_of
+    from aipo.integrations.verl.output import Around, Measured, output_of
 
     tq.init()
     keys = []
     for session, member in enumerate(found):
-        output = output_of(member, (1, 1), END, Measured(0.1, (1,), 1))
+        around = Around(prompt_ids=(1, 1), solo_prompt_ids=SOLO, end_id=END)
+        output = output_of(member, around, Measured(0.1, (1,), 1))
+        problem = {"id": "p", "text": "?", "gold": "!", "stratum": "all", "more": ""}
         field = output.as_dict() | {"uid": "u", "session_id": session}
+        field["extra_info"] = {"index": 0, "problem": problem}
         if session == drop:
             del field["token_sources"]
         field["loss_mask"] = field["response_mask"]
@@ -113,7 +141,7 @@ def write(partition: str, found: list[MemberRollout], drop: int | None = None) -
     return keys
 
 
-def loss_in_a_worker(batch: Any, plan: Plan) -> tuple[float, list[float], dict[str, float]]:
+def loss_in_a_worker(batch: Any) -> tuple[float, list[float], dict[str, float]]:
     """As verl's actor worker: all fields of the batch's keys, then the loss on jagged log-probabilities."""
     import transfer_queue as tq
 
@@ -122,84 +150,103 @@ def loss_in_a_worker(batch: Any, plan: Plan) -> tuple[float, list[float], dict[s
     tq.init()
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id)
     lengths = (data["prompts"].offsets().diff() + data["responses"].offsets().diff()).tolist()
+    assert lengths == data["input_ids"].offsets().diff().tolist()
     leaf = torch.linspace(-2.0, -0.1, sum(lengths)).requires_grad_()
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     log_probs = torch.nested.nested_tensor_from_jagged(leaf, offsets)
     data.set_non_tensor("dp_size", 1)
-    loss, metrics = AipoLoss(plan)({"log_probs": log_probs}, data)
+    loss, metrics = AipoLoss(ObjectiveSettings())({"log_probs": log_probs}, data)
     loss.backward()
     assert leaf.grad is not None
     return loss.item(), leaf.grad.tolist(), {name: m.aggregate() for name, m in metrics.items()}
 
 
-def driver(partition: str, found: list[MemberRollout], multiple: int) -> tuple[Any, Any, Any]:
-    """Write in another process, pad as verl does, give credit, write it: the trainer's part of a step."""
+def driver(partition: str, found: list[MemberRollout], ranks: int = 1) -> Layout:
+    """Write in another process, give credit, lay out, write it: the trainer's part of a step."""
     from transfer_queue import KVBatchMeta
-    from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 
     keys = ray.get(ray.remote(write).remote(partition, found))
     tags = tq.kv_list(partition)[partition]
     batch = KVBatchMeta(keys=keys, tags=[tags[key] for key in keys], partition_id=partition)
-    batch = upsample_batch_to_divisible_size(batch, multiple, END)
-    rows = read_rows(batch)
-    credits = credits_of([row.facts for row in rows], [list(range(len(rows)))], PLAN)
-    write_credits(batch, rows, credits)
-    return batch, rows, credits
+    drawn = read_groups(batch)
+    (group,) = drawn.groups
+    assert group.members == tuple(ungraded_as_scaffold(found))
+    parts = rows_by_minibatch(
+        taught_by(drawn.groups, RECIPE.algorithm, RECIPE), drawn.keys, RECIPE.algorithm, RECIPE
+    )
+    layout = laid_out(batch, parts, ranks, END, "seqlen")
+    write_credits(layout)
+    write_advantages(layout)
+    return layout
 
 
-def test_sources_reach_the_loss_in_another_process_and_padding_trains_nothing(cluster: None) -> None:
+def ungraded_as_scaffold(found: list[MemberRollout]) -> list[MemberRollout]:
+    """What nothing trains on is carried as SCAFFOLD; log-probabilities have the precision of float32."""
+    from dataclasses import replace
+
+    members = []
+    for session, member in enumerate(found):
+        assert member.rollout is not None
+        lost = member.grade.verdict is UNGRADED
+        segments = [
+            Segment(Source.SCAFFOLD, s.ids)
+            if lost and at
+            else replace(s, log_probs=tuple(torch.tensor(s.log_probs).tolist()))
+            if s.source is not Source.FEEDBACK
+            else replace(s, log_probs=(0.0,) * len(s.ids))
+            for at, s in enumerate(member.rollout.stream.segments)
+        ]
+        members.append(
+            replace(
+                member,
+                id=f"p#{session}",
+                rollout=replace(member.rollout, stream=TokenStream(tuple(segments))),
+            )
+        )
+    return members
+
+
+def test_the_rows_of_a_step_reach_the_loss_in_another_process(cluster: None) -> None:
+    """A group with a copy on four ranks: three rows of padding, and the loss of the same rows here."""
     found = members()
-    batch, rows, credits = driver("one", found, multiple=4)
-    assert len(rows) == 8 and [row.facts.padding for row in rows] == [False] * 5 + [True] * 3
-    given = [0.7, -0.7, -0.3, 0.3, 9.0, 9.0, 9.0, 9.0]  # verl's estimator; nonsense where nothing counts
-    old = [torch.full((len(row.sources),), -1.0) for row in rows]
+    layout = driver("one", found, ranks=4)
+    batch = layout.batch
+    assert len(batch) == 8 and layout.rows_of_minibatch == 8
+    copies = [key for key, credit in layout.credits.items() if credit.is_copy]
+    assert len(layout.credits) == 5 and len(copies) == 1
+    assert not tq.kv_list("one")["one"].keys() - set(batch.keys)  # the ungraded row is forgotten
+    copy = tq.kv_batch_get(keys=copies, partition_id="one")
+    assert copy["prompts"].unbind()[0].tolist() == list(SOLO)
+    assert copy["responses"].unbind()[0].tolist() == [10, 11, 7, 7, 7, 10]
+    old = {
+        key: [-1.0] * (len(c.row.stream) - c.row.stream.prompt_length) for key, c in layout.credits.items()
+    }
     from tensordict import TensorDict
 
-    fields = {
-        "advantages": [torch.full((len(row.sources),), a) for row, a in zip(rows, given, strict=True)],
-        "old_log_probs": old,
-    }
-    nested = {name: torch.nested.as_nested_tensor(v, layout=torch.jagged) for name, v in fields.items()}
-    tq.kv_batch_put(keys=batch.keys, partition_id="one", fields=TensorDict(nested, batch_size=len(rows)))
-    loss, gradient, metrics = ray.get(ray.remote(loss_in_a_worker).remote(batch, PLAN))
+    jagged = [torch.tensor(old.get(key, [-1.0])) for key in batch.keys]
+    fields = {"old_log_probs": torch.nested.as_nested_tensor(jagged, layout=torch.jagged)}
+    tq.kv_batch_put(keys=batch.keys, partition_id="one", fields=TensorDict(fields, batch_size=len(batch)))
+    loss, gradient, metrics = ray.get(ray.remote(loss_in_a_worker).remote(batch))
 
-    # the same rollouts, as this package's own trainer sees them
-    streams = [m.rollout.stream for m in found[:4] if m.rollout]
-    feedback = [credit.feedback for credit in credits[:4]]
-    assert feedback == [0.5, 0.0, 0.0, 0.5]  # over the solo siblings' mean of 1/2
-    advantages = [Advantage(a, f) for a, f in zip(given[:4], feedback, strict=True)]
-    own = collate(
-        [
-            _with_old(row, -1.0)
-            for row in weighted_rows(streams, advantages, "token_mean", feedback_trained=True)
-        ],
-        0,
-    )
-    lengths = [127 + 1 if row.facts.padding else len(m.rollout.stream) for row, m in _paired(rows, found)]
-    line = torch.linspace(-2.0, -0.1, sum(lengths))
-    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    width = own.ids.shape[1]
-    # position t of a model's output speaks of token t + 1
-    shifted = [
-        torch.nn.functional.pad(line[start : start + len(t) - 1], (1, width - len(t)))
-        for start, t in zip(starts, streams, strict=False)
-    ]
-    leaf = torch.stack(shifted).requires_grad_()
-    wanted = objective_loss(leaf, own, ObjectiveSettings())
-    wanted.backward()
-    assert leaf.grad is not None
-    assert loss == pytest.approx(wanted.item(), rel=1e-5)
-    for start, t, row_gradient in zip(starts, streams, leaf.grad, strict=False):
-        assert gradient[start : start + len(t) - 1] == pytest.approx(
-            row_gradient[1 : len(t)].tolist(), abs=1e-6
-        )
-    assert not any(gradient[starts[4] :])  # the ungraded row, and verl's padding
-    assert metrics["actor/aipo_sum/feedback_tokens"] == 6.0
-    assert metrics["actor/aipo_sum/policy_tokens"] == sum(t.count(Source.POLICY) for t in streams)
-
-
-def _paired(rows: list[Any], found: list[MemberRollout]) -> list[tuple[Any, Any]]:
-    return [(row, found[min(i, len(found) - 1)]) for i, row in enumerate(rows)]
+    lengths = [len(layout.credits[k].row.stream) if k in layout.credits else 128 for k in batch.keys]
+    log_p = torch.linspace(-2.0, -0.1, sum(lengths))
+    starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    own, expected = torch.zeros(()), torch.zeros_like(log_p)
+    for at, key in enumerate(batch.keys):
+        if key not in layout.credits:
+            assert not any(gradient[starts[at] : starts[at + 1]])  # verl's padding
+            continue
+        row = layout.credits[key].row
+        given = collate([_with_old(row, -1.0)], 0)
+        leaf = torch.cat([torch.zeros(1), log_p[starts[at] : starts[at + 1] - 1]]).requires_grad_()
+        part = objective_loss(leaf.unsqueeze(0), given, ObjectiveSettings())
+        part.backward()
+        own += part.detach()
+        expected[starts[at] : starts[at + 1] - 1] = leaf.grad[1:]  # type: ignore[index]
+    assert loss == pytest.approx(own.item(), abs=1e-6)
+    assert gradient == pytest.approx(expected.tolist(), abs=1e-6)
+    assert any(gradient[starts[batch.keys.index(copies[0])] :][:9])
+    assert metrics["actor/aipo_sum/feedback_tokens"] == 12.0
 
 
 def _with_old(row: Any, old: float) -> Any:
@@ -212,36 +259,42 @@ def _with_old(row: Any, old: float) -> Any:
     return replace(row, stream=TokenStream(tuple(segments)))
 
 
-def test_verls_own_estimator_sees_groups_without_ungraded_rows(cluster: None) -> None:
+def test_verls_own_estimator_sees_groups_without_ungraded_rows_and_copies(cluster: None) -> None:
     """After credit, verl's GRPO on what the queue holds is `core`'s within each condition."""
     from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
-    batch, rows, _ = driver("two", members(), multiple=1)
-    data = tq.kv_batch_get(
-        keys=batch.keys, partition_id="two", select_fields=["uid", "rm_scores", "response_mask"]
-    )
-    padded = {name: data[name].to_padded_tensor(0.0) for name in ("rm_scores", "response_mask")}
+    layout = driver("two", members())
+    wanted = ["uid", "rm_scores", "response_mask", "advantages"]
+    data = tq.kv_batch_get(keys=layout.batch.keys, partition_id="two", select_fields=wanted)
+    padded = {name: data[name].to_padded_tensor(0.0) for name in wanted[1:]}
     names = data["uid"].tolist() if hasattr(data["uid"], "tolist") else list(data["uid"])
     advantages, _ = compute_grpo_outcome_advantage(padded["rm_scores"], padded["response_mask"], names)
-    first = [row[padded["response_mask"][i].bool()][:1].tolist() for i, row in enumerate(advantages)]
-    assert first == [pytest.approx([x], abs=1e-5) if x else [] for x in (0.7071, -0.7071, -0.7071, 0.7071, 0)]
-    assert len(set(names)) == 3  # consulting, solo, and the row that is compared with nothing
-    assert [bool(tag.get("is_padding")) for tag in batch.tags] == [False] * 4 + [True]
-    stored = tq.kv_list("two")["two"]
-    assert stored[batch.keys[4]]["is_padding"] is True and rows[4].about.reason == "why"
+    assert torch.allclose(advantages, padded["advantages"], atol=1e-5) and bool(advantages.any())
+    assert len(set(names)) == 3  # consulting, solo, and the copy, which is compared with nothing
+    padding = [tag.get("is_padding", False) for tag in layout.batch.tags]
+    assert padding == [layout.credits[key].is_copy for key in layout.batch.keys]
 
 
 def test_lone_rows_can_be_given_no_advantage(cluster: None) -> None:
     from tensordict import TensorDict
 
-    batch, rows, _ = driver("three", members(), multiple=1)
-    ones = [torch.ones(len(row.sources)) for row in rows]
+    layout = driver("three", [members()[0], *members()[2:4]])
+    keys = layout.batch.keys
+    ones = [
+        torch.ones(len(c.row.stream) - c.row.stream.prompt_length) for c in map(layout.credits.get, keys) if c
+    ]
     nested = torch.nested.as_nested_tensor(ones, layout=torch.jagged)
-    fields = TensorDict({"advantages": nested}, batch_size=len(rows))
-    tq.kv_batch_put(keys=batch.keys, partition_id="three", fields=fields)
-    forget_advantages(batch, [1, 3], rows)
-    data = tq.kv_batch_get(keys=batch.keys, partition_id="three", select_fields=["advantages"])
-    assert [bool(row.any()) for row in data["advantages"].unbind()] == [True, False, True, False, True]
+    tq.kv_batch_put(
+        keys=keys, partition_id="three", fields=TensorDict({"advantages": nested}, batch_size=len(keys))
+    )
+    forget_lone_advantages(layout)
+    data = tq.kv_batch_get(keys=keys, partition_id="three", select_fields=["advantages"])
+    kept = {key: bool(row.any()) for key, row in zip(keys, data["advantages"].unbind(), strict=True)}
+    assert {layout.credits[key].baseline: taken for key, taken in kept.items()} == {
+        "0/consulting": False,
+        "0/solo": True,
+        "none": False,
+    }
 
 
 def test_one_record_without_sources_stops_the_step(cluster: None) -> None:
@@ -252,4 +305,4 @@ def test_one_record_without_sources_stops_the_step(cluster: None) -> None:
     tags = tq.kv_list("four")["four"]
     batch = KVBatchMeta(keys=keys, tags=[tags[key] for key in keys], partition_id="four")
     with pytest.raises((LossError, ValueError), match="token_sources"):
-        read_rows(batch)
+        read_groups(batch)

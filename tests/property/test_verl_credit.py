@@ -1,104 +1,83 @@
-"""Credit on verl's driver: UNGRADED and padding rows change nothing, however rows are ordered and cut."""
+"""Credit on verl's driver: who has no verdict changes nothing, and every row is in one mini-batch."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aipo.core.advantages import ESTIMATORS, FEEDBACK_ADVANTAGES, Member, group_advantages
-from aipo.core.batch import AGGREGATIONS
-from aipo.core.types import Condition, Verdict
-from aipo.integrations.verl.credit import RowFacts, credits_of, minibatches_of
-from aipo.integrations.verl.estimators import advantages
-from aipo.integrations.verl.plan import Plan
+from aipo.core.types import Source
+from aipo.grading import Grade
+from aipo.rollout.group import Group
+from support.verl_batches import LOST, UNGRADED, WON, Batch, batch_of, plugin_parts, recipe
+from support.verl_batches import settings as algorithm
 
-row = st.builds(
-    RowFacts,
-    group=st.sampled_from("abc"),
-    verdict=st.sampled_from(Verdict),
-    condition=st.sampled_from(Condition),
-    policy_tokens=st.integers(1, 9),
-    feedback_tokens=st.integers(0, 5),
-    response_tokens=st.integers(9, 20),
-)
-rows = st.lists(row, min_size=1, max_size=16)
-plans = st.builds(
-    Plan,
-    estimator=st.sampled_from(list(ESTIMATORS)),
-    aggregation=st.sampled_from(list(AGGREGATIONS)),
-    feedback_advantage=st.sampled_from(list(FEEDBACK_ADVANTAGES)),
-    split_baselines=st.booleans(),
-    max_response_tokens=st.just(20),
-    overlong_buffer_tokens=st.sampled_from([0, 8]),
-)
+seeds = st.integers(0, 10_000)
+names = st.sampled_from(["dapo", "grpo", "rloo", "reinforce_plus_plus"])
 
 
-def one_step(found: Sequence[RowFacts]) -> list[list[int]]:
-    return [list(range(len(found)))]
+def numbers(of: Batch, name: str) -> dict[str, tuple[float, float, float]]:
+    """Return weight and advantages of each stream."""
+    parts, streams = plugin_parts(of, recipe(algorithm(name, "floored"), 1))
+    return {
+        streams[id(c.row.stream)]: (c.row.weight, c.row.advantage.policy, c.row.advantage.feedback)
+        for part in parts
+        for c in part
+    }
 
 
-@given(rows, plans)
-@settings(max_examples=150, deadline=None)
-def test_rows_that_do_not_count_change_nothing(found: list[RowFacts], plan: Plan) -> None:
-    counted = [each for each in found if each.counts]
-    padded = [*found, replace(found[0], padding=True)]
-    with_all = credits_of(padded, one_step(padded), plan)
-    alone = credits_of(counted, one_step(counted), plan)
-    assert [c for c, each in zip(with_all, padded, strict=True) if each.counts] == alone
-    for credit, each in zip(with_all, padded, strict=True):
-        if not each.counts:
-            assert (credit.weight, credit.feedback, credit.siblings) == (0.0, 0.0, 0)
+def with_a_lost_one(group: Group) -> Group:
+    lost = replace(group.members[0], id=f"{group.problem.id}#9", grade=Grade(UNGRADED, "lost"))
+    assert lost.rollout is not None
+    own_stream = replace(lost.rollout, stream=replace(lost.rollout.stream))
+    return replace(group, members=(*group.members, replace(lost, rollout=own_stream)))
 
 
-@given(rows, plans)
-@settings(max_examples=150, deadline=None)
-def test_policy_advantages_through_verls_registry_are_those_of_core(
-    found: list[RowFacts], plan: Plan
-) -> None:
-    """The estimators see names and masks; `core` sees verdicts and conditions."""
-    if ESTIMATORS[plan.estimator].over_batch:
-        return
-    credits = credits_of(found, one_step(found), plan)
-    rewards = [
-        float(each.verdict is Verdict.CORRECT) + c.penalty for each, c in zip(found, credits, strict=True)
-    ]
-    tokens = [each.policy_tokens if each.counts else 0 for each in found]
-    given_ = advantages(rewards, tokens, [c.baseline for c in credits], plan.estimator)
-    for name in "abc":
-        at = [i for i, each in enumerate(found) if each.group == name]
-        members = [
-            Member(verdict=found[i].verdict, condition=found[i].condition, penalty=credits[i].penalty)
-            for i in at
-        ]
-        wanted = group_advantages(
-            members,
-            estimator=plan.estimator,
-            split_baselines=plan.split_baselines,
-            feedback=plan.feedback_advantage,
-        )
-        for index, advantage in zip(at, wanted, strict=True):
-            assert given_[index] == (advantage.policy if advantage else 0.0)
-            assert credits[index].feedback == (advantage.feedback if advantage else 0.0)
+@given(seeds, names)
+@settings(max_examples=60, deadline=None)
+def test_rollouts_without_a_verdict_change_nothing_and_have_no_row(seed: int, name: str) -> None:
+    of = batch_of(seed)
+    assert numbers(Batch(seed, list(map(with_a_lost_one, of.groups))), name) == numbers(of, name)
 
 
-@given(rows, plans, st.integers(0, 1000))
-@settings(max_examples=100, deadline=None)
-def test_the_order_of_rows_changes_no_credit(found: list[RowFacts], plan: Plan, seed: int) -> None:
-    order = list(range(len(found)))
-    Random(seed).shuffle(order)
-    shuffled = [found[i] for i in order]
-    here, there = credits_of(found, one_step(found), plan), credits_of(shuffled, one_step(found), plan)
-    for place, index in enumerate(order):
-        a, b = here[index], there[place]
-        assert abs(a.weight - b.weight) < 1e-12 and abs(a.feedback - b.feedback) < 1e-9
-        assert a.siblings == b.siblings and a.penalty == b.penalty
+@given(seeds, names, st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_every_graded_rollout_is_in_one_minibatch_with_its_group(seed: int, name: str, number: int) -> None:
+    of = batch_of(seed, verdicts=(WON, LOST, UNGRADED), experts=1)
+    parts, streams = plugin_parts(of, recipe(algorithm(name, "floored"), number))
+    found = [streams[id(c.row.stream)] for part in parts for c in part]
+    graded = {m.id for g in of.groups for m in g.members if m.grade.verdict is not UNGRADED}
+    assert len(found) == len(set(found)) and graded <= set(found)
+    for part in parts:
+        mine = {
+            streams[id(c.row.stream)].removeprefix("copy of ").replace("/", "#").split("#")[0] for c in part
+        }
+        others = [c for other in parts if other is not part for c in other]
+        rest = {
+            streams[id(c.row.stream)].removeprefix("copy of ").replace("/", "#").split("#")[0] for c in others
+        }
+        assert mine.isdisjoint(rest)
 
 
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-def test_every_row_is_in_exactly_one_step(ranks: int, of_rank: int, steps: int) -> None:
-    size = ranks * of_rank
-    parts = minibatches_of(size * steps, size, ranks)
-    assert sorted(i for part in parts for i in part) == list(range(size * steps))
-    assert {len(part) for part in parts} == {size}
+@given(seeds, names)
+@settings(max_examples=60, deadline=None)
+def test_what_nobody_sampled_has_a_row_only_where_it_teaches(seed: int, name: str) -> None:
+    of = batch_of(seed, experts=1)
+    parts, _ = plugin_parts(of, recipe(algorithm(name, "floored"), 1))
+    for credit in (c for part in parts for c in part):
+        if not credit.row.stream.count(Source.POLICY):
+            assert credit.row.advantage.feedback != 0 and credit.row.weight > 0
+        if credit.is_copy:
+            assert credit.reward == 0.0 and credit.baseline == "none"
+
+
+@given(seeds, names)
+@settings(max_examples=40, deadline=None)
+def test_the_order_of_groups_changes_no_credit(seed: int, name: str) -> None:
+    of = batch_of(seed)
+    shuffled = list(of.groups)
+    Random(seed).shuffle(shuffled)
+    here, there = numbers(of, name), numbers(Batch(seed, shuffled), name)
+    assert here.keys() == there.keys()
+    for key, values in here.items():
+        assert all(abs(a - b) < 1e-9 for a, b in zip(values, there[key], strict=True))

@@ -29,7 +29,6 @@ OVERRIDES = (
     "rollout.max_response_tokens=64",
     "train.prompts_per_step=2",
     "train.minibatches_per_step=1",
-    "algorithm.stripped_copies=false",
 )
 ROW = {
     "extra_info": {"problem": {"id": "p1", "text": "dogs 2 ;", "gold": "8", "stratum": "easy"}},

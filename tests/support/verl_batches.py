@@ -1,9 +1,10 @@
-"""The same rollouts for our own trainer and for the plugin on verl: groups, numbers, both ways to a loss.
+"""The same groups for our own trainer and for the plugin on verl: numbers, and both ways to a loss.
 
 Needs tensordict and verl where `plugin` or `data_of` is called.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -11,144 +12,198 @@ import pytest
 import torch
 from torch import Tensor
 
-from aipo.config.settings import AlgorithmSettings
+from aipo.config.settings import AlgorithmSettings, RolloutSettings, Settings, TrainSettings
 from aipo.core.batch import Row, collate, corrected
-from aipo.core.objective import objective_loss
-from aipo.core.tokens import Segment, TokenStream
-from aipo.core.types import Condition, Source, StopReason, Verdict
+from aipo.core.objective import ObjectiveSettings, objective_loss
+from aipo.core.tokens import Segment, TokenStream, expert_stream
+from aipo.core.types import Condition, ConsultOutcome, Source, StopReason, Verdict
 from aipo.grading import Grade
-from aipo.integrations.verl.credit import RowFacts, credits_of, minibatches_of
-from aipo.integrations.verl.estimators import advantages
+from aipo.integrations.verl.credit import RowCredit, rows_by_minibatch, taught_by
 from aipo.integrations.verl.loss import AipoLoss
-from aipo.integrations.verl.plan import Plan
-from aipo.rollout.episode import Rollout
+from aipo.rollout.episode import Consultation, Rollout
 from aipo.rollout.group import Group, MemberRollout
 from aipo.tasks.base import Problem
-from aipo.training.algorithm import base_algorithm, objective_settings
+from aipo.training.algorithm import objective_settings
 from aipo.training.batch import minibatches
+from aipo.training.credit import REWARDS, Credit
 from aipo.training.credit import credits_of as own_credits_of
 
 HORIZON = 32
 WON, LOST, UNGRADED = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNGRADED
+PATH: list[str | int] = [0, "rollout", 1]
+Result = list[tuple[Tensor, dict[str, Tensor]]]
+"""Loss and gradient by stream of each optimiser step."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Log-probabilities of a stream's response tokens."""
+
+    new: Tensor
+    """By the weights that are being updated."""
+    old: Tensor
+    """By the weights before the update, as verl recomputes them."""
+    reference: Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Groups of rollouts in verl's order, and log-probabilities under the new and the old weights."""
+    """Groups of rollouts, and the numbers of every stream that comes of them, by name."""
 
+    seed: int
     groups: list[Group]
-    new: list[Tensor]
-    """Of each response token of each row, by the weights that are being updated."""
-    old: list[Tensor]
-    """The same by the weights before the update, as verl recomputes them."""
+    made: dict[str, Numbers] = field(default_factory=dict)
 
-    @property
-    def members(self) -> list[MemberRollout]:
-        return [member for group in self.groups for member in group.members]
+    def of(self, name: str, stream: TokenStream) -> Numbers:
+        """Return the numbers of a stream; sampler and trainer differ a little."""
+        if name not in self.made:
+            rng = Random(f"{self.seed} {name}")
 
-    @property
-    def streams(self) -> list[TokenStream]:
-        return [member.rollout.stream for member in self.members if member.rollout]
+            def near(values: Tensor, by: float) -> Tensor:
+                moved = [rng.uniform(-by, by) for _ in values]
+                return values + torch.tensor(moved, dtype=torch.float64)
+
+            log_probs = torch.tensor(stream.log_probs[stream.prompt_length :], dtype=torch.float64)
+            old = near(torch.where(log_probs == 0, -1.5, log_probs), 0.05)
+            self.made[name] = Numbers(near(old, 0.6), old, near(old, 0.3))
+        return self.made[name]
 
 
-def batch_of(seed: int, feedback: bool = True, verdicts: tuple[Verdict, ...] = (WON, LOST)) -> Batch:
-    """Four groups of four, lengths and sources at random; sampler and trainer differ a little."""
+def batch_of(
+    seed: int, feedback: bool = True, verdicts: tuple[Verdict, ...] = (WON, LOST), experts: int = 0
+) -> Batch:
+    """Four groups of four, lengths and sources at random, and experts."""
     rng, groups = Random(seed), []
     for number in range(4):
         members = []
         for index in range(4):
             condition = Condition.CONSULTING if index < 2 else Condition.SOLO
-            stream = _stream(rng, feedback and condition is Condition.CONSULTING)
-            verdict = rng.choice(verdicts)
-            produced = Rollout(
-                stream=stream,
-                response="",
-                policy_text="",
-                stop=StopReason.END,
-                consultations=(),
-                consult_spans=(),
-            )
+            produced = _rollout(rng, feedback and condition is Condition.CONSULTING)
+            grade = Grade(rng.choice(verdicts), "")
             members.append(
-                MemberRollout(
-                    id=f"{number}#{index}", condition=condition, rollout=produced, grade=Grade(verdict, "")
-                )
+                MemberRollout(id=f"{number}#{index}", condition=condition, rollout=produced, grade=grade)
             )
-        groups.append(Group(problem=Problem(id=str(number), text="?", gold="!"), members=tuple(members)))
-    new, old = [], []
-    for group in groups:
-        for member in group.members:
-            assert member.rollout is not None
-            stream = member.rollout.stream
-            log_probs = torch.tensor(stream.log_probs[stream.prompt_length :], dtype=torch.float64)
-            sampled = torch.where(log_probs == 0, -1.5, log_probs)
-            old.append(
-                sampled + torch.tensor([rng.uniform(-0.05, 0.05) for _ in sampled], dtype=torch.float64)
-            )
-            new.append(old[-1] + torch.tensor([rng.uniform(-0.6, 0.6) for _ in sampled], dtype=torch.float64))
-    return Batch(groups, new, old)
+        solo = (8,) * rng.randint(1, 4)
+        solutions = [expert_stream(solo, (9,) * rng.randint(1, 5)) for _ in range(experts)]
+        problem = Problem(id=str(number), text="?", gold="!")
+        groups.append(
+            Group(problem=problem, members=tuple(members), experts=tuple(solutions), solo_prompt_ids=solo)
+        )
+    return Batch(seed, groups)
 
 
-def _stream(rng: Random, feedback: bool) -> TokenStream:
+def _rollout(rng: Random, feedback: bool) -> Rollout:
     def policy() -> Segment:
         n = rng.randint(1, 5)
         return Segment(Source.POLICY, (5,) * n, tuple(rng.uniform(-3.0, -0.1) for _ in range(n)))
 
     segments = [Segment(Source.PROMPT, (1,) * rng.randint(1, 4)), policy()]
+    spans, consultations = [], []
     if feedback:
         n = rng.randint(1, 4)
         reported = tuple(rng.uniform(-2.0, -0.1) for _ in range(n)) if rng.random() < 0.5 else ()
+        asked = sum(len(s.ids) for s in segments)
         segments += [Segment(Source.FEEDBACK, (6,) * n, reported), policy()]
+        spans.append((asked - 1, asked))  # the request is one token; what was said stays
+        consultations.append(_consultation(rng.randint(1, 20)))
         segments += [Segment(Source.SCAFFOLD, (7,) * 2), policy()] if rng.random() < 0.3 else []
-    return TokenStream(tuple(segments))
+    return Rollout(
+        stream=TokenStream(tuple(segments)),
+        response="",
+        policy_text="",
+        stop=StopReason.END,
+        consultations=tuple(consultations),
+        consult_spans=tuple(spans),
+    )
 
 
-def plan_of(algorithm: AlgorithmSettings) -> Plan:
-    base = base_algorithm(algorithm)
-    return Plan(
-        objective=objective_settings(algorithm),
-        estimator=base.estimator,
-        aggregation=base.aggregation,
-        feedback_advantage=algorithm.feedback_advantage,
-        split_baselines=algorithm.split_baselines,
-        mismatch_truncation=algorithm.mismatch_truncation or 0.0,
-        max_response_tokens=HORIZON,
-        consulting=2,
-        solo=2,
+def _consultation(reply_tokens: int) -> Consultation:
+    return Consultation(
+        agent="verify",
+        request="",
+        outcome=ConsultOutcome.ANSWERED,
+        reply="",
+        reply_tokens=reply_tokens,
+        detail="",
+        context="",
+        latency_s=0.0,
     )
 
 
 def settings(name: str, coefficient: str, **more: Any) -> AlgorithmSettings:
-    return AlgorithmSettings(name=name, coefficient=coefficient, stripped_copies=False, **more)
+    return AlgorithmSettings(name=name, coefficient=coefficient, **{"mismatch_truncation": 0.0} | more)
+
+
+def recipe(algorithm: AlgorithmSettings, minibatches_: int, **train: Any) -> Settings:
+    return Settings(
+        algorithm=algorithm,
+        rollout=RolloutSettings(max_response_tokens=HORIZON),
+        train=TrainSettings(minibatches_per_step=minibatches_, prompts_per_step=4, **train),
+    )
+
+
+def names_of(groups: Sequence[Group], credits: Sequence[Sequence[Credit]]) -> dict[int, str]:
+    """Name every stream that is learnt from, by its `id`: the same in both ways."""
+    names = {id(m.rollout.stream): m.id for g in groups for m in g.members if m.rollout}
+    names |= {id(e): f"{g.problem.id}/expert {i}" for g in groups for i, e in enumerate(g.experts)}
+    return names | {
+        id(c.stream): f"copy of {c.copy_of}" for of_group in credits for c in of_group if c.copy_of
+    }
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """Stands for the policy's entropy: any function with a gradient."""
+    return 0.3 * log_p * log_p + 0.1
 
 
 # this package's own trainer
 
 
-def own(of: Batch, algorithm: AlgorithmSettings, number: int) -> list[tuple[Tensor, dict[int, Tensor]]]:
-    """Loss and gradient by row of each optimiser step, as `training/update.py` makes them.
+def own(of: Batch, algorithm: AlgorithmSettings, number: int, reward: str = "verdict") -> Result:
+    """Loss and gradient of each optimiser step, as `training/update.py` makes them.
 
     Its sampler is its trainer: p_old is the trainer's own unless a correction is asked for.
     """
-    credits = [own_credits_of(group, algorithm, HORIZON) for group in of.groups]
-    place = {id(stream): i for i, stream in enumerate(of.streams)}
-    results = []
-    for rows in minibatches(credits, algorithm, number, HORIZON):
-        rows = [_with_old(row, of.old[place[id(row.stream)]], algorithm) for row in rows]
-        which = [place[id(row.stream)] for row in _untouched(rows, of, place)]
-        results.append(_own_step(rows, which, of, algorithm))
-    return results
+    groups = REWARDS[reward](of.groups, PATH)
+    credits = [own_credits_of(group, algorithm, HORIZON) for group in groups]
+    names = names_of(groups, credits)
+    return [
+        _own_step(rows, [names[id(row.stream)] for row in rows], of, algorithm)
+        for rows in minibatches(credits, algorithm, number, HORIZON)
+    ]
 
 
-_ORIGIN: dict[int, TokenStream] = {}
-
-
-def _with_old(row: Row, old: Tensor, algorithm: AlgorithmSettings) -> Row:
-    recomputed = (0.0,) * row.stream.prompt_length + tuple(old.tolist())
+def _own_step(
+    rows: list[Row], names: list[str], of: Batch, algorithm: AlgorithmSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
     objective = objective_settings(algorithm)
+    numbers = [of.of(name, row.stream) for name, row in zip(names, rows, strict=True)]
+    rows = [_with_old(row, n.old, objective, algorithm) for row, n in zip(rows, numbers, strict=True)]
+    batch = collate(rows, 0, torch.float64)
+    prompts, width = [row.stream.prompt_length for row in rows], batch.ids.shape[1]
+
+    def placed(values: Sequence[Tensor]) -> Tensor:
+        each = zip(values, prompts, strict=True)
+        return torch.stack([torch.nn.functional.pad(v, (p, width - p - len(v))) for v, p in each])
+
+    leaves = {name: n.new.clone().requires_grad_() for name, n in zip(names, numbers, strict=True)}
+    log_p = placed(list(leaves.values()))
+    if algorithm.mismatch_truncation:
+        batch = corrected(batch, placed([n.old for n in numbers]), algorithm.mismatch_truncation)
+    if objective.kl is not None:
+        reference = placed([n.reference for n in numbers])
+        batch = replace(batch, kl_reference=objective.kl.term(log_p, reference))
+    batch = replace(batch, entropy=entropy(log_p))
+    loss = objective_loss(log_p, batch, objective)
+    loss.backward()
+    return loss.detach(), {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+def _with_old(row: Row, old: Tensor, objective: ObjectiveSettings, algorithm: AlgorithmSettings) -> Row:
+    recomputed = (0.0,) * row.stream.prompt_length + tuple(old.tolist())
     stream = row.stream
     if not algorithm.mismatch_truncation:  # a sampler that is the trainer
         stream = _resampled(row.stream, old)
-    _ORIGIN[id(stream)] = row.stream
     return replace(row, stream=stream, recomputed=recomputed if objective.needs_old_feedback_log_p else None)
 
 
@@ -161,32 +216,6 @@ def _resampled(stream: TokenStream, old: Tensor) -> TokenStream:
     return TokenStream(tuple(segments))
 
 
-def _untouched(rows: list[Row], of: Batch, place: dict[int, int]) -> list[Row]:
-    return [replace(row, stream=_ORIGIN[id(row.stream)]) for row in rows]
-
-
-def _own_step(
-    rows: list[Row], which: list[int], of: Batch, algorithm: AlgorithmSettings
-) -> tuple[Tensor, dict[int, Tensor]]:
-    batch = collate(rows, 0, torch.float64)
-    prompts = [row.stream.prompt_length for row in rows]
-    leaves = [of.new[i].clone().requires_grad_() for i in which]
-    width = batch.ids.shape[1]
-    log_p = torch.stack([_placed(leaf, p, width) for leaf, p in zip(leaves, prompts, strict=True)])
-    if algorithm.mismatch_truncation:
-        old = torch.stack([_placed(of.old[i], p, width) for i, p in zip(which, prompts, strict=True)])
-        batch = corrected(batch, old, algorithm.mismatch_truncation)
-    loss = objective_loss(log_p, batch, objective_settings(algorithm))
-    loss.backward()
-    return loss.detach(), {
-        i: leaf.grad for i, leaf in zip(which, leaves, strict=True) if leaf.grad is not None
-    }
-
-
-def _placed(values: Tensor, prompt: int, width: int) -> Tensor:
-    return torch.nn.functional.pad(values, (prompt, width - prompt - len(values)))
-
-
 # the plugin
 
 
@@ -194,103 +223,88 @@ def jagged(rows: list[Tensor]) -> Tensor:
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
+def plugin_parts(of: Batch, recipe_: Settings) -> tuple[list[list[RowCredit]], dict[int, str]]:
+    """Return the plugin's rows of each optimiser step, and the names of their streams."""
+    groups = REWARDS[recipe_.train.reward](of.groups, PATH)
+    taught = taught_by(groups, recipe_.algorithm, recipe_)
+    names = names_of(groups, [each.credits for each in taught])
+    return rows_by_minibatch(taught, names, recipe_.algorithm, recipe_), names
+
+
 def plugin(
-    of: Batch, plan: Plan, number: int, ranks: int = 1, micro: int = 3, policy: list[float] | None = None
-) -> list[tuple[Tensor, dict[int, Tensor]]]:
+    of: Batch, recipe_: Settings, ranks: int = 1, micro: int = 3, policy: dict[str, float] | None = None
+) -> Result:
     """The same through credit and loss of the plugin: steps, ranks, micro-batches of `micro` rows."""
-    facts = [facts_of(member) for member in of.members]
-    steps = minibatches_of(len(facts), len(facts) // number, ranks)
-    credits = credits_of(facts, steps, plan)
-    given = policy or advantages(
-        [float(f.verdict is WON) + c.penalty for f, c in zip(facts, credits, strict=True)],
-        [f.policy_tokens if f.counts else 0 for f in facts],
-        [c.baseline for c in credits],
-        plan.estimator,
-    )
+    algorithm = recipe_.algorithm
+    loss_of = AipoLoss(objective_settings(algorithm), algorithm.mismatch_truncation)
+    parts, names = plugin_parts(of, recipe_)
     results = []
-    for rows in steps:
+    for credits in parts:
         total, gradients = torch.zeros((), dtype=torch.float64), {}
-        for start in range(0, len(rows), micro):
-            part = rows[start : start + micro]
-            leaves = {i: of.new[i].clone().requires_grad_() for i in part}
+        for start in range(0, len(credits), micro):
+            part = credits[start : start + micro]
+            by_name = {names[id(credit.row.stream)]: credit for credit in part}
+            numbers = {name: of.of(name, credit.row.stream) for name, credit in by_name.items()}
+            leaves = {name: n.new.clone().requires_grad_() for name, n in numbers.items()}
             data = data_of(
-                of, part, facts, [(credits[i].weight, credits[i].feedback, given[i]) for i in part]
+                list(by_name.values()), list(numbers.values()), policy and [policy[n] for n in by_name]
             )
             data.set_non_tensor("dp_size", ranks)
-            loss, _ = AipoLoss(plan)({"log_probs": whole(of, leaves)}, data)
+            streams = [credit.row.stream for credit in part]
+            output = {"log_probs": whole(streams, list(leaves.values()))}
+            output["entropy"] = whole(streams, [entropy(leaf) for leaf in leaves.values()])
+            loss, _ = loss_of(output, data)
             (loss / ranks).backward()  # verl averages over ranks
             total = total + loss.detach() / ranks
-            gradients |= {i: leaf.grad for i, leaf in leaves.items() if leaf.grad is not None}
+            gradients |= {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
         results.append((total, gradients))
     return results
 
 
-def facts_of(member: MemberRollout) -> RowFacts:
-    assert member.rollout is not None
-    stream = member.rollout.stream
-    response = len(stream) - stream.prompt_length
-    graded = member.grade.verdict is not UNGRADED
-    return RowFacts(
-        group=member.id.partition("#")[0],
-        verdict=member.grade.verdict,
-        condition=member.condition,
-        policy_tokens=stream.count(Source.POLICY) if graded else 0,
-        feedback_tokens=stream.count(Source.FEEDBACK) if graded else 0,
-        response_tokens=response,
-    )
-
-
-def whole(of: Batch, leaves: dict[int, Tensor]) -> Tensor:
+def whole(streams: Sequence[TokenStream], leaves: Sequence[Tensor]) -> Tensor:
     """Log-probabilities of whole sequences, shifted by one as a model gives them: nested."""
     rows = []
-    for i, leaf in leaves.items():
-        prompt = of.streams[i].prompt_length
-        rows.append(
-            torch.cat([torch.full((prompt - 1,), -9.0).double(), leaf, torch.full((1,), -9.0).double()])
-        )
-    return torch.nested.nested_tensor_from_jagged(
-        torch.cat(rows), torch.tensor([0, *torch.tensor([len(r) for r in rows]).cumsum(0).tolist()])
-    )
+    for stream, leaf in zip(streams, leaves, strict=True):
+        before = torch.full((stream.prompt_length - 1,), -9.0).double()
+        rows.append(torch.cat([before, leaf, torch.full((1,), -9.0).double()]))
+    lengths = torch.tensor([len(row) for row in rows]).cumsum(0).tolist()
+    return torch.nested.nested_tensor_from_jagged(torch.cat(rows), torch.tensor([0, *lengths]))
 
 
 def data_of(
-    of: Batch, part: list[int], facts: list[RowFacts], given: list[tuple[float, float, float]]
+    credits: Sequence[RowCredit], numbers: Sequence[Numbers], policy: Sequence[float] | None = None
 ) -> Any:
+    """Return verl's micro-batch; `policy` are the POLICY advantages of an estimator of verl's own."""
     from tensordict import TensorDict
 
-    streams = [of.streams[i] for i in part]
-    prompts = [s.prompt_length for s in streams]
-    sources = [
-        torch.tensor([int(x) if facts[i].counts else int(Source.SCAFFOLD) for x in s.sources[p:]])
-        for i, s, p in zip(part, streams, prompts, strict=True)
-    ]
+    rows = [credit.row for credit in credits]
+    streams = [row.stream for row in rows]
+    begins = [stream.prompt_length for stream in streams]
+    each = list(zip(streams, begins, strict=True))
+    sources = [torch.tensor([int(source) for source in s.sources[p:]]) for s, p in each]
+    given = policy or [row.advantage.policy for row in rows]
+
+    def constant(values: Sequence[float]) -> Tensor:
+        pairs = zip(sources, values, strict=True)
+        return jagged([torch.full((len(x),), value, dtype=torch.float64) for x, value in pairs])
+
     fields = {
-        "prompts": jagged([torch.tensor(s.ids[:p]) for s, p in zip(streams, prompts, strict=True)]),
-        "responses": jagged([torch.tensor(s.ids[p:]) for s, p in zip(streams, prompts, strict=True)]),
+        "prompts": jagged([torch.tensor(s.ids[:p]) for s, p in each]),
+        "responses": jagged([torch.tensor(s.ids[p:]) for s, p in each]),
         "token_sources": jagged(sources),
-        "rollout_log_probs": jagged(
-            [
-                torch.tensor(s.log_probs[p:], dtype=torch.float64)
-                for s, p in zip(streams, prompts, strict=True)
-            ]
-        ),
-        "old_log_probs": jagged([of.old[i] for i in part]),
-        "token_weights": jagged(
-            [torch.full((len(x),), g[0], dtype=torch.float64) for x, g in zip(sources, given, strict=True)]
-        ),
-        "feedback_advantages": jagged(
-            [torch.full((len(x),), g[1], dtype=torch.float64) for x, g in zip(sources, given, strict=True)]
-        ),
+        "rollout_log_probs": jagged([torch.tensor(s.log_probs[p:], dtype=torch.float64) for s, p in each]),
+        "old_log_probs": jagged([n.old for n in numbers]),
+        "ref_log_prob": jagged([n.reference for n in numbers]),
+        "token_weights": constant([row.weight for row in rows]),
+        "feedback_advantages": constant([row.advantage.feedback for row in rows]),
         "advantages": jagged(
-            [(x == Source.POLICY).double() * g[2] for x, g in zip(sources, given, strict=True)]
+            [(x == Source.POLICY).double() * value for x, value in zip(sources, given, strict=True)]
         ),
     }
-    return TensorDict(fields, batch_size=len(part))
+    return TensorDict(fields, batch_size=len(rows))
 
 
-def same(
-    ours: list[tuple[Tensor, dict[int, Tensor]]], theirs: list[tuple[Tensor, dict[int, Tensor]]]
-) -> None:
+def same(ours: Result, theirs: Result) -> None:
     assert len(ours) == len(theirs)
     for (loss, gradients), (other, others) in zip(ours, theirs, strict=True):
         assert loss.item() == pytest.approx(other.item(), rel=1e-6, abs=1e-9)

@@ -30,6 +30,9 @@ Config = Annotated[
     typer.Argument(help="The configuration that `aipo verl config` wrote, if there is one."),
 ]
 
+Checkpoint = Annotated[Path, typer.Argument(help="A run's folder, or one global_step_N of its checkpoints.")]
+Policy = Annotated[Path, typer.Option("--output", help="A new folder for the policy.")]
+
 
 @app.callback()
 def verl() -> None:
@@ -76,3 +79,17 @@ def check(config: Config = None) -> None:
     if found:
         raise typer.Exit(1)
     console.print("verl finds the plugin" + (f", and {config} is fine" if config else ""), markup=False)
+
+
+@app.command()
+def export(checkpoint: Checkpoint, output: Policy) -> None:
+    """Write the policy of a checkpoint of verl's as a plain Hugging Face folder, for every other verb.
+
+    CHECKPOINT is a run's folder (`run.output`), whose newest one is taken, or a folder `global_step_N`.
+    """
+    from aipo.cli.console import console, plain_errors
+    from aipo.integrations.verl.policy import export_policy
+
+    with plain_errors():
+        source = export_policy(checkpoint, output)
+    console.print(f"{output}: the policy of {source}", markup=False)

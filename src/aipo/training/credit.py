@@ -46,7 +46,7 @@ def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: 
     only there is nothing to compare with and its advantage is 1, which makes it supervised fine-tuning.
     """
     expert = Member(verdict=Verdict.CORRECT, condition=Condition.SOLO, expert=True)
-    members = _members(group, algorithm, max_response_tokens)
+    members = members_of(group, algorithm, max_response_tokens)
     advantages, of_copies = (
         group_advantages(
             members + [expert] * len(group.experts),
@@ -80,7 +80,7 @@ def credits_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: 
     return result
 
 
-def _members(group: Group, algorithm: AlgorithmSettings, max_response_tokens: int) -> list[Member]:
+def members_of(group: Group, algorithm: AlgorithmSettings, max_response_tokens: int) -> list[Member]:
     """Return what baselines need to know; the price of help is charged where consulting rewards differ.
 
     In a set of equal rewards a price would be all the variance there is, and normalising by it would make it

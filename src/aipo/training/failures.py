@@ -55,7 +55,7 @@ def _summary(asked: Sequence[Consultation]) -> str:
     """Return a line for each agent: its outcomes and the last reason of a failure."""
     lines = []
     for agent in sorted({c.agent for c in asked if c.agent}):
-        own = [c for c in asked if c.agent is agent]
+        own = [c for c in asked if c.agent == agent]
         counts = Counter(c.outcome for c in own)
         outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ASKED if counts[outcome])
         reasons = [c.detail for c in own if c.outcome in FAILED]

@@ -147,9 +147,9 @@ def test_log_probs_are_those_of_a_plain_forward_pass(name: str, attention: str) 
         assert written.log_probs == pytest.approx(true_log_probs(model, written), abs=1e-5)
 
 
-def test_log_probs_are_those_of_the_tempered_distribution_before_bans() -> None:
-    model = llama()
-    written = run(write(engine_of(model), "s", [5, 6, 7], [], sampling=Sampling(temperature=0.5)))
+def test_log_probs_are_those_of_the_tempered_distribution() -> None:
+    model, half = llama(), Sampling(temperature=0.5)
+    written = run(write(engine_of(model), "s", [5, 6, 7], [], sampling=half, banned_sequences=()))
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([written.ids])).logits[0] / 0.5
     expected = [float(logits.log_softmax(-1)[p - 1, written.ids[p]]) for p in written.places]

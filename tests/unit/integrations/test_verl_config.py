@@ -11,12 +11,14 @@ from aipo.config.cluster import ClusterSettings
 from aipo.config.layers import Layers
 from aipo.config.loader import load_settings
 from aipo.config.settings import Settings
-from aipo.integrations.verl.plan import Plan
+from aipo.integrations.verl.offered import REFUSED, WITHOUT_MEANING, table_of
+from aipo.integrations.verl.problems import problem_of
 from aipo.integrations.verl.refusals import refuse
-from aipo.training.algorithm import objective_settings
+from aipo.tasks.base import Problem
+from aipo.training.problems import ProblemBatches
 from support.policies import run_cli, succeed
 
-PLAIN = ("policy.model=some/model", "algorithm.stripped_copies=false")
+PLAIN = ("policy.model=some/model",)
 
 
 def written(tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -49,9 +51,7 @@ def test_the_recipe_stands_in_it_whole_and_its_algorithm_resolved(tmp_path: Path
     settings = layers.validate(Settings)
     more = ["algorithm.name=cispo", "algorithm.coefficient=shaped", "algorithm.shape=0.2"]
     assert settings == load_settings(Path("recipes/own.toml"), [*RECIPE, *PLAIN, *more])
-    plan = Plan.from_table(found["aipo"]["plan"])
-    assert plan.objective == objective_settings(settings.algorithm)
-    assert (plan.consulting, plan.solo, plan.max_response_tokens) == (4, 4, 2048)
+    assert found["algorithm"]["adv_estimator"] == "aipo_group_normalised"
 
 
 def test_what_is_written_is_what_the_plugin_takes(tmp_path: Path) -> None:
@@ -66,17 +66,12 @@ def test_what_is_written_is_what_the_plugin_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("policy.lora_rank=8", "policy.lora_rank = 8"),
+        ("policy.tf32=true", "policy.tf32 = true"),
+        ("consult.format=tools", "consult.format = 'tools'"),
         ("consult.elicit.share=0.5", "agent-loop processes do not see"),
-        ("algorithm.stripped_copies=true", "algorithm.stripped_copies = true"),
-        ("algorithm.agent_token_price=0.1", "algorithm.agent_token_price = 0.1"),
-        ("algorithm.floor_end=0.5", "algorithm.floor_end"),
-        ("rollout.solo_fraction_end=1.0", "rollout.solo_fraction_end"),
-        ("rollout.experts_per_prompt=1", "rollout.experts_per_prompt = 1"),
-        ("train.dynamic_sampling_rounds=2", "train.dynamic_sampling_rounds"),
-        ("task.reward=my_rewards:brevity", "task.reward = {'my_rewards:brevity': 1.0}"),
-        ("train.reward=random", "train.reward = 'random'"),
-        ("train.minibatches_per_step=3", "train.minibatches_per_step = 3"),
+        ("train.learning_rate_schedule=linear", "train.learning_rate_schedule = 'linear'"),
+        ("train.source_gradients_every_steps=5", "train.source_gradients_every_steps = 5"),
+        ("guards.max_agent_cost=2", "guards.max_agent_cost = 2"),
         ("rollout.max_response_tokens=40000", "tokens_per_gpu"),
         ("agents.backend=local", "agents.verify: backend = 'local'"),
         ("policy.model=", "policy.model = ''"),
@@ -91,10 +86,94 @@ def test_what_verl_would_not_do_is_an_error_that_names_the_field(
     assert not (tmp_path / "none").exists()
 
 
-def test_a_minibatch_that_the_ranks_cannot_share_is_an_error(tmp_path: Path) -> None:
-    more = ("rollout.rollouts_per_prompt=3", "--on", "nodes=2")
-    result = run_cli("verl", "config", "recipes/own.toml", *RECIPE, *PLAIN, *more, "--output", tmp_path)
-    assert result.exit_code == 2 and "a mini-batch of 24 rollouts" in result.output
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("algorithm.kl_weight=0.1", "algorithm.kl_estimator=exact"), "algorithm.kl_estimator = 'exact'"),
+        (
+            ("algorithm.kl_weight=0.1", "rollout.rollouts_per_prompt=0", "rollout.experts_per_prompt=1"),
+            "rollout.rollouts_per_prompt = 0",
+        ),
+        (("policy.lora_rank=8", "policy.precision=bfloat16"), "policy.precision = 'bfloat16'"),
+        (("policy.lora_rank=8", "policy.lora_alpha=2.5"), "policy.lora_alpha = 2.5"),
+    ],
+)
+def test_what_does_not_go_together_on_verl_is_an_error(
+    tmp_path: Path, changes: tuple[str, ...], said: str
+) -> None:
+    result = run_cli(
+        "verl", "config", "recipes/own.toml", *RECIPE, *PLAIN, *changes, "--output", tmp_path / "none"
+    )
+    assert result.exit_code == 2 and said in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "algorithm.verified_copies=true",
+        "algorithm.agent_token_price=0.001",
+        "algorithm.floor_end=0.5",
+        "algorithm.feedback_weight_end=0.5",
+        "algorithm.entropy_weight=0.01",
+        "algorithm.kl_weight=0.1",
+        "rollout.solo_fraction_end=1.0",
+        "rollout.experts_per_prompt=1",
+        "train.dynamic_sampling_rounds=2",
+        "train.minibatches_per_step=3",
+        "train.reward=random",
+        "task.reward=my_rewards:brevity",
+        "train.optimizer=adamw8bit",
+        "policy.lora_rank=8",
+    ],
+)
+def test_the_whole_method_is_taken(tmp_path: Path, change: str) -> None:
+    found = written(tmp_path, change)
+    found["actor_rollout_ref"]["rollout"] |= {
+        "response_length": found["data"]["max_response_length"],
+        "multi_turn": {"enable": False},
+    }
+    refuse(found)
+
+
+def test_adapters_are_verls_and_its_servers_get_them_merged(tmp_path: Path) -> None:
+    change = ("policy.lora_rank=8", "policy.lora_targets=['q_proj']", "train.optimizer=adamw8bit")
+    found = written(tmp_path, *change)["actor_rollout_ref"]
+    model = found["model"]
+    assert (model["lora_rank"], model["lora_alpha"], model["lora"]) == (8, 32, {"merge": True})
+    assert model["target_modules"] == ["q_proj"]
+    assert found["actor"]["optim"]["optimizer_impl"] == "bitsandbytes.optim"
+
+
+def test_supervised_fine_tuning_has_an_expert_for_its_only_row(tmp_path: Path) -> None:
+    found = written(tmp_path, "rollout.rollouts_per_prompt=0", "rollout.experts_per_prompt=1")
+    assert found["actor_rollout_ref"]["rollout"]["n"] == 1
+    assert found["algorithm"]["rollout_correction"] is None
+
+
+def leaves(section: type[Any], before: str = "") -> list[str]:
+    """Return the names of all settings."""
+    names = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and hasattr(inner, "model_fields"):
+            names += leaves(inner, f"{before}{name}.")
+        else:
+            names.append(before + name)
+    return names
+
+
+def test_every_setting_is_offered_or_refused_or_said_to_mean_nothing() -> None:
+    """A new setting fails here until somebody has said what it means on verl."""
+    names = leaves(Settings)
+    assert len(names) > 150
+    tables = {name: table_of(name) for name in names}
+    used = {key for key in (*REFUSED, *WITHOUT_MEANING) for name in names if name.startswith(key)}
+    assert used == {*REFUSED, *WITHOUT_MEANING}  # no entry about a setting that is gone
+    text = (ROOT / "docs" / "verl.md").read_text()
+    said = [key for key, table in tables.items() if table != "offered"]
+    assert said and [key for key in (*REFUSED, *WITHOUT_MEANING) if f"`{key.rstrip('.')}`" not in text] == []
+    with pytest.raises(KeyError):
+        table_of("train.invented")
 
 
 def test_sequence_parallelism_needs_flash_attention(tmp_path: Path) -> None:
@@ -137,15 +216,54 @@ def test_a_row_holds_the_problem_and_its_loop(tmp_path: Path) -> None:
     assert texts.isdisjoint(row["extra_info"]["problem"]["text"] for row in held_out)
 
 
+def test_the_rows_are_the_problems_of_the_steps_of_aipo_train(tmp_path: Path) -> None:
+    changes = [
+        "train.steps=3",
+        "train.prompts_per_step=4",
+        "train.dynamic_sampling_rounds=1",
+        "run.seed=5",
+    ]
+    succeed("data", "export", *_problems(tmp_path), *changes, "--output", tmp_path)
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    assert [row["extra_info"]["index"] for row in rows] == list(range(3 * 2 * 4))
+    arguments = _problems(tmp_path)
+    settings = load_settings(Path(arguments[0]), [*arguments[1:], *changes])
+    from aipo.assembly.parts import build_task
+    from aipo.tasks.base import Split
+
+    batches = ProblemBatches(build_task(settings.task, settings.sandbox).problems(Split.TRAIN), settings)
+    wanted = [problem.id for number in range(1, 7) for problem in batches.batch(number)]
+    assert [row["extra_info"]["problem"]["id"] for row in rows] == wanted
+
+
+def test_a_problem_survives_its_row() -> None:
+    from aipo.integrations.verl.problems import table_of_problem
+
+    problem = Problem(
+        id="p",
+        text="?",
+        gold="!",
+        solution="so",
+        turns=(("system", "be kind"), ("user", "?")),
+        tools="[]",
+        alternatives=("1.0", "1"),
+        row={"weight": 2, "tags": ["a"]},
+    )
+    again = problem_of({"extra_info": {"problem": table_of_problem(problem, with_row=True)}})
+    assert again == problem and again.row == problem.row
+    assert problem_of({"extra_info": {"problem": table_of_problem(problem, with_row=False)}}).row == {}
+
+
 @pytest.mark.parametrize("cluster", ["one_node", "eight_nodes"])
 def test_the_paper_scale_recipe_can_be_run_on_its_clusters(tmp_path: Path, cluster: str) -> None:
     where = f"recipes/verl/{cluster}.toml"
     succeed("verl", "config", "recipes/verl/paper.toml", "--cluster", where, "--output", tmp_path)
     found = yaml.safe_load((tmp_path / "aipo_verl.yaml").read_text())
     assert found["data"]["train_batch_size"] == 256 and found["actor_rollout_ref"]["rollout"]["n"] == 8
-    plan = Plan.from_table(found["aipo"]["plan"])
-    assert plan.objective.coefficient.kind == "floored"
-    assert (plan.objective.surrogate.clip.low, plan.objective.surrogate.clip.high) == (0.2, 0.28)
+    algorithm = found["aipo"]["recipe"]["algorithm"]
+    assert algorithm["coefficient"] == "floored" and algorithm["stripped_copies"] is True
+    actor = found["actor_rollout_ref"]["actor"]
+    assert (actor["clip_ratio_low"], actor["clip_ratio_high"]) == (0.2, 0.28)
 
 
 def test_every_field_of_a_cluster_is_documented() -> None:

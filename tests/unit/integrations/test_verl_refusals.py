@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from aipo.core.feedback import CoefficientSettings
-from aipo.core.objective import ObjectiveSettings
-from aipo.integrations.verl.plan import Plan, PlanError
+from aipo.config.loader import load_settings
+from aipo.config.problems import SettingsError
 from aipo.integrations.verl.refusals import RefusedError, refuse
 
 FINE: dict[str, Any] = {
@@ -23,6 +22,7 @@ FINE: dict[str, Any] = {
             "use_kl_loss": False,
             "entropy_coeff": 0,
             "shuffle": False,
+            "ppo_epochs": 1,
             "policy_loss": {"loss_mode": "vanilla"},
         },
         "rollout": {
@@ -41,9 +41,10 @@ FINE: dict[str, Any] = {
 }
 
 
-def config(key: str = "", value: Any = None, plan: Plan | None = None) -> dict[str, Any]:
+def config(key: str = "", value: Any = None, *recipe: str) -> dict[str, Any]:
     found = copy.deepcopy(FINE)
-    found["aipo"] = {"plan": (plan or Plan()).table()}
+    settings = load_settings(None, ["policy.model=m", *recipe])
+    found["aipo"] = {"recipe": settings.model_dump(mode="json", exclude_none=True)}
     *sections, name = key.split(".")
     place = found
     for section in sections:
@@ -76,6 +77,7 @@ def test_a_configuration_of_our_own_is_taken() -> None:
         ("actor_rollout_ref.actor.use_kl_loss", True),
         ("actor_rollout_ref.actor.entropy_coeff", 0.01),
         ("actor_rollout_ref.actor.shuffle", True),
+        ("actor_rollout_ref.actor.ppo_epochs", 2),
         ("actor_rollout_ref.actor.policy_loss.loss_mode", "gspo"),
         ("distillation.enabled", True),
         ("algorithm.use_kl_in_reward", True),
@@ -96,19 +98,26 @@ def test_verls_own_estimators_are_taken(name: str) -> None:
     refuse(config("algorithm.adv_estimator", name))
 
 
-@pytest.mark.parametrize(
-    "plan",
-    [
-        Plan(objective=ObjectiveSettings(coefficient=CoefficientSettings(kind="ratio"))),
-        Plan(mismatch_truncation=2.0),
-    ],
-    ids=["ratio", "correction"],
-)
-def test_bypass_mode_is_refused_only_where_recomputed_log_probabilities_are_read(plan: Plan) -> None:
+@pytest.mark.parametrize("recipe", ["algorithm.coefficient=ratio", "algorithm.mismatch_truncation=2"])
+def test_bypass_mode_is_refused_only_where_recomputed_log_probabilities_are_read(recipe: str) -> None:
     key = "algorithm.rollout_correction.bypass_mode"
     refuse(config(key, True))
     with pytest.raises(RefusedError, match="bypass_mode=False"):
-        refuse(config(key, True, plan))
+        refuse(config(key, True, recipe))
+
+
+def test_a_reference_policy_is_there_where_the_recipe_holds_to_one() -> None:
+    key = "actor_rollout_ref.actor.use_kl_loss"
+    refuse(config(key, True, "algorithm.kl_weight=0.1"))
+    with pytest.raises(RefusedError, match="set actor_rollout_ref.actor.use_kl_loss=True"):
+        refuse(config(key, False, "algorithm.kl_weight=0.1"))
+
+
+def test_an_expert_is_a_row_of_its_group() -> None:
+    key = "actor_rollout_ref.rollout.n"
+    refuse(config(key, 9, "rollout.experts_per_prompt=1"))
+    with pytest.raises(RefusedError, match="8 rollouts and 1 experts"):
+        refuse(config(key, 8, "rollout.experts_per_prompt=1"))
 
 
 def test_a_configuration_that_is_not_ours_is_refused() -> None:
@@ -124,9 +133,8 @@ def test_every_reason_is_named_at_once() -> None:
     assert len(str(refused.value).splitlines()) == 3
 
 
-def test_a_plan_of_another_version_is_not_read() -> None:
-    table = Plan().table()
-    table["invented"] = 1
-    del table["estimator"]
-    with pytest.raises(PlanError, match=r"\['estimator', 'invented'\]"):
-        Plan.from_table(table)
+def test_a_recipe_of_another_version_is_not_read() -> None:
+    found = config()
+    found["aipo"]["recipe"]["algorithm"]["invented"] = 1
+    with pytest.raises(SettingsError, match="invented"):
+        refuse(found)

@@ -1,52 +1,80 @@
-"""A step's numbers on verl are means over graded rollouts, and too many failures stop the run."""
+"""Too many failures stop a run on verl before anything is learnt, and its numbers are means over tokens."""
 
 from dataclasses import replace
 
 import pytest
 
-from aipo.core.types import Condition, ConsultOutcome, Verdict
-from aipo.integrations.verl.about import About
-from aipo.integrations.verl.plan import Plan
-from aipo.integrations.verl.watch import StepRefusedError, refuse_failing, rollout_metrics, token_metrics
+from aipo.config.settings import TrainSettings
+from aipo.core.tokens import Segment, TokenStream
+from aipo.core.types import Condition, ConsultOutcome, Source, StopReason, Verdict
+from aipo.grading import Grade
+from aipo.integrations.verl.about import member_of, table_of
+from aipo.integrations.verl.watch import StepRefusedError, refuse_failing, token_metrics
+from aipo.rollout.episode import Consultation, Rollout
+from aipo.rollout.group import Group, MemberRollout
+from aipo.rollout.reward import WeighedGrade
+from aipo.tasks.base import Problem
 
-WON = About(
-    verdict=Verdict.CORRECT,
-    condition=Condition.CONSULTING,
-    outcomes=(ConsultOutcome.ANSWERED,),
+STREAM = TokenStream((Segment(Source.PROMPT, (1,)), Segment(Source.POLICY, (2,), (-0.5,))))
+ASKED = Consultation(
+    agent="verify",
+    request="?",
+    outcome=ConsultOutcome.ANSWERED,
+    reply="!",
     reply_tokens=5,
+    detail="",
+    context="c",
+    latency_s=0.1,
 )
-LOST = About(verdict=Verdict.INCORRECT, condition=Condition.SOLO)
-UNGRADED = About(verdict=Verdict.UNGRADED, condition=Condition.SOLO, reason="the server died")
-FAILED = replace(WON, outcomes=(ConsultOutcome.TIMEOUT,), failures=("verify: no answer",))
+WON = MemberRollout(
+    id="p#0",
+    condition=Condition.CONSULTING,
+    rollout=Rollout(
+        stream=STREAM,
+        response="a",
+        policy_text="a",
+        stop=StopReason.END,
+        consultations=(ASKED,),
+        consult_spans=((1, 2),),
+    ),
+    grade=Grade(Verdict.CORRECT, ""),
+)
+LOST = replace(WON, condition=Condition.SOLO, grade=Grade(Verdict.INCORRECT, "wrong"))
+UNGRADED = replace(WON, rollout=None, grade=Grade(Verdict.UNGRADED, "the server died"))
+assert WON.rollout is not None
+TIMEOUT = replace(ASKED, outcome=ConsultOutcome.TIMEOUT, detail="no answer")
+FAILED = replace(WON, rollout=replace(WON.rollout, consultations=(TIMEOUT,)))
+LIMITS = TrainSettings()
 
 
-def test_an_ungraded_rollout_is_in_no_mean() -> None:
-    metrics = rollout_metrics([WON, LOST, UNGRADED])
-    assert metrics["aipo/reward_solo"] == 0.0 and metrics["aipo/reward_consulting"] == 1.0
-    assert metrics["aipo/ungraded_share"] == pytest.approx(1 / 3)
-    assert "aipo/reward_solo" not in rollout_metrics([WON, UNGRADED])
-    assert rollout_metrics([]) == {"aipo/rollouts": 0.0}
+def groups(*members: MemberRollout) -> list[Group]:
+    return [Group(problem=Problem(id="p", text="?", gold="!"), members=tuple(members))]
 
 
 def test_too_many_ungraded_rollouts_stop_the_run_with_the_reason() -> None:
-    refuse_failing([LOST] * 19 + [UNGRADED], Plan(), 1)
-    with pytest.raises(StepRefusedError, match="2 of 20 rollouts are UNGRADED.*the server died"):
-        refuse_failing([LOST] * 18 + [UNGRADED] * 2, Plan(), 1)
+    refuse_failing(groups(*[LOST] * 19, UNGRADED), LIMITS, 1)
+    with pytest.raises(StepRefusedError, match="step 1: 10% of the rollouts.*the server died"):
+        refuse_failing(groups(*[LOST] * 18, *[UNGRADED] * 2), LIMITS, 1)
 
 
 def test_too_many_failed_consultations_stop_the_run_unless_they_are_few() -> None:
-    few = Plan(min_consultations_to_stop=20)
-    refuse_failing([FAILED] * 19, few, 1)
-    refuse_failing([FAILED] * 10 + [WON] * 10, few, 1)
-    with pytest.raises(StepRefusedError, match="11 of 20 consultations failed.*verify: no answer"):
-        refuse_failing([FAILED] * 11 + [WON] * 9, few, 1)
+    refuse_failing(groups(*[FAILED] * 19), LIMITS, 1)
+    refuse_failing(groups(*[FAILED] * 10, *[WON] * 10), LIMITS, 1)
+    with pytest.raises(StepRefusedError, match="(?s)11 of 20 consultations failed.*verify.*no answer"):
+        refuse_failing(groups(*[FAILED] * 11, *[WON] * 9), LIMITS, 1)
 
 
 def test_means_over_tokens_come_from_the_sums_of_all_microbatches() -> None:
     sums = {"policy_tokens": 8.0, "ratio": 8.4, "clipped": 2.0, "feedback_tokens": 0.0, "feedback_p": 0.0}
-    assert token_metrics(sums) == {"aipo/ratio_mean": 1.05, "aipo/clip_fraction": 0.25}
+    assert token_metrics(sums) == {
+        "aipo/ratio_mean": 1.05,
+        "aipo/clip_fraction": 0.25,
+        "aipo/policy_tokens": 8.0,
+        "aipo/feedback_tokens": 0.0,
+    }
 
 
 def test_what_is_known_of_a_rollout_survives_its_table() -> None:
-    for about in (WON, LOST, UNGRADED, FAILED):
-        assert About.from_table(about.table()) == about
+    weighed = replace(WON, grade=WeighedGrade(Verdict.CORRECT, "", 0.5, parts=(("brevity", 0.5),)))
+    for member in (WON, LOST, UNGRADED, FAILED, weighed):
+        assert member_of(table_of(member), "p#0", STREAM) == member

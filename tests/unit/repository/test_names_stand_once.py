@@ -19,6 +19,7 @@ FEW = 3
 """Names of one list in one literal that make it a second list."""
 ALLOWED = {
     ("integrations/verl/config.py", "AGGREGATIONS"): "verl's own word for each aggregation",
+    ("integrations/verl/offered.py", "OPTIMIZERS"): "verl's own class of each optimiser",
     ("integrations/verl/refusals.py", "ALGORITHMS"): "verl's own estimators, which have names of their own",
     ("planning/measured.py", "ConsultOutcome"): "planning imports nothing of ours; it reads records",
 }

@@ -15,15 +15,21 @@ from omegaconf import OmegaConf
 from ray.exceptions import RayError
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, register
 
-from aipo.core.types import SoloMode
+from aipo.config.settings import Settings
+from aipo.core.tokens import TokenStream
+from aipo.core.types import Condition, SoloMode, StopReason, Verdict
 from aipo.engines.base import Sampling
+from aipo.grading import Grade
 from aipo.integrations.verl.engine import VerlEngine
-from aipo.integrations.verl.output import AipoOutput, Measured, output_of
+from aipo.integrations.verl.output import AipoOutput, Around, Measured, output_of
 from aipo.integrations.verl.parts import RolloutParts, parts_of
-from aipo.integrations.verl.plan import Plan
+from aipo.integrations.verl.problems import problem_of
+from aipo.integrations.verl.recipe import generate_timeout_s, recipe_of
 from aipo.integrations.verl.refusals import refuse
-from aipo.rollout.group import GroupShape, Sampler
+from aipo.rollout.episode import Rollout
+from aipo.rollout.group import GroupShape, MemberRollout, Sampler, solution_of
 from aipo.tasks.base import Problem
+from aipo.training.schedule import shape_at
 
 LOST = (RayError, ValueError)
 """What verl's client raises for a server that died or refuses: the rollout is lost, the run decides."""
@@ -38,46 +44,51 @@ class AipoAgentLoop(AgentLoopBase):
         builder that tokenises conversations, for each rollout anew and for the model families it knows.
         """
         self.server_manager = server_manager
-        self._plan, self._parts = _of_process(trainer_config.config, tokenizer)
+        self._settings, self._timeout_s, self._parts = _of_process(trainer_config.config, tokenizer)
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AipoOutput:
         """Produce one rollout of the problem in `kwargs`, graded. Raises nothing that a server or agent does.
 
         Raises `ValueError` for a row that `aipo data export` did not write, or a prompt that is too long.
         """
-        parts, plan = self._parts, self._plan
-        problem = problem_of(kwargs)
-        engine = VerlEngine(
-            self.server_manager,
-            parts.consult.codec.text,
-            parts.end_ids,
-            plan.generate_timeout_s,
-            LOST,
-        )
-        shape = replace(self._shape(int(kwargs.get("session_id", 0))), sampling=_sampling(sampling_params))
-        sampler = Sampler(engine=engine, consult=parts.consult, task=parts.task, prompts=parts.prompts)
-        path: list[str | int] = ["verl", str(kwargs.get("uid", "")), int(kwargs.get("session_id", 0))]
-        (group,) = await sampler.groups([problem], shape, path)
-        (member,) = group.members
-        prompt_ids = parts.prompts.ids(problem, member.condition)
+        parts = self._parts
+        problem, session = problem_of(kwargs), int(kwargs.get("session_id", 0))
         step = int(kwargs.get("global_steps", 0))
-        measured = Measured(engine.generate_s, tuple(engine.versions), step)
-        return output_of(member, prompt_ids, min(parts.end_ids), measured)
+        shape = replace(self._shape(session, step), sampling=_sampling(sampling_params))
+        engine = VerlEngine(
+            self.server_manager, parts.consult.codec.text, parts.end_ids, self._timeout_s, LOST
+        )
+        sampler = Sampler(
+            engine=engine, consult=parts.consult, task=parts.task, prompts=parts.prompts, reward=parts.reward
+        )
+        path: list[str | int] = ["verl", str(kwargs.get("uid", "")), session]
+        (group,) = await sampler.groups([problem], shape, path)
+        member = group.members[0] if group.members else _expert(group.experts[0], problem)
+        around = Around(
+            prompt_ids=parts.prompts.ids(problem, member.condition),
+            solo_prompt_ids=group.solo_prompt_ids,
+            end_id=min(parts.end_ids),
+            expert=bool(group.experts),
+        )
+        return output_of(member, around, Measured(engine.generate_s, tuple(engine.versions), step))
 
-    def _shape(self, session: int) -> GroupShape:
-        """Return a group of one: the rollout with this number in verl's group."""
-        plan, parts = self._plan, self._parts
-        if session < plan.consulting:
+    def _shape(self, session: int, step: int) -> GroupShape:
+        """Return a group of one: the rollout with this number in verl's group, or the expert."""
+        whole = shape_at(self._settings, step)
+        rollouts = whole.consulting + whole.solo
+        if session < whole.consulting:
             return GroupShape(consulting=1, solo=0)
-        banned = session >= plan.consulting + plan.solo - plan.banned
-        return GroupShape(consulting=0, solo=1, solo_mode=SoloMode.BANNED if banned else parts.solo_mode)
+        if session >= rollouts:
+            return GroupShape(consulting=0, solo=0, experts=1)
+        banned = session >= rollouts - whole.banned
+        return GroupShape(consulting=0, solo=1, solo_mode=SoloMode.BANNED if banned else SoloMode.UNANSWERED)
 
 
 @register("aipo_solo")
 class AipoSoloLoop(AipoAgentLoop):
     """An evaluation rollout without agents, in the solo mode of the recipe."""
 
-    def _shape(self, session: int) -> GroupShape:
+    def _shape(self, session: int, step: int) -> GroupShape:
         return GroupShape(consulting=0, solo=1, solo_mode=self._parts.solo_mode)
 
 
@@ -85,25 +96,26 @@ class AipoSoloLoop(AipoAgentLoop):
 class AipoAgentsLoop(AipoAgentLoop):
     """An evaluation rollout with agents."""
 
-    def _shape(self, session: int) -> GroupShape:
+    def _shape(self, session: int, step: int) -> GroupShape:
         return GroupShape(consulting=1, solo=0)
 
 
 LOOPS = {"aipo": AipoAgentLoop, "aipo_solo": AipoSoloLoop, "aipo_agents": AipoAgentsLoop}
 
 
-def problem_of(row: Mapping[str, Any]) -> Problem:
-    """Return the problem of a dataset's row. Raises `ValueError` for a row of another dataset."""
-    info = row.get("extra_info")
-    try:
-        said = dict(info or {})["problem"]
-        return Problem(
-            id=str(said["id"]), text=str(said["text"]), gold=str(said["gold"]), stratum=str(said["stratum"])
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"extra_info = {info!r} holds no problem ({error!r}); write the dataset with `aipo data export`"
-        ) from error
+def _expert(stream: TokenStream, problem: Problem) -> MemberRollout:
+    """Return an expert's solution in the form of a rollout: nothing was sampled and nobody was asked."""
+    produced = Rollout(
+        stream=stream,
+        response=solution_of(problem),
+        policy_text="",
+        stop=StopReason.END,
+        consultations=(),
+        consult_spans=(),
+    )
+    return MemberRollout(
+        id=problem.id, condition=Condition.SOLO, rollout=produced, grade=Grade(Verdict.CORRECT, "expert")
+    )
 
 
 def _sampling(parameters: Mapping[str, Any]) -> Sampling:
@@ -114,11 +126,11 @@ def _sampling(parameters: Mapping[str, Any]) -> Sampling:
     )
 
 
-_CHECKED: dict[int, tuple[object, Plan, RolloutParts]] = {}
+_CHECKED: dict[int, tuple[object, Settings, float, RolloutParts]] = {}
 
 
-def _of_process(config: Any, tokenizer: Any) -> tuple[Plan, RolloutParts]:
-    """Return this process's plan and parts; the configuration is checked at the first rollout."""
+def _of_process(config: Any, tokenizer: Any) -> tuple[Settings, float, RolloutParts]:
+    """Return this process's recipe, deadline and parts; the first rollout checks the configuration."""
     if id(config) not in _CHECKED:
         refuse(config)
         table = OmegaConf.to_container(config.aipo, resolve=True)
@@ -126,5 +138,5 @@ def _of_process(config: Any, tokenizer: Any) -> tuple[Plan, RolloutParts]:
         processes = int(config.actor_rollout_ref.rollout.agent.num_workers)
         named = {str(key): value for key, value in table.items()}
         parts = parts_of(named, tokenizer, processes)
-        _CHECKED[id(config)] = (config, Plan.from_table(named["plan"]), parts)
+        _CHECKED[id(config)] = (config, recipe_of(named), generate_timeout_s(named), parts)
     return _CHECKED[id(config)][1:]

@@ -30,7 +30,7 @@ def problems_of_plugin() -> list[str]:
 
 def problems_of_configuration(path: Path) -> list[str]:
     """Return what the plugin would refuse in a configuration. Raises `ValueError` where there is no file."""
-    from aipo.integrations.verl.plan import PlanError
+    from aipo.config.problems import SettingsError
     from aipo.integrations.verl.refusals import RefusedError, refuse
 
     if not path.is_file():
@@ -43,6 +43,6 @@ def problems_of_configuration(path: Path) -> list[str]:
     try:
         with initialize_config_dir(str(path.parent.resolve()), version_base=None):
             refuse(compose(path.stem))
-    except (RefusedError, PlanError, HydraException) as error:
+    except (RefusedError, SettingsError, HydraException) as error:
         return [f"{path}: {error}"]
     return []

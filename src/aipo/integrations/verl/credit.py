@@ -1,135 +1,138 @@
-"""What each row of a step is credited with: its group, its advantage on FEEDBACK tokens, its weight.
+"""What each row of a step is credited with, by mini-batch: advantages and weights are the package's own.
 
-Plain facts about rows go to `core`, without verl or tensors. An UNGRADED or padding row is in no group,
-weighs nothing, and changes nothing of any other row.
+An UNGRADED rollout has no row. What nobody sampled, a copy or an expert's solution, has one only where it
+teaches, so that nothing is computed for the others.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aipo.core.advantages import Advantage, Member, group_advantages
-from aipo.core.batch import weighted_rows
-from aipo.core.rewards import overlong_penalty
-from aipo.core.tokens import Segment, TokenStream
+from aipo.config.settings import AlgorithmSettings, Settings
+from aipo.core.advantages import Member
+from aipo.core.batch import Row
+from aipo.core.rewards import reward_of
+from aipo.core.tokens import TokenStream
 from aipo.core.types import Condition, Source, Verdict
-from aipo.integrations.verl.plan import Plan
+from aipo.rollout.group import Group
+from aipo.training.algorithm import objective_settings
+from aipo.training.batch import minibatches
+from aipo.training.credit import Credit, credits_of, members_of
+
+ALONE = "none"
+"""Baseline of what is compared with nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowFacts:
-    """What is known of a row of verl's batch."""
+class Drawn:
+    """Groups, and where their rows are."""
 
-    group: str
-    verdict: Verdict
-    condition: Condition
-    policy_tokens: int
-    feedback_tokens: int
-    response_tokens: int
-    padding: bool = False
-
-    @property
-    def counts(self) -> bool:
-        """Whether it is a graded rollout."""
-        return not self.padding and self.verdict is not Verdict.UNGRADED
+    groups: list[Group]
+    keys: dict[int, str]
+    """The row of each stream, by the stream's `id`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowCredit:
     """What a row takes into the update."""
 
+    row: Row
+    """Its stream, its advantages, and the weight of each of its trained tokens."""
+    key: str
+    """Where it stands in the transfer queue; of a copy, where the rollout stands that it is a copy of."""
+    is_copy: bool
     baseline: str
-    """Name of the rows that it is compared with, which verl's estimators take as its group."""
+    """Name of the rows that it is compared with, which verl's own estimators take as its group."""
     siblings: int
-    """Rows with that name, itself included; 0 for a row that does not count."""
-    penalty: float
-    """Added to the reward, at most 0."""
-    feedback: float
-    """Advantage of its FEEDBACK tokens."""
-    weight: float
-    """Weight of each of its trained tokens in its mini-batch."""
+    """Rows with that name, itself included."""
+    reward: float
+    """With its penalty, for verl's own estimators; 0 for a copy."""
 
 
-def credits_of(rows: Sequence[RowFacts], minibatches: Sequence[Sequence[int]], plan: Plan) -> list[RowCredit]:
-    """Return each row's credit. `minibatches` are the rows of each optimiser step, all ranks together."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        if not row.padding:
-            groups[row.group].append(index)
-    penalty, feedback = [0.0] * len(rows), [0.0] * len(rows)
-    for members in groups.values():
-        for index in members:
-            length = rows[index].response_tokens
-            penalty[index] = overlong_penalty(length, plan.max_response_tokens, plan.overlong_buffer_tokens)
-        advantages = group_advantages(
-            [
-                Member(verdict=rows[i].verdict, condition=rows[i].condition, penalty=penalty[i])
-                for i in members
-            ],
-            estimator=plan.estimator,
-            split_baselines=plan.split_baselines,
-            feedback=plan.feedback_advantage,
-        )
-        for index, advantage in zip(members, advantages, strict=True):
-            feedback[index] = advantage.feedback if advantage else 0.0
-    names = [_baseline(row, index, plan) for index, row in enumerate(rows)]
-    sizes = Counter(names)
-    siblings = [sizes[name] if row.counts else 0 for name, row in zip(names, rows, strict=True)]
-    weights = _weights(rows, minibatches, plan)
-    return [
-        RowCredit(baseline=name, siblings=number, penalty=below, feedback=taught, weight=weight)
-        for name, number, below, taught, weight in zip(
-            names, siblings, penalty, feedback, weights, strict=True
-        )
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taught:
+    """A group that is learnt from, and what it teaches."""
+
+    group: Group
+    credits: list[Credit]
 
 
-def minibatches_of(rows: int, rows_of_minibatch: int, ranks: int) -> list[list[int]]:
-    """Return the rows of each optimiser step: verl gives each rank one run of rows and cuts it in order.
+def taught_by(groups: Sequence[Group], algorithm: AlgorithmSettings, settings: Settings) -> list[Taught]:
+    """Return what groups teach: all of them, with dynamic sampling those that teach something."""
+    longest = settings.rollout.max_response_tokens
+    found = [Taught(group=g, credits=credits_of(g, algorithm, longest)) for g in groups]
+    if not settings.train.dynamic_sampling_rounds:
+        return found
+    return [taught for taught in found if any(credit.teaches for credit in taught.credits)]
 
-    Raises `ValueError` where the rows do not divide, as verl pads them to.
 
-    >>> minibatches_of(8, 4, 2)
-    [[0, 1, 4, 5], [2, 3, 6, 7]]
+def rows_by_minibatch(
+    taught: Sequence[Taught], keys: Mapping[int, str], algorithm: AlgorithmSettings, settings: Settings
+) -> list[list[RowCredit]]:
+    """Return the rows of each optimiser step; `keys` are those of the streams, by their `id`.
+
+    Degenerate case: a mini-batch without rows is left out.
     """
-    if rows % rows_of_minibatch or rows_of_minibatch % ranks:
-        raise ValueError(f"{rows} rows cannot be cut into parts of {rows_of_minibatch} on {ranks} ranks")
-    of_rank, of_step = rows // ranks, rows_of_minibatch // ranks
-    return [
-        [rank * of_rank + step * of_step + i for rank in range(ranks) for i in range(of_step)]
-        for step in range(rows // rows_of_minibatch)
+    credits, train = [of.credits for of in taught], settings.train
+    longest, objective = settings.rollout.max_response_tokens, objective_settings(algorithm)
+    parts = minibatches(credits, algorithm, train.minibatches_per_step, longest)
+    baselines, rewards = _baselines(taught, algorithm, longest)
+    siblings, copied = Counter(baselines.values()), _copied(credits)
+
+    def credited(row: Row) -> RowCredit:
+        rollout = copied.get(id(row.stream), row.stream)
+        is_copy = rollout is not row.stream
+        baseline = ALONE if is_copy else baselines[id(row.stream)]
+        return RowCredit(
+            row=row,
+            key=keys[id(rollout)],
+            is_copy=is_copy,
+            baseline=baseline,
+            siblings=1 if is_copy else siblings[baseline],
+            reward=0.0 if is_copy else rewards[id(row.stream)],
+        )
+
+    wanted = [
+        [credited(row) for row in part if row.stream.count(Source.POLICY) or objective.teaches(row)]
+        for part in parts
     ]
+    return [part for part in wanted if part]
 
 
-def _baseline(row: RowFacts, index: int, plan: Plan) -> str:
-    if not row.counts:
-        return f"none/{index}"
-    return f"{row.group}/{row.condition.value}" if plan.split_baselines else row.group
+def _copied(credits: Sequence[Sequence[Credit]]) -> dict[int, TokenStream]:
+    """Return the rollout that each copy was made of, by the `id` of the copy's stream."""
+    rollouts: dict[int, TokenStream] = {}
+    for of_group in credits:
+        last = None
+        for credit in of_group:
+            if not credit.copy_of:
+                last = credit.stream
+            elif last is not None:  # `credits_of` puts a copy behind its rollout
+                rollouts[id(credit.stream)] = last
+    return rollouts
 
 
-def _weights(rows: Sequence[RowFacts], minibatches: Sequence[Sequence[int]], plan: Plan) -> list[float]:
-    weights = [0.0] * len(rows)
-    nothing = Advantage(0.0, 0.0)
-    for minibatch in minibatches:
-        counted = weighted_rows(
-            [_counted(rows[i]) for i in minibatch],
-            [nothing] * len(minibatch),
-            plan.aggregation,
-            feedback_trained=plan.objective.feedback_trained,
-            horizon_tokens=plan.max_response_tokens,
-        )
-        for index, row in zip(minibatch, counted, strict=True):
-            weights[index] = row.weight if rows[index].counts else 0.0
-    return weights
+def _baselines(
+    taught: Sequence[Taught], algorithm: AlgorithmSettings, longest: int
+) -> tuple[dict[int, str], dict[int, float]]:
+    """Return name of the baseline and reward of each stream, by its `id`."""
+    names: dict[int, str] = {}
+    rewards: dict[int, float] = {}
+    for number, of in enumerate(taught):
+        for member, facts in zip(of.group.members, members_of(of.group, algorithm, longest), strict=True):
+            if member.rollout is None or member.grade.verdict is Verdict.UNGRADED:
+                continue
+            names[id(member.rollout.stream)] = _name(number, member.condition, algorithm)
+            rewards[id(member.rollout.stream)] = _reward(facts)
+        for stream in of.group.experts:
+            names[id(stream)] = _name(number, Condition.SOLO, algorithm)
+            rewards[id(stream)] = 1.0
+    return names, rewards
 
 
-def _counted(row: RowFacts) -> TokenStream:
-    """Return a stream as denominators see it: so many tokens of each source."""
-    policy, feedback = (row.policy_tokens, row.feedback_tokens) if row.counts else (0, 0)
-    return TokenStream(
-        (
-            Segment(Source.PROMPT, (0,)),
-            Segment(Source.POLICY, (0,) * policy, (0.0,) * policy),
-            Segment(Source.FEEDBACK, (0,) * feedback),
-        )
-    )
+def _name(number: int, condition: Condition, algorithm: AlgorithmSettings) -> str:
+    return f"{number}/{condition.value}" if algorithm.split_baselines else str(number)
+
+
+def _reward(member: Member) -> float:
+    return reward_of(member.verdict, member.reward) + member.penalty

@@ -61,7 +61,7 @@ class VerlEngine:
                 )
         except TimeoutError:
             raise EngineError(
-                f"verl's server gave no answer within aipo.plan.generate_timeout_s = {self._timeout_s}"
+                f"verl's server gave no answer within aipo.generate_timeout_s = {self._timeout_s}"
             ) from None
         except self._failures as error:
             raise EngineError(f"verl's server: {error!r}") from error

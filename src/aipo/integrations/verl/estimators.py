@@ -1,7 +1,8 @@
 """`core`'s advantage estimators under names of verl's registry: `aipo_group_normalised` and its siblings.
 
 verl's tensors go to `core/advantages.py` and back; nothing is computed here. A row without response tokens
-in `response_mask` (UNGRADED, padding) has no part in any baseline.
+in `response_mask` (a copy, padding) has no part in any baseline. The trainer `aipo_sync` puts in their place
+what the package's own credit gives, which sees more: experts, prices, an estimator of your own.
 
 verl's own estimators (grpo, rloo, ...) can be chosen as well: they see the same groups (`trainer`).
 """
@@ -16,6 +17,11 @@ from torch import Tensor
 from aipo.core.advantages import ESTIMATORS, group_relative, whitened
 
 PREFIX = "aipo_"
+
+
+def verls_name(estimator: str) -> str:
+    """Return the name in verl's registry; one from outside this package goes under the default's."""
+    return PREFIX + (estimator if estimator in ESTIMATORS else next(iter(ESTIMATORS)))
 
 
 def register() -> None:

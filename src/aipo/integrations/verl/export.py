@@ -8,26 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from aipo.assembly.agents import build_protocol
-from aipo.assembly.parts import build_task
+from aipo.assembly.parts import build_prompts, build_task
 from aipo.config.settings import Settings
-from aipo.consult.codec import TagCodec
-from aipo.consult.prompts import chat_prompt_ids, system_prompt
+from aipo.consult.prompts import system_prompt
 from aipo.consult.protocol import neutralise
 from aipo.core.types import Condition
 from aipo.evaluation.sampling import first_of_each_stratum
 from aipo.integrations.verl.config import TRAIN_FILE, VALIDATION_FILE
+from aipo.integrations.verl.problems import table_of_problem
+from aipo.rollout.group import Prompts, solution_of
 from aipo.tasks.base import Problem, Split
+from aipo.training.problems import ProblemBatches
 
 LOOPS = {Condition.CONSULTING: "aipo_agents", Condition.SOLO: "aipo_solo"}
 """Agent loops of validation rows."""
 
 
 def export(settings: Settings, output: Path, with_agents: bool) -> str:
-    """Write both files into a folder; return what was written, in a line. Raises `ValueError`s."""
+    """Write both files into a folder; return what was written, in a line. Raises `ValueError`s.
+
+    The training rows stand in the order of the run: each `train.prompts_per_step` of them are the problems of
+    one step of `aipo train`, strata mixed as there, for as many steps as there are, and as many more rounds
+    as dynamic sampling may take.
+    """
     task = build_task(settings.task, settings.sandbox)
     writer = _Rows(settings)
     problems = task.problems(Split.TRAIN)
-    train = [writer.row(p, Condition.CONSULTING, "aipo", i) for i, p in enumerate(problems)]
+    for problem in problems if settings.rollout.experts_per_prompt else ():
+        solution_of(problem)
+    batches = ProblemBatches(problems, settings)
+    numbers = range(1, settings.train.steps * (1 + settings.train.dynamic_sampling_rounds) + 1)
+    drawn = [problem for number in numbers for problem in batches.batch(number)]
+    train = [writer.row(p, Condition.CONSULTING, "aipo", i) for i, p in enumerate(drawn)]
     held_out = first_of_each_stratum(task.problems(Split.VALIDATION), settings.evaluate.problems)
     conditions = [Condition.SOLO, *([Condition.CONSULTING] if with_agents else [])]
     validation = [writer.row(p, c, LOOPS[c], i) for c in conditions for i, p in enumerate(held_out)]
@@ -35,7 +47,10 @@ def export(settings: Settings, output: Path, with_agents: bool) -> str:
     _write(train, output / TRAIN_FILE)
     _write(validation, output / VALIDATION_FILE)
     measured = "" if writer.measured else "; prompts were not measured: set policy.model to measure them"
-    return f"{output}: {len(train)} training rows, {len(validation)} validation rows{measured}"
+    return (
+        f"{output}: {len(train)} training rows of {len(problems)} problems, {len(validation)} validation "
+        f"rows{measured}"
+    )
 
 
 class _Rows:
@@ -44,38 +59,43 @@ class _Rows:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._protocol = build_protocol(settings)
-        self._tokenizer: Any = None
+        self._prompts: Prompts | None = None
         self._forbidden: tuple[str, ...] = self._protocol.control_strings
+        self._made: dict[tuple[int, str], dict[str, Any]] = {}
+        """Rows by their problem's `id` and their loop: a long run draws a problem many times."""
         if settings.policy.model:
             from transformers import AutoTokenizer
 
-            self._tokenizer = AutoTokenizer.from_pretrained(settings.policy.model)
-            self._forbidden = TagCodec(self._tokenizer, self._protocol).forbidden
+            tokenizer = AutoTokenizer.from_pretrained(settings.policy.model)
+            self._prompts = build_prompts(settings, tokenizer, {})
+            self._forbidden = self._prompts.consult.codec.forbidden
 
     @property
     def measured(self) -> bool:
         """Whether prompts are measured."""
-        return self._tokenizer is not None
+        return self._prompts is not None
 
     def row(self, problem: Problem, condition: Condition, loop: str, index: int) -> dict[str, Any]:
         """Return one row. Raises `ValueError` for a prompt that is too long in either condition."""
-        if problem.turns or problem.tools or problem.alternatives:
-            raise ValueError(
-                f"{problem.place or problem.id}: a conversation, tools or several golds; rows for verl hold "
-                "one user's message and one gold: train such problems with `aipo train`"
-            )
-        for each in {condition, Condition.SOLO}:
-            self._measure(problem, each)
+        if (id(problem), loop) not in self._made:
+            self._made[id(problem), loop] = self._row(problem, condition, loop)
+        row = self._made[id(problem), loop]
+        return row | {"extra_info": {"index": index, **row["extra_info"]}}
+
+    def _row(self, problem: Problem, condition: Condition, loop: str) -> dict[str, Any]:
+        if self._prompts is not None:
+            for each in {condition, Condition.SOLO}:
+                self._prompts.ids(problem, each)
         system = self._system(condition)
         messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": neutralise(problem.text, self._forbidden)})
-        said = {"id": problem.id, "text": problem.text, "gold": problem.gold, "stratum": problem.stratum}
+        turns = problem.turns or (("user", problem.text),)
+        messages += [{"role": role, "content": neutralise(text, self._forbidden)} for role, text in turns]
         return {
             "data_source": f"{self._settings.task.name}/{problem.stratum}/{loop}",
             "prompt": messages,
             "ability": self._settings.task.name,
             "reward_model": {"style": "rule", "ground_truth": problem.gold},
-            "extra_info": {"index": index, "problem": said},
+            "extra_info": {"problem": table_of_problem(problem, bool(self._settings.task.reward))},
             "agent_name": loop,
         }
 
@@ -83,18 +103,6 @@ class _Rows:
         consult = self._settings.consult
         override = consult.solo_prompt if condition is Condition.SOLO else consult.consulting_prompt
         return system_prompt(condition, self._protocol, override)
-
-    def _measure(self, problem: Problem, condition: Condition) -> None:
-        if self._tokenizer is None:
-            return
-        system, most = self._system(condition), self._settings.rollout.max_prompt_tokens
-        date = self._settings.policy.date
-        tokens = len(chat_prompt_ids(self._tokenizer, system, problem.text, self._forbidden, date=date))
-        if tokens > most:
-            raise ValueError(
-                f"problem {problem.id}: its prompt has {tokens} tokens; raise rollout.max_prompt_tokens = "
-                f"{most} or leave the problem out"
-            )
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:

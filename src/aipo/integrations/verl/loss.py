@@ -16,11 +16,12 @@ from torch import Tensor
 from aipo.core.batch import TokenBatch, corrected
 from aipo.core.objective import ObjectiveSettings, objective_loss, objective_sums
 from aipo.core.types import Source
-from aipo.integrations.verl.plan import Plan
 
 SOURCES, WEIGHTS, FEEDBACK_ADVANTAGES = "token_sources", "token_weights", "feedback_advantages"
 SUMS = "actor/aipo_sum/"
 """Metrics that are sums over tokens; the trainer makes means of them."""
+REFERENCE = "ref_log_prob"
+"""verl's field of the reference policy's log-probabilities."""
 _FIELDS = (SOURCES, WEIGHTS, FEEDBACK_ADVANTAGES, "old_log_probs", "rollout_log_probs", "advantages")
 
 
@@ -30,25 +31,39 @@ class LossError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class AipoLoss:
-    """The loss of one plan; goes to the workers by pickle."""
+    """The loss of one step; goes to the workers by pickle."""
 
-    plan: Plan
+    objective: ObjectiveSettings
+    mismatch_truncation: float = 0.0
+    """Largest weight of the correction for a sampler that differs from the trainer; 0: no correction."""
 
     def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[Tensor, dict[str, Any]]:
         """Return (loss of this micro-batch, metrics). Raises `LossError`."""
         from verl.utils.metric import AggregationType, Metric
         from verl.workers.utils.padding import no_padding_2_padding
 
-        batch = token_batch(data, self.plan)
-        log_p = no_padding_2_padding(model_output["log_probs"], data)[:, : batch.sources.shape[1]]
-        loss = objective_loss(log_p, batch, self.plan.objective) * data["dp_size"]
+        batch = token_batch(data, self.objective, self.mismatch_truncation)
+        width = batch.sources.shape[1]
+        log_p = no_padding_2_padding(model_output["log_probs"], data)[:, :width]
+        if (kl := self.objective.kl) is not None:
+            batch = replace(batch, kl_reference=kl.term(log_p, _reference(data)))
+        entropy = model_output.get("entropy")
+        if entropy is not None:
+            entropy = no_padding_2_padding(entropy, data)[:, :width]
+            batch = replace(batch, entropy=entropy if self.objective.entropy_weight else entropy.detach())
+        elif self.objective.entropy_weight:
+            raise LossError("the actor gave no entropy: the batch did not go through the trainer `aipo_sync`")
+        loss = objective_loss(log_p, batch, self.objective) * data["dp_size"]
         metrics = {"actor/pg_loss": Metric(value=loss.detach(), aggregation=AggregationType.SUM)}
-        for name, value in objective_sums(log_p.detach(), batch, self.plan.objective).items():
+        sums = objective_sums(log_p.detach(), batch, self.objective)
+        if batch.entropy is not None:
+            sums["entropy"] = float(torch.where(batch.policy_mask, batch.entropy.detach(), 0.0).sum())
+        for name, value in sums.items():
             metrics[f"{SUMS}{name}"] = Metric(value=value, aggregation=AggregationType.SUM)
         return loss, metrics
 
 
-def token_batch(data: Any, plan: Plan) -> TokenBatch:
+def token_batch(data: Any, objective: ObjectiveSettings, mismatch_truncation: float = 0.0) -> TokenBatch:
     """Return verl's micro-batch as `core` sees it: (B, T), T the longest response. Raises `LossError`."""
     if missing := [name for name in _FIELDS if name not in data]:
         raise LossError(
@@ -65,15 +80,25 @@ def token_batch(data: Any, plan: Plan) -> TokenBatch:
         ids=_padded("responses", data["responses"], lengths),
         sources=sources,
         attended=positions < torch.tensor(lengths, device=sources.device).unsqueeze(-1),
-        log_p_old=_log_p_old(old, sampled, sources, plan.objective),
+        log_p_old=_log_p_old(old, sampled, sources, objective),
         policy_advantage=fields["advantages"],
         feedback_advantage=fields[FEEDBACK_ADVANTAGES],
         weight=fields[WEIGHTS],
     )
-    if not plan.mismatch_truncation:
+    if not mismatch_truncation:
         return batch
     own = torch.where(sources == Source.POLICY, sampled, batch.log_p_old)
-    return corrected(replace(batch, log_p_old=own), old, plan.mismatch_truncation)
+    return corrected(replace(batch, log_p_old=own), old, mismatch_truncation)
+
+
+def _reference(data: Any) -> Tensor:
+    """Return the reference policy's log-probabilities, (B, T). Raises `LossError`."""
+    if REFERENCE not in data:
+        raise LossError(
+            f"verl's batch has no {REFERENCE}, which algorithm.kl_weight needs; set "
+            "actor_rollout_ref.actor.use_kl_loss=True, for which verl computes it"
+        )
+    return _padded(REFERENCE, data[REFERENCE], _lengths(data["responses"]))
 
 
 def _log_p_old(old: Tensor, sampled: Tensor, sources: Tensor, objective: ObjectiveSettings) -> Tensor:

@@ -1,4 +1,4 @@
-"""A rollout on its way into verl's data plane, and what is read of it there.
+"""A rollout on its way into verl's data plane.
 
 Every record has `token_sources`, one `Source` for each response token, and `aipo`, what the trainer must know
 of a rollout; of a failed rollout too, because verl's transfer queue drops a field from a whole batch where
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 
-from aipo.core.rewards import REWARD
-from aipo.core.types import ConsultOutcome, Source, Verdict
-from aipo.integrations.verl.about import ABOUT, About
+from aipo.core.rewards import REWARD, reward_of
+from aipo.core.types import Condition, ConsultOutcome, Source, Verdict
+from aipo.integrations.verl.about import ABOUT, table_of
 from aipo.integrations.verl.loss import SOURCES
 from aipo.rollout.episode import Consultation
 from aipo.rollout.group import MemberRollout
@@ -41,24 +41,39 @@ class Measured:
     """verl's step when it was asked for: the version of a rollout that nothing was sampled of."""
 
 
-def output_of(
-    member: MemberRollout, prompt_ids: tuple[int, ...], end_id: int, measured: Measured
-) -> AipoOutput:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What a record holds beside the rollout."""
+
+    prompt_ids: tuple[int, ...]
+    """Of a rollout that the engine lost."""
+    solo_prompt_ids: tuple[int, ...]
+    """What a consult-stripped copy begins with."""
+    end_id: int
+    expert: bool = False
+    """Whether nobody sampled it: an expert's solution."""
+
+
+def output_of(member: MemberRollout, around: Around, measured: Measured) -> AipoOutput:
     """Return verl's record of a rollout. One that the engine lost holds a single end token as SCAFFOLD."""
     produced = member.rollout
-    graded = member.grade.verdict is not Verdict.UNGRADED
+    verdict = member.grade.verdict
     if produced is None:
-        ids: tuple[int, ...] = (end_id,)
-        sources: tuple[Source, ...] = (Source.SCAFFOLD,)
+        prompt_ids = around.prompt_ids
+        ids: tuple[int, ...] = (around.end_id,)
         log_probs: tuple[float, ...] = (0.0,)
+        sources: tuple[Source, ...] = (Source.SCAFFOLD,)
         consultations: tuple[Consultation, ...] = ()
     else:
         begin = produced.stream.prompt_length
         prompt_ids, ids = produced.stream.ids[:begin], produced.stream.ids[begin:]
         log_probs = produced.stream.log_probs[begin:]
-        sources = produced.stream.sources[begin:] if graded else (Source.SCAFFOLD,) * len(ids)
+        sources = produced.stream.sources[begin:]
+        if verdict is Verdict.UNGRADED:
+            sources = (Source.SCAFFOLD,) * len(ids)
         consultations = produced.consultations
     versions = measured.versions or (measured.step,)
+    solo_ids = around.solo_prompt_ids if _may_be_copied(member) else ()
     return AipoOutput(
         prompt_ids=list(prompt_ids),
         response_ids=list(ids),
@@ -66,14 +81,14 @@ def output_of(
         response_logprobs=list(log_probs),
         token_sources=[int(source) for source in sources],
         # verl asks its own reward loop where there is none; the trainer takes UNGRADED rollouts out.
-        reward_score=REWARD.get(member.grade.verdict, 0.0),
+        reward_score=0.0 if verdict is Verdict.UNGRADED else reward_of(verdict, member.grade.reward),
         num_turns=2 + 2 * len(consultations),
         metrics=AgentLoopMetrics(
             generate_sequences=measured.generate_s, tool_calls=sum(c.latency_s for c in consultations)
         ),
         extra_fields={
-            ABOUT: _about(member, consultations).table(),
-            "reward_extra_info": _reward_info(member.grade.verdict),
+            ABOUT: table_of(member, solo_ids, around.expert),
+            "reward_extra_info": _reward_info(verdict),
             "min_global_steps": min(versions),
             "max_global_steps": max(versions),
             "turn_scores": [],
@@ -82,16 +97,13 @@ def output_of(
     )
 
 
-def _about(member: MemberRollout, consultations: tuple[Consultation, ...]) -> About:
-    failed = (ConsultOutcome.TIMEOUT, ConsultOutcome.AGENT_ERROR)
-    return About(
-        verdict=member.grade.verdict,
-        condition=member.condition,
-        reason=member.grade.reason,
-        outcomes=tuple(c.outcome for c in consultations),
-        leaks=sum(c.leaked for c in consultations),
-        reply_tokens=sum(c.reply_tokens for c in consultations),
-        failures=tuple(f"{c.agent}: {c.detail}" for c in consultations if c.outcome in failed),
+def _may_be_copied(member: MemberRollout) -> bool:
+    """Say whether a consult-stripped copy of it can be wanted; the trainer decides."""
+    produced = member.rollout
+    return (
+        produced is not None
+        and member.condition is Condition.CONSULTING
+        and any(c.outcome is ConsultOutcome.ANSWERED for c in produced.consultations)
     )
 
 

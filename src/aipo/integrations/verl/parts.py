@@ -13,14 +13,16 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from aipo.assembly.agents import build_agents, oracle_of
+from aipo.assembly.judges import Judges
 from aipo.assembly.parts import build_prompts, build_task
-from aipo.config.layers import Layers
 from aipo.config.settings import Settings
 from aipo.core.registry import Registry
 from aipo.core.types import SoloMode
 from aipo.engines.stops import ends_of
+from aipo.integrations.verl.recipe import recipe_of
 from aipo.rollout.group import Prompts
 from aipo.rollout.replies import ConsultContext
+from aipo.rollout.reward import Rewarding, reward_rule
 from aipo.tasks.base import Task
 
 
@@ -33,6 +35,8 @@ class RolloutParts:
     prompts: Prompts
     end_ids: frozenset[int]
     """Ids that end a turn."""
+    reward: Rewarding | None = None
+    """None: what is learnt from is the verdict."""
     solo_mode: SoloMode = SoloMode.UNANSWERED
 
 
@@ -68,18 +72,12 @@ def build(table: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processe
         task=build_task(settings.task, settings.sandbox),
         prompts=prompts,
         end_ids=_end_ids(settings.policy.model, tokenizer),
+        reward=reward_rule(settings.task, Judges(settings, use_cache=True)),
         solo_mode=SoloMode.BANNED if settings.evaluate.modes == ("banned",) else SoloMode.UNANSWERED,
     )
 
 
 BUILDERS.register("recipe", build)
-
-
-def recipe_of(table: Mapping[str, Any]) -> Settings:
-    """Return the recipe inside the table `aipo`. Raises `SettingsError`."""
-    layers = Layers(source="aipo.recipe of verl's configuration")
-    layers.add_table(Settings, table["recipe"], "aipo.recipe")
-    return layers.validate(Settings)
 
 
 def _sharing(settings: Settings, processes: int) -> Settings:

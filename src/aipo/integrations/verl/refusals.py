@@ -4,11 +4,13 @@
 check`. It changes nothing, and imports nothing of verl.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from aipo.integrations.verl.estimators import PREFIX
-from aipo.integrations.verl.plan import Plan
+from aipo.config.settings import Settings
+from aipo.integrations.verl.estimators import PREFIX, verls_name
+from aipo.integrations.verl.recipe import recipe_of, rows_per_prompt
+from aipo.training.algorithm import base_algorithm, objective_settings, truncation_of
 
 TRAINER = "aipo_sync"
 BATCH_ESTIMATORS = ("reinforce_plus_plus",)
@@ -26,12 +28,12 @@ def refuse(config: Any) -> None:
 
     Works on an OmegaConf configuration and on nested mappings whose values are read by key.
     """
-    if _get(config, "aipo.plan") is None:
+    if _get(config, "aipo.recipe") is None:
         raise RefusedError(
             "the configuration has no table `aipo`; write one with `aipo verl config RECIPE`, run that"
         )
-    plan = Plan.from_table(_table(_get(config, "aipo.plan")))
-    found = [reason for check in _CHECKS for reason in check(config, plan)]
+    settings = recipe_of(_plain(_get(config, "aipo")))
+    found = [reason for check in _CHECKS for reason in check(config, settings)]
     if found:
         raise RefusedError("AIPO does not run with this configuration of verl:\n  " + "\n  ".join(found))
 
@@ -42,16 +44,16 @@ def _wants(config: Any, key: str, wanted: Any, why: str, allowed: tuple[Any, ...
         yield f"{key} = {value}: {why}; set {key}={'null' if wanted is None else wanted}"
 
 
-def _rollout_correction(config: Any, plan: Plan) -> Iterator[str]:
+def _rollout_correction(config: Any, settings: Settings) -> Iterator[str]:
     key = "algorithm.rollout_correction"
     why = "verl would weigh or reject tokens that the source stream does not know of"
     yield from _wants(
         config, f"{key}.rollout_is", None, f"{why} (algorithm.mismatch_truncation of the recipe corrects)"
     )
     yield from _wants(config, f"{key}.rollout_rs", None, why)
-    recomputed = plan.objective.needs_old_feedback_log_p or plan.mismatch_truncation > 0
+    objective = objective_settings(settings.algorithm)
+    recomputed = objective.needs_old_feedback_log_p or truncation_of(settings.algorithm, in_process=False) > 0
     if _get(config, f"{key}.bypass_mode") and recomputed:
-        objective = plan.objective
         wants = objective.coefficient.kind if objective.needs_old_feedback_log_p else "mismatch_truncation"
         yield (
             f"{key}.bypass_mode = True: no log-probabilities are recomputed, but {wants} needs them; set "
@@ -59,7 +61,7 @@ def _rollout_correction(config: Any, plan: Plan) -> Iterator[str]:
         )
 
 
-def _sampler(config: Any, plan: Plan) -> Iterator[str]:
+def _sampler(config: Any, settings: Settings) -> Iterator[str]:
     key = "actor_rollout_ref.rollout"
     yield from _wants(
         config,
@@ -71,17 +73,22 @@ def _sampler(config: Any, plan: Plan) -> Iterator[str]:
     truncated = "a truncated sampler is not the policy that is trained"
     yield from _wants(config, f"{key}.top_p", 1, truncated, (1.0,))
     yield from _wants(config, f"{key}.top_k", -1, truncated, (0,))
-    size = plan.consulting + plan.solo
-    yield from _wants(config, f"{key}.n", size, f"a group holds {plan.consulting} + {plan.solo} rollouts")
+    rollout = settings.rollout
+    yield from _wants(
+        config,
+        f"{key}.n",
+        rows_per_prompt(settings),
+        f"a group holds {rollout.rollouts_per_prompt} rollouts and {rollout.experts_per_prompt} experts",
+    )
     yield from _wants(
         config,
         f"{key}.response_length",
-        plan.max_response_tokens,
+        settings.rollout.max_response_tokens,
         "the rollout ends at the recipe's limit, verl cuts at its own",
     )
 
 
-def _token_in_token_out(config: Any, plan: Plan) -> Iterator[str]:
+def _token_in_token_out(config: Any, settings: Settings) -> Iterator[str]:
     key = "actor_rollout_ref.rollout"
     again = "another loop would tokenise the history again, and the trained ids are not the sampled ones"
     yield from _wants(config, f"{key}.agent.agent_loop_manager_class", None, again)
@@ -89,7 +96,7 @@ def _token_in_token_out(config: Any, plan: Plan) -> Iterator[str]:
     yield from _wants(config, f"{key}.multi_turn.enable", False, again, (None,))
 
 
-def _our_loss(config: Any, plan: Plan) -> Iterator[str]:
+def _our_loss(config: Any, settings: Settings) -> Iterator[str]:
     yield from _wants(config, "trainer.use_v1", True, "the older trainer drops the sources of tokens")
     yield from _wants(
         config,
@@ -99,8 +106,17 @@ def _our_loss(config: Any, plan: Plan) -> Iterator[str]:
     )
     actor = "actor_rollout_ref.actor"
     replaced = "AIPO's loss replaces verl's and has no such part"
-    yield from _wants(config, f"{actor}.use_kl_loss", False, replaced)
+    kl = settings.algorithm.kl_weight
+    yield from _wants(
+        config,
+        f"{actor}.use_kl_loss",
+        kl > 0,
+        f"algorithm.kl_weight of the recipe is {kl:g}, and it is that which verl's reference policy is for",
+    )
     yield from _wants(config, f"{actor}.entropy_coeff", 0, replaced, (0.0,))
+    yield from _wants(
+        config, f"{actor}.ppo_epochs", 1, "a step's rollouts are learnt from once, as in `aipo train`"
+    )
     yield from _wants(config, f"{actor}.policy_loss.loss_mode", "vanilla", replaced, (None,))
     yield from _wants(config, "distillation.enabled", False, replaced, (None,))
     yield from _wants(
@@ -112,7 +128,7 @@ def _our_loss(config: Any, plan: Plan) -> Iterator[str]:
     )
 
 
-def _advantages(config: Any, plan: Plan) -> Iterator[str]:
+def _advantages(config: Any, settings: Settings) -> Iterator[str]:
     key = "algorithm"
     yield from _wants(config, f"{key}.use_kl_in_reward", False, "rewards are verdicts")
     yield from _wants(config, f"{key}.use_pf_ppo", False, "it draws rows anew", (None,))
@@ -127,12 +143,12 @@ def _advantages(config: Any, plan: Plan) -> Iterator[str]:
     if name not in GROUP_ESTIMATORS + BATCH_ESTIMATORS and not name.startswith(PREFIX):
         yield (
             f"{key}.adv_estimator = {name}: it needs a critic, or more than one outcome a rollout; set "
-            f"{key}.adv_estimator={PREFIX}{plan.estimator} or one of "
+            f"{key}.adv_estimator={verls_name(base_algorithm(settings.algorithm).estimator)} or one of "
             f"{', '.join(GROUP_ESTIMATORS + BATCH_ESTIMATORS)}"
         )
 
 
-_CHECKS: tuple[Callable[[Any, Plan], Iterator[str]], ...] = (
+_CHECKS: tuple[Callable[[Any, Settings], Iterator[str]], ...] = (
     _rollout_correction,
     _sampler,
     _token_in_token_out,
@@ -149,6 +165,10 @@ def _get(config: Any, dotted: str) -> Any:
     return config
 
 
-def _table(value: Any) -> dict[str, Any]:
-    """Return nested plain dictionaries of an OmegaConf configuration or a mapping."""
-    return {str(k): _table(value[k]) if hasattr(value[k], "keys") else value[k] for k in value}
+def _plain(value: Any) -> Any:
+    """Return nested plain dictionaries and lists of an OmegaConf configuration or a mapping."""
+    if hasattr(value, "keys"):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value
