@@ -101,9 +101,10 @@ def test_verls_own_estimators_are_taken(name: str) -> None:
 @pytest.mark.parametrize("recipe", ["algorithm.coefficient=ratio", "algorithm.mismatch_truncation=2"])
 def test_bypass_mode_is_refused_only_where_recomputed_log_probabilities_are_read(recipe: str) -> None:
     key = "algorithm.rollout_correction.bypass_mode"
-    refuse(config(key, True))
+    off = "algorithm.mismatch_truncation=0"
+    refuse(config(key, True, off))
     with pytest.raises(RefusedError, match="bypass_mode=False"):
-        refuse(config(key, True, recipe))
+        refuse(config(key, True, off, recipe))
 
 
 def test_a_reference_policy_is_there_where_the_recipe_holds_to_one() -> None:
