@@ -73,7 +73,9 @@ def assert_same_rollouts(one: Path, several: Path) -> None:
         for ours, theirs in zip(found["segments"], expected["segments"], strict=True):
             assert ours["ids"] == theirs["ids"]
             if theirs.get("log_probs"):
-                assert ours["log_probs"] == pytest.approx(theirs["log_probs"], rel=1e-5, abs=1e-5)
+                # Sums of gradients in another order make other weights, in the last digits, for later steps.
+                most = 1e-5 if found["step"] == 1 else 5e-5
+                assert ours["log_probs"] == pytest.approx(theirs["log_probs"], abs=most)
 
 
 @pytest.mark.parametrize("ranks", ["ddp", "fsdp"])

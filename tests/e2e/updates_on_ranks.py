@@ -7,6 +7,7 @@ all ranks. With `mixed`, a curve of losses in mixed precision comes first.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,10 +24,10 @@ from support.updates import OBJECTIVE, UNEVEN_ROWS, descent, double_model, loss_
 
 
 def spoilt(
-    model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int
+    model: torch.nn.Module, ids: torch.Tensor, temperature: float, first: int, *more: Any
 ) -> tuple[torch.Tensor, ...]:
     """Return NaNs where rows are learnt from."""
-    found = token_log_probs(model, ids, temperature, first)
+    found = token_log_probs(model, ids, temperature, first, *more)
     return tuple(values * float("nan") if torch.is_grad_enabled() else values for values in found)
 
 
