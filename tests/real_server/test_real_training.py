@@ -22,8 +22,8 @@ def test_a_killed_server_stops_the_run_and_the_same_command_trains_to_the_end(
     changes = ("rollout.temperature=0.8", "rollout.banned_fraction=0.5", "agents.enabled=[]")
     command = ("train", recipe, *changes)
     started: list[VllmServer] = []
-    original = VllmServer.start
-    monkeypatch.setattr(VllmServer, "start", lambda server: (started.append(server), original(server))[1])
+    original = VllmServer.launch
+    monkeypatch.setattr(VllmServer, "launch", lambda server: (started.append(server), original(server))[1])
 
     def kill(_: object, progress: Progress) -> None:
         process = started[0]._process
