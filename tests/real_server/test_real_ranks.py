@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from support.policies import succeed
 from support.ranks import assert_same_series, metrics, torchrun
 
@@ -15,6 +17,7 @@ COMMON = [
 ]
 
 
+@pytest.mark.slow  # two minutes: scripts/vllm.sh runs it, .ci/run does not
 def test_two_ranks_on_two_started_servers_learn_what_one_process_does(recipe: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     log = tmp_path / "two.log"
