@@ -9,7 +9,6 @@ still hold.
 
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from aipo.training.update import Updater, UpdateSettings
-from support.policies import counting_policy, counting_recipe, succeed
+from support.policies import counting_policy
 from support.ranks import (
-    SMALL,
+    Train,
     assert_same_policy,
     assert_same_series,
     metrics,
     started,
     torchrun,
+    training_in,
     workers_after_a_step,
 )
 from support.updates import (
@@ -46,7 +46,6 @@ LAST_EXCHANGE = Path(__file__).with_name("last_exchange_of_ranks.py")
 SILENT_S = 20
 GIVEN_UP_S = 60
 """torchrun gives the processes that are left 30 s to end, and a stopped one needs all of them."""
-Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +55,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(policy: Path, tmp_path: Path) -> Train:
-    """Train the tiny policy in a folder of the test's own, on so many ranks; return that folder."""
-
-    def run(name: str, *overrides: str, ranks: int = 1) -> Path:
-        own = [f"policy.model={policy}", f"run.output={tmp_path / name}", *SMALL, *overrides]
-        if ranks == 1:
-            succeed("train", counting_recipe(tmp_path), *own)
-        else:
-            log = tmp_path / f"{name}.log"
-            process = torchrun(log, ranks, "-m", "aipo", "train", counting_recipe(tmp_path), *own)
-            assert process.wait(timeout=400) == 0, log.read_text()
-        return tmp_path / name
-
-    return run
+    return training_in(tmp_path, policy)
 
 
 def update_on_two_ranks(

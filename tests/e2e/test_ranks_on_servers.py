@@ -6,27 +6,27 @@ the rank that samples from it; a server that takes no weights is done without, a
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.policies import counting_policy, counting_recipe, run_cli, succeed
+from support.policies import counting_policy, counting_recipe, run_cli
 from support.ranks import (
     SMALL,
+    Train,
     assert_same_policy,
     assert_same_series,
     metrics,
     started,
-    torchrun,
+    training_in,
     workers_after_a_step,
 )
 from support.vllm_twin import Fault, Twin
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
-Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +47,7 @@ def on(twins: Sequence[Twin]) -> list[str]:
 
 @pytest.fixture
 def train(policy: Path, tmp_path: Path) -> Train:
-    """Train in a folder of the test's own, on so many ranks; return that folder."""
-
-    def run(name: str, *overrides: str, ranks: int = 1) -> Path:
-        own = [f"policy.model={policy}", f"run.output={tmp_path / name}", *SMALL, *overrides]
-        if ranks == 1:
-            succeed("train", counting_recipe(tmp_path), *own)
-        else:
-            log = tmp_path / f"{name}.log"
-            process = torchrun(log, ranks, "-m", "aipo", "train", counting_recipe(tmp_path), *own)
-            assert process.wait(timeout=400) == 0, log.read_text()
-        return tmp_path / name
-
-    return run
+    return training_in(tmp_path, policy)
 
 
 def rollouts(run: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.policies import counting_recipe
+from support.policies import counting_recipe, succeed
 
+Train = Callable[..., Path]
 SMALL = [
     "train.steps=3",
     "train.checkpoint_every_steps=1",
@@ -41,6 +42,22 @@ def torchrun(log: Path, ranks: int, *arguments: str | Path) -> "subprocess.Popen
             stderr=file,
             start_new_session=True,
         )
+
+
+def training_in(folder: Path, policy: Path) -> Train:
+    """Return what trains the tiny policy in a subfolder, on so many ranks, and returns that."""
+
+    def run(name: str, *overrides: str, ranks: int = 1) -> Path:
+        own = [f"policy.model={policy}", f"run.output={folder / name}", *SMALL, *overrides]
+        if ranks == 1:
+            succeed("train", counting_recipe(folder), *own)
+        else:
+            log = folder / f"{name}.log"
+            process = torchrun(log, ranks, "-m", "aipo", "train", counting_recipe(folder), *own)
+            assert process.wait(timeout=400) == 0, log.read_text()
+        return folder / name
+
+    return run
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Drawing(Protocol):
     uniforms: Uniforms
     banned: Sequence[int]
     """Tokens that cannot be drawn now."""
-    taken: Sequence[int]
+    taken: tuple[int, ...]
     """Those of them that can never be: the distribution is one without them."""
 
 
@@ -64,10 +64,10 @@ def draw(logits: Tensor, rows: Sequence[Drawing]) -> tuple[list[int], list[float
         likeliest = allowed.argmax(dim=-1, keepdim=True)
         token = torch.where(torch.tensor(greedy, device=logits.device).unsqueeze(1), likeliest, token)
     reported = log_p.gather(1, token).squeeze(1)
-    for i, row in enumerate(rows):
-        if row.taken:
-            taken = torch.tensor(row.taken, device=logits.device)
-            reported[i] -= log_p[i].index_fill(0, taken, -torch.inf).logsumexp(0)
+    for taken in {row.taken for row in rows if row.taken and row.sampling.exact_log_probs}:
+        at = torch.tensor([i for i, row in enumerate(rows) if row.taken == taken], device=logits.device)
+        without = torch.tensor(taken, device=logits.device)
+        reported[at] -= log_p[at].index_fill(1, without, -torch.inf).logsumexp(1)
     return token.squeeze(1).tolist(), reported.tolist()
 
 

@@ -45,7 +45,7 @@ class _Row:
     uniforms: Uniforms = field(default_factory=lambda: Uniforms(0, 0))
     sampling: Sampling = field(default_factory=Sampling)
     banned: Sequence[int] = ()
-    taken: Sequence[int] = ()
+    taken: tuple[int, ...] = ()
 
     @property
     def pending(self) -> int:
@@ -190,6 +190,7 @@ class TransformersEngine:
             row.cached = 0  # not a continuation of what this session holds: begin anew
         row.ids, row.start, row.log_probs, row.versions = prefix, len(prefix), [], []
         row.request, row.future, row.sampling = request, future, request.sampling
+        row.taken = taken_away(request.banned_sequences)
         row.uniforms = Uniforms(request.seed, len(prefix))
         self._swap(self._index[request.session], self._active)
         self._active += 1
@@ -285,8 +286,7 @@ class TransformersEngine:
             return
         drawn = [active[i] for i in sampling]
         for row in drawn:
-            assert row.request is not None
-            row.banned, row.taken = _banned_now(row), taken_away(row.request.banned_sequences)
+            row.banned = _banned_now(row)
         if len(sampling) < len(active):
             logits = logits[sampling]
         tokens, log_probs = draw(logits, drawn)

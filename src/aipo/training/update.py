@@ -257,19 +257,22 @@ class Updater:
                 if log_p is not None:
                     self.feedback_log_p[id(row.stream)] = log_p
 
-    def _log_probs(self, batch: TokenBatch, part: Microbatch, *kl: KLEstimator) -> tuple[Tensor, ...]:
+    def _log_probs(
+        self, batch: TokenBatch, part: Microbatch, kl: KLEstimator | None = None
+    ) -> tuple[Tensor, ...]:
         """Return log p and entropy of each token after the prompt, and with `kl` also its estimate of the
         divergence from the reference; (B, T) each. Rows without requests have the log p of that policy."""
-        alone = torch.tensor([row.without_requests for row in part.rows], device=batch.ids.device)
-        if not (self._settings.request_ids and alone.any()):
-            return self._of_policy(batch, part, *kl)
-        log_p, *others, left_over = self._of_policy(batch, part, *kl, without=self._settings.request_ids)
-        return torch.where(alone.unsqueeze(-1), log_p - left_over, log_p), *others
+        alone = [row.without_requests for row in part.rows]
+        if not (self._settings.request_ids and any(alone)):
+            return self._of_policy(batch, part, kl)
+        log_p, *others, left_over = self._of_policy(batch, part, kl, self._settings.request_ids)
+        chosen = torch.tensor(alone, device=log_p.device).unsqueeze(-1)
+        return torch.where(chosen, log_p - left_over, log_p), *others
 
     def _of_policy(
-        self, batch: TokenBatch, part: Microbatch, *kls: KLEstimator, without: Sequence[int] = ()
+        self, batch: TokenBatch, part: Microbatch, kl: KLEstimator | None, without: Sequence[int] = ()
     ) -> tuple[Tensor, ...]:
-        temperature, kl = self._settings.temperature, next(iter(kls), None)
+        temperature = self._settings.temperature
         if part.trees:
             rows = packed_streams([row.stream for row in part.rows], part.trees, self._settings.pad_id)
             self.room.note_pass(len(part.rows), rows.ids.numel())
@@ -280,8 +283,7 @@ class Updater:
 
     def _forward(self, batch: TokenBatch, part: Microbatch) -> tuple[Tensor, TokenBatch]:
         """Return log p, and the batch with what else the objective's terms need from the forward pass."""
-        kl = self._objective.kl
-        log_p, entropy, *divergence = self._log_probs(batch, part, *([kl] if kl else []))
+        log_p, entropy, *divergence = self._log_probs(batch, part, self._objective.kl)
         if not self._objective.entropy_weight:
             entropy = entropy.detach()  # its graph would keep the logits in memory
         return log_p, replace(batch, entropy=entropy, kl_reference=divergence[0] if divergence else None)

@@ -122,16 +122,18 @@ def _baselines(
         for member, facts in zip(of.group.members, members_of(of.group, algorithm, longest), strict=True):
             if member.rollout is None or member.grade.verdict is Verdict.UNGRADED:
                 continue
-            names[id(member.rollout.stream)] = _name(number, member.condition, algorithm)
+            names[id(member.rollout.stream)] = _name(number, facts, algorithm)
             rewards[id(member.rollout.stream)] = _reward(facts)
         for stream in of.group.experts:
-            names[id(stream)] = _name(number, Condition.SOLO, algorithm)
+            expert = Member(verdict=Verdict.CORRECT, condition=Condition.SOLO, expert=True)
+            names[id(stream)] = _name(number, expert, algorithm)
             rewards[id(stream)] = 1.0
     return names, rewards
 
 
-def _name(number: int, condition: Condition, algorithm: AlgorithmSettings) -> str:
-    return f"{number}/{condition.value}" if algorithm.split_baselines else str(number)
+def _name(number: int, member: Member, algorithm: AlgorithmSettings) -> str:
+    kind = "banned" if member.banned else member.condition.value
+    return f"{number}/{kind}" if algorithm.split_baselines else str(number)
 
 
 def _reward(member: Member) -> float:
