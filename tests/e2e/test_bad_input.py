@@ -204,6 +204,10 @@ class TestLimitsAndAgents:
         message = refused(recipe, "rollout.rollouts_per_prompt=0")
         assert_says(message, "rollout.rollouts_per_prompt", "rollout.experts_per_prompt")
 
+    def test_copies_without_requests_need_tags_that_are_one_token(self, recipe: Path) -> None:
+        message = refused(recipe, "algorithm.copies_without_requests=true")
+        assert_says(message, "algorithm.copies_without_requests", "several tokens", "set it to false")
+
     def test_two_tags_of_one_name_are_refused(self, recipe: Path) -> None:
         both = 'agents.enabled=["verify", "knowledge"]'
         message = refused(recipe, both, "agents.backend=dead", "consult.tags.verify=knowledge")

@@ -376,14 +376,19 @@ class Trainer:
 
 def _update_settings(settings: Settings, pad: int, sampler: Sampler) -> UpdateSettings:
     in_process = not (isinstance(sampler.engine, WeightSink) or settings.rollout.max_staleness_steps)
-    banned = sampler.consult.codec.banned_sequences()
+    request_ids = taken_away(sampler.consult.codec.banned_sequences())
+    if settings.algorithm.copies_without_requests and not request_ids:
+        raise ValueError(
+            "algorithm.copies_without_requests = true: what opens a request is several tokens of the "
+            "policy's tokenizer, which cannot be taken away; set it to false, or make the tags special tokens"
+        )
     return UpdateSettings(
         temperature=settings.rollout.temperature,
         microbatch_tokens=settings.train.microbatch_tokens,
         max_grad_norm=settings.train.max_grad_norm,
         pad_id=pad,
         mismatch_truncation=truncation_of(settings.algorithm, in_process),
-        request_ids=taken_away(banned),
+        request_ids=request_ids,
         share_prefixes=settings.train.share_prefixes,
     )
 

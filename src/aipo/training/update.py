@@ -257,9 +257,7 @@ class Updater:
                 if log_p is not None:
                     self.feedback_log_p[id(row.stream)] = log_p
 
-    def _log_probs(
-        self, batch: TokenBatch, part: Microbatch, kl: KLEstimator | None = None
-    ) -> tuple[Tensor, ...]:
+    def _log_probs(self, batch: TokenBatch, part: Microbatch, kl: KLEstimator | None) -> tuple[Tensor, ...]:
         """Return log p and entropy of each token after the prompt, and with `kl` also its estimate of the
         divergence from the reference; (B, T) each. Rows without requests have the log p of that policy."""
         alone = [row.without_requests for row in part.rows]
@@ -341,7 +339,7 @@ class Updater:
         """Return the rows with log p under the policy as it is now, before any step."""
         own: dict[int, tuple[float, ...]] = {}
         for part, *_ in self._parts(rows, backward=False):
-            log_p, _ = self._log_probs(self._collate(part.rows), part)
+            log_p, _ = self._log_probs(self._collate(part.rows), part, None)
             for row, row_log_p in zip(part.rows, log_p.tolist(), strict=True):
                 if part.counted:
                     own[id(row.stream)] = tuple(row_log_p[: len(row.stream)])
