@@ -5,9 +5,12 @@ because a correct final answer proves little about the lines before it when the 
 answer (docs/method.md#consult-stripped-copies).
 """
 
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from aipo.agents.base import AgentQuery
+from aipo.core.seeds import seed_of
 from aipo.core.tokens import TokenStream
 from aipo.rollout.asking import ask
 from aipo.rollout.replies import ConsultContext
@@ -36,3 +39,15 @@ async def approval(copy: TokenStream, problem: str, consult: ConsultContext, see
         return Approval(False, 0, answer.usage.cost)
     begin, end = consult.codec.feedback(answer.reply.text, consult.limits.max_feedback_tokens).content
     return Approval(answer.reply.approves is True, end - begin, answer.usage.cost)
+
+
+async def approvals(
+    copies: Iterable[tuple[TokenStream, str, str]], consult: ConsultContext, seed_path: Sequence[str | int]
+) -> list[Approval]:
+    """Ask about several at the same time: each a copy, its problem, and the id of the rollout copied.
+
+    Raises `ValueError` if no agent checks.
+    """
+    return await asyncio.gather(
+        *(approval(copy, problem, consult, seed_of(*seed_path, of)) for copy, problem, of in copies)
+    )

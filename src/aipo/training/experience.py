@@ -10,7 +10,7 @@ from typing import Any
 
 from aipo.config.settings import AlgorithmSettings, Settings
 from aipo.core.seeds import seed_of
-from aipo.rollout.copies import Approval, approval
+from aipo.rollout.copies import approvals
 from aipo.rollout.group import Group, GroupShape, Sampler, solution_of
 from aipo.tasks.base import Problem
 from aipo.training.credit import REWARDS, Credit, credits_of
@@ -94,19 +94,15 @@ class Experience:
         """Leave out the copies that the checking agent does not approve of; its words are paid for."""
         self.approval_cost = 0.0
         copies = [credit for of_group in credits for credit in of_group if credit.copy_of]
-        answers = self._ranks.gather_interleaved(
-            [await self._approval(step, c) for c in self._ranks.share(copies)]
-        )
+        own = [(copy.stream, copy.problem, copy.copy_of) for copy in self._ranks.share(copies)]
+        path = (self._settings.run.seed, "verified copy", step)
+        answers = self._ranks.gather_interleaved(await approvals(own, self._sampler.consult, path))
         refused = set()
         for copy, answer in zip(copies, answers, strict=True):
             self.approval_cost += answer.cost
             self.expert_tokens.add_reply(f"copy:{seed_of(*copy.stream.ids):016x}", answer.reply_tokens)
             refused |= set() if answer.approved else {id(copy)}
         return [[credit for credit in of_group if id(credit) not in refused] for of_group in credits]
-
-    async def _approval(self, step: int, copy: Credit) -> Approval:
-        seed = seed_of(self._settings.run.seed, "verified copy", step, copy.copy_of)
-        return await approval(copy.stream, copy.problem, self._sampler.consult, seed)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

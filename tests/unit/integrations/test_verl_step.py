@@ -107,7 +107,7 @@ def test_copies_that_are_not_approved_have_no_row(monkeypatch: pytest.MonkeyPatc
         CHECKED.append(problem)
         return copies.Approval(len(CHECKED) % 2 == 0, 3, 0.5)
 
-    monkeypatch.setattr("aipo.integrations.verl.verified.approval", half)
+    monkeypatch.setattr("aipo.rollout.copies.approval", half)
     plain, checked = step_of(settings()), step_of(settings("algorithm.verified_copies=true"))
     for step in (plain, checked):
         step.add(drawn(batch_of(1).groups))

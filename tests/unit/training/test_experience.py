@@ -88,9 +88,15 @@ class Verifier:
     fails: bool = False
     name: str = "critic"
     asked: list[AgentQuery] = field(default_factory=list)
+    waiting: int = 0
+    most_at_once: int = 0
 
     async def answer(self, query: AgentQuery) -> AgentReply:
         self.asked.append(query)
+        self.waiting += 1
+        self.most_at_once = max(self.most_at_once, self.waiting)
+        await asyncio.sleep(0)
+        self.waiting -= 1
         if self.fails:
             raise AgentError("gone")
         return AgentReply(
@@ -242,7 +248,7 @@ def test_a_copy_is_learnt_from_only_if_verify_approves_and_its_words_are_paid_fo
     copies = [c for credit in credits for c in credit if c.copy_of]
     assert len(copies) == (4 if kept else 0)
     assert all(len(credit) == 2 + kept for credit in credits)  # its rollout stays either way
-    assert [query.rollout for query in agent.asked] == ["dogs 8"] * 4
+    assert [query.rollout for query in agent.asked] == ["dogs 8"] * 4 and agent.most_at_once == 4
     assert of.expert_tokens.raw == 4 * 5 + (0 if agent.fails else 4 * 2)
     assert of.approval_cost == (0.0 if agent.fails else 4 * 0.25)
 

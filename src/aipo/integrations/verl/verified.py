@@ -3,13 +3,11 @@
 The agents of the agent-loop processes are idle then, so that the driver asks with all of their concurrency.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from aipo.core.seeds import seed_of
 from aipo.integrations.verl.credit import Taught
-from aipo.rollout.copies import approval
+from aipo.rollout.copies import approvals
 from aipo.rollout.replies import ConsultContext
 
 
@@ -38,9 +36,7 @@ async def verified(
             "'verify' does; enable one or make it false"
         )
     copies = [credit for of in taught for credit in of.credits if credit.copy_of]
-    answers = await asyncio.gather(
-        *(approval(c.stream, c.problem, consult, seed_of(*seed_path, c.copy_of)) for c in copies)
-    )
+    answers = await approvals(((c.stream, c.problem, c.copy_of) for c in copies), consult, seed_path)
     refused = {id(copy) for copy, answer in zip(copies, answers, strict=True) if not answer.approved}
     kept = [replace(of, credits=[c for c in of.credits if id(c) not in refused]) for of in taught]
     return Verified(
